@@ -1,0 +1,1 @@
+"""The loop and all around it. The only package that knows the others."""

@@ -1,0 +1,198 @@
+"""From a recipe to checked parts, before anything heavy starts.
+
+Everything that a user can get wrong is looked at here, the cheapest first: how the recipe's numbers fit together, the
+model's files, the data, the loss, the rewards, and last the tokenised prompts.
+"""
+
+import dataclasses
+import hashlib
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.scorer import check_rewards
+
+from cluster.config import Recipe, dump_recipe, parse
+from cluster.dataset_source import Demonstrations
+from learner.losses import LOSSES
+from learner.losses.common import Loss
+from rollout.errors import ConfigError, ModelError
+from rollout.model_files import ModelFacts, inspect_model, resolve_model
+from rollout.prompts import PromptSet
+from rollout.rows import Rows, read_rows
+from rollout.types import Prompt
+
+MAX_PROMPT_TOKENS = 4096
+ENGINE_DTYPES = {"bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, checked. prompts: of the training data. demonstrations: the training data of supervised
+    losses, None where groups are sampled. test_prompts: in file order. max_model_len: prompt + completion tokens at
+    most."""
+
+    recipe: Recipe
+    model: ModelFacts
+    tokenizer: Any
+    loss: Loss
+    prompts: PromptSet
+    demonstrations: Demonstrations | None
+    test_prompts: tuple[Prompt, ...]
+    max_model_len: int
+
+    @property
+    def needs_engine(self) -> bool:
+        return self.demonstrations is None or bool(self.test_prompts)
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """What must not change between a checkpoint and its resume."""
+        data = self.demonstrations or self.prompts
+        return {"data": data.fingerprint[:16], "model": _model_fingerprint(self.model), "seed": str(self.recipe.seed)}
+
+
+def build(recipe: Recipe) -> Parts:
+    """Check everything and read the data. Raises the `VolleyError` of what is wrong."""
+    loss = build_loss(recipe)
+    is_sampled = loss.signal == "advantages"
+    if is_sampled and not recipe.rewards:
+        raise ConfigError(
+            f"the recipe has no rewards, but {recipe.loss.name} learns from them; add for instance rewards: [math]."
+        )
+    facts = inspect_model(resolve_model(recipe.model), recipe.trust_remote_code)
+    recipe = _with_prompt_limit(recipe, facts)
+    rows = read_rows(recipe.data.train, recipe.data.columns, ("prompt",) if is_sampled else ("prompt", "completion"))
+    test_rows = read_rows(recipe.data.test, recipe.data.columns, ("prompt",)) if recipe.data.test else None
+    check_rewards(recipe.rewards, _columns(rows if is_sampled else test_rows))
+    if recipe.data.test and not recipe.rewards:
+        raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
+    tokenizer = load_tokenizer(facts)
+    prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
+    demonstrations = None
+    if not is_sampled:
+        demonstrations = Demonstrations(prompts, tokenizer, facts.max_length, recipe.data.on_long)
+    test_prompts: tuple[Prompt, ...] = ()
+    if test_rows is not None:
+        test_prompts = tuple(PromptSet(test_rows, tokenizer, recipe.data, recipe.seed).in_order())
+        test_prompts = test_prompts[: recipe.eval.max_prompts or None]
+    max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
+    return Parts(recipe, facts, tokenizer, loss, prompts, demonstrations, test_prompts, max_model_len)
+
+
+def build_loss(recipe: Recipe) -> Loss:
+    """The loss of a recipe with its options, checked."""
+    name, options = recipe.loss.name, dict(recipe.loss.options)
+    if name not in LOSSES:
+        raise ConfigError(f"loss.name is '{name}'; it must be one of {', '.join(LOSSES)}.")
+    kind = LOSSES[name]
+    if "max_tokens" in typing.get_type_hints(kind) and not options.get("max_tokens"):
+        options["max_tokens"] = recipe.rollout.max_tokens
+    loss: Loss = parse(kind, options, "loss")
+    if recipe.rollout.group_size < loss.min_group_size:
+        raise ConfigError(
+            f"rollout.group_size is {recipe.rollout.group_size}, but {name} compares a group's completions with "
+            f"each other; set it to at least {loss.min_group_size}."
+        )
+    if recipe.reference.refresh_every and not loss.needs_reference:
+        raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
+    return loss
+
+
+def load_tokenizer(facts: ModelFacts) -> Any:
+    """The model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(facts.path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model: the tokenizer of '{facts.path}' does not load ({error}); save it again.") from None
+
+
+def plan_text(parts: Parts) -> str:
+    """What `--dry-run` prints: the resolved recipe, the batch arithmetic, and the memory it will take."""
+    recipe, facts = parts.recipe, parts.model
+    lines = [dump_recipe(recipe).rstrip(), "", "# batch"]
+    if parts.demonstrations is None:
+        samples = recipe.groups_per_step * recipe.rollout.group_size
+        lines.append(
+            f"{recipe.groups_per_step} groups x {recipe.rollout.group_size} completions = {samples} samples a step, at "
+            f"most {samples * recipe.rollout.max_tokens:,} completion tokens; {recipe.steps} steps = "
+            f"{recipe.steps * recipe.groups_per_step / len(parts.prompts):.2f} passes over {len(parts.prompts):,} rows"
+        )
+        slots = (recipe.max_staleness + 1) * recipe.groups_per_step
+        lines.append(f"{slots} groups in flight at most; samples are at most {recipe.max_staleness} versions old")
+    else:
+        passes = recipe.steps * recipe.groups_per_step / len(parts.demonstrations)
+        lines.append(
+            f"{recipe.groups_per_step} demonstrations a step; {recipe.steps} steps = {passes:.2f} passes over "
+            f"{len(parts.demonstrations):,}"
+        )
+    lines.append(
+        f"{parts.prompts.num_dropped_long} prompts dropped as too long; {len(parts.test_prompts)} test prompts"
+    )
+    lines += ["", "# memory, estimated", *memory_lines(parts)]
+    lines.append(
+        f"\n{facts.architecture}, {facts.num_parameters:,} parameters: everything is in order, nothing was started"
+    )
+    return "\n".join(lines)
+
+
+def memory_lines(parts: Parts) -> list[str]:
+    """Estimate of the device memory of learner and engine; activations are the roughest part of it."""
+    recipe, facts = parts.recipe, parts.model
+    learner, n = recipe.learner, facts.num_parameters
+    weight = ENGINE_DTYPES[learner.dtype]
+    shard = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    master = 4 * n if learner.dtype == "bf16" else 0
+    sizes = {
+        "weights": weight * n / shard[3],
+        "gradients": weight * n / shard[2],
+        "optimizer state" + (" (host)" if learner.cpu_offload else ""): (8 * n + master) / shard[1],
+        "reference": weight * n if parts.loss.needs_reference else 0,
+        # About 16 numbers of the hidden size a token and layer live until the backward pass; 1 with checkpointing.
+        "activations": learner.max_tokens_per_micro_batch
+        * facts.hidden_size
+        * facts.num_layers
+        * weight
+        * (1 if learner.gradient_checkpointing else 16),
+        "logits of a chunk": 3 * learner.logprob_chunk_bytes,
+    }
+    lines = [f"learner, each of {learner.ranks}: {_gib(sum(sizes.values()))}"]
+    lines += [f"  {name}: {_gib(size)}" for name, size in sizes.items() if size]
+    if parts.needs_engine:
+        engine_weight = weight if recipe.rollout.dtype == "auto" else ENGINE_DTYPES[recipe.rollout.dtype]
+        per_token = 2 * facts.num_layers * facts.num_kv_heads * facts.head_dim * engine_weight
+        cache = recipe.rollout.kv_cache_gib * 2**30
+        lines.append(f"engine: {_gib(engine_weight * n + cache)}")
+        lines.append(f"  weights: {_gib(engine_weight * n)}")
+        lines.append(f"  KV cache (CPU): {_gib(cache)} = {cache / per_token:,.0f} tokens")
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _with_prompt_limit(recipe: Recipe, facts: ModelFacts) -> Recipe:
+    """Fill in data.max_prompt_tokens, or refuse one that does not fit into the model beside the completion."""
+    completion = max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
+    room = facts.max_length - completion
+    limit = recipe.data.max_prompt_tokens
+    if room < 1 or limit > room:
+        raise ConfigError(
+            f"data.max_prompt_tokens ({limit or 'at least 1'}) + max_tokens ({completion}) is more than the "
+            f"{facts.max_length} tokens that '{recipe.model}' takes; lower one of them."
+        )
+    data = dataclasses.replace(recipe.data, max_prompt_tokens=limit or min(room, MAX_PROMPT_TOKENS))
+    return dataclasses.replace(recipe, data=data)
+
+
+def _columns(rows: Rows | None) -> set[str]:
+    return set(rows.values[0]) if rows is not None else set()
+
+
+def _model_fingerprint(facts: ModelFacts) -> str:
+    digest = hashlib.sha256((facts.path / "config.json").read_bytes())
+    digest.update(f"{facts.num_parameters}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,190 @@
+"""The `volley` command. Each command is a few lines here; what it does lives in the module it names.
+
+Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data, 4 checkpoint, 5 model, 6 reward,
+130 interrupted.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config import RUNS, Recipe, load_recipe
+from rollout.errors import ConfigError, VolleyError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run the command, exit with its code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.run(options)
+    except BaseException as error:
+        code = _explain(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "vllm" in sys.modules or "deepspeed" in sys.modules:
+        # Their exit handlers can hang or abort after all work is done and saved.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _explain(error: BaseException) -> int:
+    """One sentence for what a user can mend; everything else keeps its traceback."""
+    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return _explain(error.exceptions[0])
+    if isinstance(error, VolleyError):
+        print(f"volley: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, (FloatingPointError, TimeoutError)):
+        print(f"volley: the run stopped: {error}; the last checkpoint is kept", file=sys.stderr)
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    sys.excepthook(type(error), error, error.__traceback__)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="volley", description="Post-train language models with online RL.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train by a recipe")
+    train.add_argument("recipe", help="a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance steps=50 learner.lr=1e-5")
+    train.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="evaluate a model by a recipe's test data and rewards")
+    evaluate.add_argument("recipe")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for instance model=runs/demo/model")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="write a run's report page")
+    report.add_argument("run_name", metavar="RUN", help="a name below runs/, or a directory")
+    report.set_defaults(run=_report)
+
+    inspect = commands.add_parser("inspect", help="print a run's samples")
+    inspect.add_argument("run_name", metavar="RUN")
+    inspect.add_argument("--step", type=int, help="default: the last one")
+    inspect.add_argument("--limit", type=int, default=3, help="groups to print")
+    inspect.add_argument("--only", choices=("right", "wrong", "unscorable"))
+    inspect.set_defaults(run=_inspect)
+
+    doctor = commands.add_parser("doctor", help="check this machine and say how to mend what would fail")
+    doctor.set_defaults(run=_doctor)
+
+    init = commands.add_parser("init", help="propose a recipe for your data")
+    init.add_argument("--data", required=True, help="a .jsonl or .parquet file, a directory, or a hub name")
+    init.add_argument("--model", help="a model directory or hub name")
+    init.add_argument("--out", default="recipe.yaml", help="where to write it (default: recipe.yaml)")
+    init.set_defaults(run=_init)
+
+    demo = commands.add_parser("demo", help="make a tiny model and teach it to add")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from cluster.run_directory import RunDirectory
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    directory = RunDirectory(recipe.directory)
+    if not options.dry_run:
+        directory.check(options.resume)
+    _environment(recipe)
+    from cluster.build import build, plan_text
+
+    parts = build(recipe)
+    if options.dry_run:
+        print(plan_text(parts))
+        return 0
+    from cluster.training import Training
+
+    try:
+        asyncio.run(Training(parts, directory, _say).run(options.resume))
+    finally:
+        directory.close()
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    if not recipe.data.test:
+        raise ConfigError("eval needs test data; add data.test to the recipe or give data.test=FILE.")
+    _environment(recipe)
+    from cluster.build import build
+    from cluster.evaluate import evaluate_model
+
+    result = asyncio.run(evaluate_model(build(recipe)))
+    if options.json:
+        print(json.dumps({name: None if value != value else value for name, value in result.metrics.items()}))
+        return 0
+    width = max(map(len, result.metrics))
+    for name, value in result.metrics.items():
+        print(f"{name:<{width}}  {value:.4g}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cluster.report import write_report
+
+    print(write_report(_run_path(options.run_name)))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from cluster.inspect_run import inspect
+
+    inspect(_run_path(options.run_name), options.step, options.limit, options.only)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cluster.doctor import print_checks, run_checks
+
+    return print_checks(run_checks())
+
+
+def _init(options: argparse.Namespace) -> int:
+    from cluster.init_recipe import propose
+
+    out = Path(options.out)
+    if out.exists():
+        raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
+    text = propose(options.data, options.model)
+    out.write_text(text)
+    print(f"wrote {out}; look through it, then: volley train {out} --dry-run")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cluster.demo import demo
+
+    return demo()
+
+
+def _environment(recipe: Recipe) -> None:
+    from cluster.launcher import prepare_environment
+
+    prepare_environment(recipe)
+
+
+def _run_path(name: str) -> Path:
+    """A run by name below runs/, or by its directory."""
+    path = Path(name)
+    return path if path.is_dir() else RUNS / name
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

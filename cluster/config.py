@@ -1,0 +1,332 @@
+"""The recipe: typed, parsed once, with one clear sentence for whatever is wrong in it.
+
+Every section is the dataclass of the package that owns it; this module only puts them together, reads the YAML, and
+checks what no section can know alone (batch arithmetic, lengths against the model, losses against group sizes).
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learner.config import LearnerConfig
+from rewards.config import RewardConfig, ScorerConfig
+from rollout.config import DataConfig, RolloutConfig
+from rollout.errors import ConfigError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """max_prompts: rows of the test set used (0: all). samples: responses per prompt for pass@k and maj@k, drawn at
+    `temperature` (0: greedy only). max_tokens: 0 is rollout.max_tokens. length_buckets: how many buckets of response
+    length the accuracy is broken down by."""
+
+    max_prompts: int = 0
+    samples: int = 0
+    temperature: float = 1.0
+    max_tokens: int = 0
+    length_buckets: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_prompts": 0, "samples": 0, "max_tokens": 0, "length_buckets": 1}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"eval.{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.samples and self.temperature <= 0:
+            raise ConfigError(f"eval.temperature is {self.temperature}; eval.samples needs a temperature above 0.")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The frozen reference policy, for losses that have one. refresh_every: steps after which it becomes the current
+    policy (0: stays the starting model)."""
+
+    refresh_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.refresh_every < 0:
+            raise ConfigError(f"reference.refresh_every is {self.refresh_every}; it must be 0 (never) or more.")
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Agreement of learner and engine on log-probs, measured after a push. first_pushes: how many pushes of a run are
+    measured from its start; every: and then every so many (0: none). bound: mean |difference| in nats above which the
+    run stops."""
+
+    first_pushes: int = 3
+    every: int = 0
+    bound: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.first_pushes < 0 or self.every < 0:
+            raise ConfigError("parity.first_pushes and parity.every must be 0 or more.")
+        if self.bound <= 0:
+            raise ConfigError(f"parity.bound is {self.bound}; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """End the run early, with success, as soon as an evaluation reaches `pass_at_1` (0: never)."""
+
+    pass_at_1: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pass_at_1 <= 1:
+            raise ConfigError(f"stop_at.pass_at_1 is {self.pass_at_1}; it must be between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """name: one of `learner.losses.LOSSES`. options: the fields of that loss, checked by the loss itself."""
+
+    name: str = "grpo"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. groups_per_step: prompts per optimizer step. max_staleness: weight versions a sample may be old.
+    publish_every: steps between weight pushes. save_every, eval_every: steps between checkpoints and evaluations (0:
+    only at the end). keep_checkpoints: the newest ones kept. save_rollouts: write every step's samples to Parquet."""
+
+    name: str
+    model: str
+    data: DataConfig
+    steps: int
+    groups_per_step: int = 32
+    seed: int = 0
+    max_staleness: int = 0
+    publish_every: int = 1
+    save_every: int = 0
+    eval_every: int = 0
+    keep_checkpoints: int = 2
+    save_rollouts: bool = True
+    launcher: str = "local"
+    trust_remote_code: bool = False
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: tuple[RewardConfig, ...] = ()
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
+    stop_at: StopConfig = field(default_factory=StopConfig)
+    wandb: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ConfigError(f"name is '{self.name}'; use letters, digits, '.', '_' and '-' (it names runs/NAME).")
+        at_least = {
+            "steps": 1,
+            "groups_per_step": 1,
+            "max_staleness": 0,
+            "publish_every": 1,
+            "save_every": 0,
+            "eval_every": 0,
+            "keep_checkpoints": 1,
+        }
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.launcher != "local":
+            raise ConfigError(f"launcher is '{self.launcher}'; this release has 'local' (one process, one machine).")
+        labels = [term.label for term in self.rewards]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ConfigError(f"rewards: '{label}' stands there twice; give one of the terms another label.")
+        if sum(term.accuracy for term in self.rewards) > 1:
+            raise ConfigError("rewards: more than one term says accuracy: true; only one can tell what is correct.")
+        self._check_arithmetic()
+
+    def _check_arithmetic(self) -> None:
+        if self.launcher == "local" and (self.learner.ranks > 1 or self.rollout.workers > 1):
+            raise ConfigError(
+                f"learner.ranks is {self.learner.ranks} and rollout.workers is {self.rollout.workers}; the local "
+                "launcher runs one of each in one process, so set both to 1."
+            )
+        if self.groups_per_step % self.learner.ranks:
+            raise ConfigError(
+                f"groups_per_step is {self.groups_per_step} and learner.ranks is {self.learner.ranks}: "
+                f"{self.groups_per_step} / {self.learner.ranks} is not a whole number; every rank must get equally many."
+            )
+        if self.publish_every > self.steps:
+            raise ConfigError(
+                f"publish_every is {self.publish_every} but the run has only {self.steps} steps, so new weights would "
+                "never be pushed; lower publish_every or raise steps."
+            )
+        if self.eval_every and not self.data.test:
+            raise ConfigError("eval_every is set but data.test names no test data; add data.test or set eval_every: 0.")
+        if self.stop_at.pass_at_1 and not self.eval_every:
+            raise ConfigError("stop_at.pass_at_1 needs evaluations on the way; set eval_every.")
+
+    @property
+    def directory(self) -> Path:
+        return RUNS / self.name
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides (`rollout.max_tokens=64`; values are YAML)."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"recipe '{path}' does not exist; give the path of a YAML file (recipes/ holds examples).")
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe '{path}' cannot be read ({error}).") from None
+    content = _read_yaml(text, path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"recipe '{path}' holds no keys; a recipe is a YAML mapping such as 'name: my-run'.")
+    for override in overrides:
+        _apply_override(content, override)
+    return parse_recipe(content)
+
+
+def parse_recipe(content: Mapping[str, Any]) -> Recipe:
+    """The typed recipe of a parsed YAML mapping. A loss's options stand beside its name; they are gathered here."""
+    content = dict(content)
+    loss = content.get("loss")
+    if isinstance(loss, str):
+        content["loss"] = {"name": loss}
+    elif isinstance(loss, dict) and "options" not in loss:
+        content["loss"] = {
+            "name": loss.get("name", "grpo"),
+            "options": {key: value for key, value in loss.items() if key != "name"},
+        }
+    rewards = content.get("rewards")
+    if isinstance(rewards, list):
+        content["rewards"] = [{"name": term} if isinstance(term, str) else term for term in rewards]
+    recipe: Recipe = parse(Recipe, content, "")
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included; `load_recipe` reads it back as the same recipe."""
+    content = _plain(dataclasses.asdict(recipe))
+    content["loss"] = {"name": recipe.loss.name, **recipe.loss.options}
+    return yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        if "could not determine a constructor for the tag" in problem:
+            problem = "YAML object tags (!...) are not allowed in a recipe; write plain values"
+        raise ConfigError(f"{place}: {problem}.") from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"'{override}' is not an override; write key=value, for instance steps=50 or loss.clip_high=0.3."
+        )
+    target = content
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is not a section of the recipe, so it has no keys.")
+    target[last] = _read_yaml(value, f"override '{override}'")
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` (plain YAML) as `kind`: a dataclass, int, float, bool, str, dict, or a tuple of these."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_section(typing.cast(Any, kind), value, where)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else parse(options[0], value, where)
+    if origin is tuple:
+        return _parse_tuple(typing.get_args(kind), value, where)
+    if origin is dict:
+        value_kind = typing.get_args(kind)[1]
+        if not isinstance(value, dict):
+            raise _wrong_type(where, value, "keys and values")
+        return {str(key): parse(value_kind, entry, f"{where}.{key}") for key, entry in value.items()}
+    return value if kind is Any else _parse_scalar(kind, value, where)
+
+
+def _parse_section(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong_type(where, value, "a section with keys")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"it has {', '.join(fields)}."
+            raise ConfigError(f"unknown key '{prefix}{key}' in {where or 'the recipe'}; {hint}")
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ConfigError(f"the recipe has no '{prefix}{name}'; add it.")
+    return kind(**{key: parse(hints[key], entry, f"{prefix}{key}") for key, entry in value.items()})
+
+
+def _parse_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, (str, dict)) or not isinstance(value, Sequence):
+        raise _wrong_type(where, value, "a list")
+    if kinds[-1] is Ellipsis:
+        return tuple(parse(kinds[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if len(value) != len(kinds):
+        raise ConfigError(f"{where} has {len(value)} entries; it must have {len(kinds)}.")
+    return tuple(parse(k, entry, f"{where}[{i}]") for i, (k, entry) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _parse_scalar(kind: type, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-6 as text, which nobody means.
+        try:
+            value = float(value)
+        except ValueError:
+            raise _wrong_type(where, value, "a number") from None
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ConfigError(f"{where} is {value}; it must be a finite number.")
+        return float(value)
+    if type(value) is kind:
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise _wrong_type(where, value, names.get(kind, kind.__name__))
+
+
+def _wrong_type(where: str, value: Any, expected: str) -> ConfigError:
+    return ConfigError(f"{where or 'the recipe'} is {value!r}; it must be {expected}.")

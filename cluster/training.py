@@ -1,0 +1,257 @@
+"""One training run from checked parts to an exported model: start, resume, train, save, leave cleanly."""
+
+import asyncio
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rewards.scorer import Scorer
+
+from cluster import checkpoint, launcher
+from cluster.buffer import GroupBuffer
+from cluster.build import Parts
+from cluster.dataset_source import DatasetSource
+from cluster.evaluate import Evaluation, evaluate
+from cluster.loop import Source, train
+from cluster.metrics import RunLog, group_metrics
+from cluster.progress import Progress
+from cluster.report import write_report
+from cluster.roll import Roller
+from cluster.run_directory import RunDirectory
+from learner.batch import Update
+from rollout.arrow import write_groups
+from rollout.errors import CheckpointError, ModelError
+from rollout.pool import RolloutPool
+from rollout.types import ScoredGroup
+
+NUM_PARITY_SEQUENCES = 8
+
+
+class Training:
+    """The parts of a run, put together. Use `run()`."""
+
+    def __init__(self, parts: Parts, directory: RunDirectory, say: Callable[[str], None]) -> None:
+        self._parts = parts
+        self._recipe = parts.recipe
+        self._directory = directory
+        self._say = say
+        self._stop = asyncio.Event()
+        self._version = 0
+
+    async def run(self, resume: bool) -> dict[str, float]:
+        """Train to the end. Returns the last evaluation's metrics, {} where none was made."""
+        recipe, parts = self._recipe, self._parts
+        restored = checkpoint.latest(self._directory.checkpoints, self._say) if resume else None
+        if restored is not None:
+            self._check_lineage(restored.state)
+        self._directory.open(recipe)
+        self._handle_signals()
+        async with Scorer(recipe.rewards, recipe.scorer) as scorer:
+            self._learner = launcher.start_learner(recipe, parts.loss, parts.model.path)
+            pool = self._start_pool()
+            self._pool = pool
+            self._roller = Roller(pool, scorer, recipe.seed)
+            self._source = self._make_source()
+            log = RunLog(self._directory.path, recipe, restored.step if restored else 0)
+            self._record = Record(self._directory, recipe, log, self._roller, self._say)
+            try:
+                if restored is not None:
+                    await self._restore(restored)
+                return await self._train()
+            finally:
+                self._record.close()
+                await pool.close()
+
+    async def _train(self) -> dict[str, float]:
+        recipe = self._recipe
+        if self._learner.step == 0 and recipe.data.test and recipe.eval_every:
+            self._record.evaluation(0, await self._evaluate())
+        await train(
+            recipe,
+            self._parts.loss,
+            self._source,
+            self._learner,
+            self._publish,
+            self._evaluate,
+            self._save,
+            self._record,
+            self._stop,
+            self._version,
+        )
+        if self._stop.is_set():
+            self._say(f"stopped at step {self._learner.step} with a checkpoint; go on with --resume")
+        await self._learner.export(self._directory.model, self._parts.tokenizer)
+        self._say(f"model {self._directory.model}  report {write_report(self._directory.path)}")
+        return self._record.last_evaluation
+
+    def _start_pool(self) -> RolloutPool:
+        parts = self._parts
+        if not parts.needs_engine:
+            return RolloutPool([])
+        return launcher.start_engines(self._recipe, parts.model.path, parts.tokenizer, parts.max_model_len)
+
+    def _make_source(self) -> Source:
+        recipe, parts = self._recipe, self._parts
+        if parts.demonstrations is not None:
+            return DatasetSource(parts.demonstrations, lambda: self._version)
+        sampling = recipe.rollout.sampling
+        return GroupBuffer(
+            parts.prompts.prompt_at,
+            lambda prompt: self._roller(prompt, sampling),
+            recipe.groups_per_step,
+            recipe.max_staleness,
+            lambda group: parts.loss.min_group_size == 1 or group.has_signal,
+            round(recipe.rollout.max_replacements * recipe.groups_per_step),
+        )
+
+    async def _publish(self, groups: Sequence[ScoredGroup]) -> int:
+        self._version += 1
+        await self._pool.load_weights(self._learner.named_weights, self._version)
+        parity = self._recipe.parity
+        if self._version <= parity.first_pushes or (parity.every and self._version % parity.every == 0):
+            await self._check_parity(groups)
+        return self._version
+
+    async def _check_parity(self, groups: Sequence[ScoredGroup]) -> None:
+        """Both sides' log-probs of the newest samples, whole sequences, at temperature 1."""
+        sequences = [group.prompt.token_ids + group.completions[0].token_ids for group in groups]
+        sequences = [ids for ids in sequences if len(ids) > 1][:NUM_PARITY_SEQUENCES]
+        ours = await self._learner.logprobs(sequences)
+        for engine in self._pool.engines:
+            theirs = await engine.logprobs(sequences)
+            gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+            mean, largest = math.fsum(gaps) / len(gaps), max(gaps)
+            self._record.extra = {"parity_mean": mean, "parity_max": largest}
+            if not mean <= self._recipe.parity.bound:
+                raise ModelError(
+                    f"parity: after push {self._version} log-probs of learner and vLLM differ by {mean:.4f} nats on "
+                    f"average (bound {self._recipe.parity.bound}, largest {largest:.3f}), so rollouts would come from "
+                    "another policy than the one being trained; report the model, or raise parity.bound if its "
+                    "architecture is known to round differently."
+                )
+
+    async def _evaluate(self) -> Evaluation:
+        recipe, parts = self._recipe, self._parts
+        return await evaluate(
+            self._roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
+        )
+
+    async def _save(self, step: int) -> None:
+        state = {
+            "weight_version": self._version,
+            "source": self._source.state(),
+            "lineage": self._parts.lineage,
+            "wall_s": self._record.wall_s,
+        }
+        keep = self._recipe.keep_checkpoints
+        await checkpoint.write(self._directory.checkpoints, step, state, self._learner.save, keep)
+
+    async def _restore(self, restored: checkpoint.Checkpoint) -> None:
+        await self._learner.load(restored.learner, restored.step)
+        self._source.restore(restored.state["source"])
+        self._version = restored.state["weight_version"]
+        self._record.restore(restored.step, restored.state["wall_s"])
+        if self._pool.engines:
+            await self._pool.load_weights(self._learner.named_weights, self._version)
+        self._say(f"resumed from {restored.directory.name}")
+
+    def _check_lineage(self, state: dict[str, Any]) -> None:
+        for what, mine in self._parts.lineage.items():
+            if state["lineage"].get(what) != mine:
+                raise CheckpointError(
+                    f"--resume: the checkpoint was made with other {what} than the recipe names now "
+                    f"({state['lineage'].get(what)} there, {mine} here); resume with the same {what}, or start a run "
+                    "under another name."
+                )
+
+    def _handle_signals(self) -> None:
+        """The first Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; the second at once."""
+
+        def interrupt() -> None:
+            if self._stop.is_set():
+                os._exit(130)
+            self._stop.set()
+            self._say("stopping after this step, with a checkpoint; once more to leave at once")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupt)
+
+
+class Record:
+    """What the run leaves behind of every step: metrics, samples, progress."""
+
+    def __init__(
+        self, directory: RunDirectory, recipe: Any, log: RunLog, roller: Roller, say: Callable[[str], None]
+    ) -> None:
+        self._directory = directory
+        self._recipe = recipe
+        self._log = log
+        self._roller = roller
+        self._progress = Progress(recipe.steps)
+        self._seconds: dict[str, float] = {}
+        self._busy = (0.0, 0.0)
+        self._started = time.perf_counter()
+        self._step_started = self._started
+        self._version = 0
+        self.extra: dict[str, float] = {}
+        self.last_evaluation: dict[str, float] = {}
+
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self._started
+
+    def restore(self, step: int, wall_s: float) -> None:
+        self._started -= wall_s
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = time.perf_counter() - started
+
+    def step(
+        self,
+        step: int,
+        trained: int,
+        served: int,
+        groups: Sequence[ScoredGroup],
+        update: Update,
+        accounting: dict[str, int],
+    ) -> None:
+        """trained: the weight version that the update started from; served: the one after this step's push."""
+        now = time.perf_counter()
+        busy = (self._roller.generating.seconds, self._roller.scoring.seconds)
+        seconds = {"generate": busy[0] - self._busy[0], "score": busy[1] - self._busy[1], **self._seconds}
+        samples = group_metrics(groups, trained)
+        row = {
+            "step": step,
+            "weight_version": served,
+            "wall_s": self.wall_s,
+            **{f"seconds/{name}": value for name, value in seconds.items()},
+            "samples_per_s": samples["samples"] / (now - self._step_started),
+            **samples,
+            **update.metrics,
+            **self.extra,
+            **accounting,
+        }
+        self._busy, self._step_started, self._seconds, self.extra = busy, now, {}, {}
+        self._log.step(row)
+        self._progress.step(row)
+        if self._recipe.save_rollouts:
+            write_groups(self._directory.rollouts / f"step-{step:06d}.parquet", groups, step)
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        self.last_evaluation = result.metrics
+        self._log.evaluation(step, result.metrics)
+        self._progress.evaluation(result.metrics)
+        self._step_started = time.perf_counter()
+
+    def close(self) -> None:
+        self._progress.close()
+        self._log.close()

@@ -1,0 +1,47 @@
+"""Rewards of one group to advantages, [G] -> [G]: plain Python floats, no tensors.
+
+Rewards that are equal up to float noise (weighted sums of the same terms may differ in their last bits) give exactly
+0.0 in every function here, and so does a group of one: neither says which completion was better.
+"""
+
+import math
+from collections.abc import Sequence
+
+_FLOAT_NOISE = 1e-9
+_STD_EPSILON = 1e-4
+
+
+def group_relative(rewards_G: Sequence[float]) -> list[float]:
+    """(r_i - mean) / (std + 1e-4): GRPO, arXiv 2402.03300, section 4.1.2 (outcome supervision).
+
+    std is the sample standard deviation (divisor G - 1), as in the implementations that people compare with; the
+    paper does not say which one it means. The 1e-4 is not in the paper; it bounds what a tiny spread is blown up to.
+    """
+    if _all_equal(rewards_G):
+        return [0.0] * len(rewards_G)
+    centred = mean_centred(rewards_G)
+    std = math.sqrt(math.fsum(difference**2 for difference in centred) / (len(centred) - 1))
+    return [difference / (std + _STD_EPSILON) for difference in centred]
+
+
+def mean_centred(rewards_G: Sequence[float]) -> list[float]:
+    """r_i - mean: Dr. GRPO, arXiv 2503.20783, section 3.2."""
+    if _all_equal(rewards_G):
+        return [0.0] * len(rewards_G)
+    mean = math.fsum(rewards_G) / len(rewards_G)
+    return [reward - mean for reward in rewards_G]
+
+
+def leave_one_out(rewards_G: Sequence[float]) -> list[float]:
+    """r_i - mean of the other G - 1 rewards: the RLOO estimator of arXiv 2402.14740 (after Kool et al., 2019)."""
+    if _all_equal(rewards_G):
+        return [0.0] * len(rewards_G)
+    total = math.fsum(rewards_G)
+    return [reward - (total - reward) / (len(rewards_G) - 1) for reward in rewards_G]
+
+
+def _all_equal(rewards: Sequence[float]) -> bool:
+    if len(rewards) < 2:
+        return True
+    low, high = min(rewards), max(rewards)
+    return high - low <= _FLOAT_NOISE * max(1.0, abs(low), abs(high))

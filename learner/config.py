@@ -1,0 +1,56 @@
+"""Configuration of the learner."""
+
+from dataclasses import dataclass
+
+from rollout.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the weights are updated.
+
+    dtype: "bf16" (with float32 master weights) or "fp32". lr: peak learning rate; warmup_steps: linear warm-up;
+    schedule: "constant", "linear" or "cosine" decay to lr * min_lr_share at the last step. max_grad_norm: 0 is no
+    clipping. max_tokens_per_micro_batch: padded tokens in one forward pass. cpu_offload: optimizer state in host
+    memory (ZeRO 1 to 3). gradient_checkpointing: recompute activations. logprob_chunk_bytes: what the float32 logits
+    of one chunk may take.
+    """
+
+    ranks: int = 1
+    dtype: str = "bf16"
+    zero_stage: int = 2
+    lr: float = 1e-6
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    min_lr_share: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_tokens_per_micro_batch: int = 16384
+    gradient_checkpointing: bool = False
+    cpu_offload: bool = False
+    logprob_chunk_bytes: int = 128 << 20
+
+    def __post_init__(self) -> None:
+        choices = {"dtype": ("bf16", "fp32"), "zero_stage": (0, 1, 2, 3), "schedule": ("constant", "linear", "cosine")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                options = ", ".join(map(repr, allowed))
+                raise ConfigError(f"learner.{name} is {getattr(self, name)!r}; it must be one of {options}.")
+        at_least = {
+            "ranks": 1,
+            "warmup_steps": 0,
+            "weight_decay": 0,
+            "max_grad_norm": 0,
+            "max_tokens_per_micro_batch": 1,
+            "logprob_chunk_bytes": 1,
+        }
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"learner.{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.lr <= 0:
+            raise ConfigError(f"learner.lr is {self.lr}; it must be above 0.")
+        if not 0 <= self.min_lr_share <= 1:
+            raise ConfigError(f"learner.min_lr_share is {self.min_lr_share}; it must be between 0 and 1.")
+        if self.cpu_offload and self.zero_stage == 0:
+            raise ConfigError("learner.cpu_offload needs learner.zero_stage 1, 2 or 3; stage 0 has nothing to offload.")

@@ -1,0 +1,86 @@
+"""The policy: a Hugging Face causal language model whose forward pass returns log-probs instead of logits.
+
+The transformer body runs once per micro-batch; the output head is applied to the completion tokens only, in chunks
+(`learner.logprobs`), so the [tokens, vocab] float32 matrix never exists.
+
+Legend: N sequences, L tokens of the longest, M completion tokens of the micro-batch, D hidden size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.config import LearnerConfig
+from learner.logprobs import chunked_logprobs
+from rollout.errors import ModelError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class PolicyModel(nn.Module):
+    """Wraps a causal language model. `forward` is the only door, so that ZeRO's hooks see every use of a weight."""
+
+    def __init__(self, causal_lm: Any, chunk_bytes: int) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self._chunk_bytes = chunk_bytes
+        config = causal_lm.config.get_text_config()
+        self._vocab_size = config.vocab_size
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+        unsupported = [
+            name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1)
+        ]
+        if unsupported:
+            raise ModelError(
+                f"model: {type(causal_lm).__name__} scales its logits ({unsupported[0]}), which the learner does not "
+                "reproduce yet; use a model without it."
+            )
+
+    def forward(
+        self,
+        input_ids_NL: Tensor,
+        attention_mask_NL: Tensor | None,
+        positions_M: Tensor,
+        targets_M: Tensor,
+        temperature: float,
+        with_entropy: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs [M] (float32, with gradient) and entropies [M] (detached) of the tokens `targets_M`.
+
+        positions_M: places in the flattened [N * L] of the tokens *before* the targets. attention_mask_NL: 1 for real
+        tokens; None when nothing is padded.
+        """
+        hidden_NLD = self.causal_lm.base_model(
+            input_ids=input_ids_NL, attention_mask=attention_mask_NL, use_cache=False
+        ).last_hidden_state
+        hidden_MD = hidden_NLD.flatten(0, 1)[positions_M]
+        return chunked_logprobs(
+            hidden_MD, self._head, targets_M, temperature, self._chunk_bytes, self._vocab_size, with_entropy
+        )
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.causal_lm.get_output_embeddings()(hidden)
+        return self._softcap * torch.tanh(logits / self._softcap) if self._softcap else logits
+
+
+def load_policy(path: Path, config: LearnerConfig, trust_remote_code: bool = False) -> PolicyModel:
+    """Load the model of a directory in the learner's dtype."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[config.dtype],
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model: '{path}' could not be loaded ({reason}).") from error
+    if config.gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    causal_lm.train()
+    return PolicyModel(causal_lm, config.logprob_chunk_bytes)

@@ -1,0 +1,237 @@
+"""One learner rank: a plain class around a model under ZeRO, the same in one process and as one of many.
+
+Every rank is handed the whole batch and works on its share of it; the loss is divided once by a number of the whole
+batch, so the result does not depend on how many ranks or micro-batches there are.
+"""
+
+import copy
+import math
+import resource
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.batch import Advantages, Batch, Row, Update
+from learner.config import LearnerConfig
+from learner.losses.common import Loss, MicroBatch
+from learner.model import PolicyModel, load_policy
+from learner.packing import Collated, collate, padding_share, plan
+from learner.weights import named_weights, state_dict
+from learner.zero import ZeroEngine, start_process_group
+
+
+class LearnerRank:
+    """temperature: of the sampling distribution, by which logits are divided. total_steps: for the schedule.
+    step: optimizer steps done."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        loss: Loss,
+        model_dir: Path,
+        total_steps: int,
+        temperature: float,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        port: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        start_process_group(rank, num_ranks, port=port)
+        self.step = 0
+        self._config = config
+        self._loss = loss
+        self._total_steps = total_steps
+        self._temperature = temperature
+        self._seed = seed
+        self._rank = rank
+        self._num_ranks = num_ranks
+        torch.manual_seed(seed)
+        model = load_policy(model_dir, config, trust_remote_code)
+        self._pad_id = model.causal_lm.config.pad_token_id or 0
+        self._reference: PolicyModel | None = None
+        if loss.needs_reference:
+            self._reference = copy.deepcopy(model).requires_grad_(False).eval()
+        self._zero = ZeroEngine(model, config)
+        if self._reference is not None:
+            self._reference.to(self._zero.device)
+
+    def update(self, batch: Batch) -> Update:
+        """One optimizer step on `batch`. Raises `FloatingPointError` when loss or gradient is not finite; the weights
+        in memory are then not to be used."""
+        torch.manual_seed(self._seed + self.step)
+        lengths = [row.num_tokens for row in batch.rows]
+        shares = plan(lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
+        mine = shares[self._rank]
+        normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows))
+        sums = _Sums()
+        for i, indices in enumerate(mine):
+            self._micro_step(batch, indices, normalizer, i == len(mine) - 1, sums)
+        sums.reduce(self._num_ranks, self._zero.device)
+        lr = learning_rate(self._config, self.step, self._total_steps)
+        if not math.isfinite(sums.loss):
+            raise FloatingPointError(f"learner: the loss of step {self.step + 1} is {sums.loss}; lower learner.lr")
+        grad_norm = self._zero.step(lr)
+        if math.isinf(grad_norm):
+            raise FloatingPointError(f"learner: the gradient of step {self.step + 1} is infinite; lower learner.lr")
+        self.step += 1
+        return Update(
+            {
+                "loss": sums.loss,
+                "grad_norm": grad_norm,
+                "lr": lr,
+                "padding_share": padding_share(shares, lengths),
+                "peak_memory_bytes": peak_memory_bytes(),
+                **sums.means(),
+            }
+        )
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs at temperature 1 of every token but the first, as the engine's `logprobs`; for parity. All ranks
+        call it together."""
+        rows = [Row(tuple(ids[:1]), tuple(ids[1:]), (0.0,) * (len(ids) - 1), 0) for ids in sequences]
+        result: list[list[float]] = [[] for _ in rows]
+        for indices in plan([row.num_tokens for row in rows], self._config.max_tokens_per_micro_batch)[0]:
+            data = collate(rows, indices, [0.0] * len(rows), self._pad_id).to(self._zero.device)
+            with torch.no_grad():
+                values, _ = self._zero.forward(*data.model_inputs, 1.0, False)
+            for i, part in zip(
+                indices, values.cpu().split([len(rows[i].completion_ids) for i in indices]), strict=True
+            ):
+                result[i] = part.tolist()
+        return result
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `learner.weights`."""
+        return named_weights(self._zero)
+
+    def refresh_reference(self) -> None:
+        """Make the current policy the reference."""
+        assert self._reference is not None
+        own = dict(self._reference.causal_lm.named_parameters())
+        with torch.no_grad():
+            for name, tensor in self.named_weights():
+                own[name].copy_(tensor)
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's state (weights, optimizer, reference); all ranks call it together."""
+        self._zero.save(directory)
+        if self._reference is not None and self._rank == 0:
+            from safetensors.torch import save_file
+
+            tensors = {name: p.detach().cpu() for name, p in self._reference.causal_lm.named_parameters()}
+            save_file(tensors, directory / "reference.safetensors")
+
+    def load(self, directory: Path, step: int) -> None:
+        """Restore what `save` wrote after `step`."""
+        self._zero.load(directory)
+        self.step = step
+        if self._reference is not None:
+            from safetensors.torch import load_file
+
+            self._reference.causal_lm.load_state_dict(load_file(directory / "reference.safetensors"), strict=False)
+
+    def export(self, directory: Path, tokenizer: Any) -> None:
+        """Write a Hugging Face checkpoint (weights in the learner's dtype) that transformers and vLLM load."""
+        tensors = state_dict(self._zero)
+        if self._rank == 0:
+            model = self._zero.module
+            assert isinstance(model, PolicyModel)
+            model.causal_lm.save_pretrained(directory, state_dict=tensors)
+            tokenizer.save_pretrained(directory)
+
+    def close(self) -> None:
+        self._zero.close()
+
+    def _micro_step(self, batch: Batch, indices: list[int], normalizer: float, is_last: bool, sums: "_Sums") -> None:
+        """Forward and backward of one micro-batch; an empty one (ranks must keep step) runs a row without weight."""
+        values = batch.signal.values if isinstance(batch.signal, Advantages) else (0.0,) * len(batch.rows)
+        data = collate(batch.rows, indices or [0], values, self._pad_id).to(self._zero.device)
+        logprobs_M, entropy_M = self._zero.forward(*data.model_inputs, self._temperature)
+        micro = self._micro_batch(data, logprobs_M)
+        if not indices:
+            self._zero.backward(micro.logprobs_NT.sum() * 0.0, is_last)
+            return
+        result = self._loss.loss_sum(micro)
+        # DeepSpeed averages over ranks, and the normalizer counts all of them.
+        self._zero.backward(result.loss * (self._num_ranks / normalizer), is_last)
+        sums.add(float(result.loss.detach()) / normalizer, result.metrics)
+        sums.add(0.0, _observed(data, micro, entropy_M, self._loss.signal))
+
+    def _micro_batch(self, data: Collated, logprobs_M: Tensor) -> MicroBatch:
+        reference_NT = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_M, _ = self._reference(*data.model_inputs, self._temperature, False)
+            reference_NT = data.scatter(reference_M)
+        return MicroBatch(data.scatter(logprobs_M), data.behaviour_NT, reference_NT, data.mask_NT, data.advantages_N)
+
+
+def learning_rate(config: LearnerConfig, step: int, total_steps: int) -> float:
+    """The rate of the step after `step` done ones: linear warm-up, then the schedule down to lr * min_lr_share."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    decay = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}[config.schedule]
+    return config.lr * (config.min_lr_share + (1.0 - config.min_lr_share) * decay)
+
+
+def peak_memory_bytes() -> int:
+    """The device's peak, or the process's resident peak on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _observed(data: Collated, micro: MicroBatch, entropy_M: Tensor, signal: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is worth knowing of every update, whatever the loss: entropy, and for sampled completions how far policy
+    and behaviour lie apart (k3 estimate of KL(behaviour || policy); |difference| of log-probs, on fresh samples only,
+    where it is numerical noise)."""
+    with torch.no_grad():
+        metrics = {"entropy": (entropy_M.sum(), micro.mask_NT.sum())}
+        if signal == "advantages":
+            difference_NT = (micro.logprobs_NT - micro.behaviour_NT) * micro.mask_NT
+            k3_NT = torch.expm1(difference_NT) - difference_NT
+            metrics["kl_behaviour"] = ((k3_NT * micro.mask_NT).sum(), micro.mask_NT.sum())
+            fresh_NT = micro.mask_NT * data.fresh_N[:, None]
+            metrics["logprob_mismatch_mean"] = ((difference_NT.abs() * fresh_NT).sum(), fresh_NT.sum())
+            metrics["logprob_mismatch_max"] = ((difference_NT.abs() * fresh_NT).amax(), fresh_NT.new_ones(()))
+        return metrics
+
+
+class _Sums:
+    """Sums and counts over micro-batches and ranks; names ending in _max keep the largest value."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self._values: dict[str, tuple[float, float]] = {}
+
+    def add(self, loss: float, metrics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        self.loss += loss
+        for name, (value, count) in metrics.items():
+            self._merge(name, float(value), float(count))
+
+    def _merge(self, name: str, value: float, count: float) -> None:
+        old_value, old_count = self._values.get(name, (0.0, 0.0))
+        if name.endswith("_max"):
+            self._values[name] = (max(old_value, value), 1.0)
+        else:
+            self._values[name] = (old_value + value, old_count + count)
+
+    def reduce(self, num_ranks: int, device: torch.device) -> None:
+        """Add up over all ranks."""
+        if num_ranks == 1:
+            return
+        everyone: list[Any] = [None] * num_ranks
+        torch.distributed.all_gather_object(everyone, (self.loss, self._values))
+        self.loss, self._values = 0.0, {}
+        for loss, values in everyone:
+            self.loss += loss
+            for name, (value, count) in values.items():
+                self._merge(name, value, count)
+
+    def means(self) -> dict[str, float]:
+        return {name: value / count if count else math.nan for name, (value, count) in self._values.items()}

@@ -1,0 +1,1 @@
+"""Text in, number out. Imports nothing heavy; of this project only `rollout.types` and `rollout.errors`."""

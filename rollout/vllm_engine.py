@@ -1,0 +1,340 @@
+"""vLLM behind the `Engine` protocol: in this process (`VllmEngine`) or with its core in a child (`AsyncVllmEngine`).
+
+In process, one thread owns the engine; the event loop hands it requests and gets completions back. A request takes
+part from the first engine step after the loop's turn in which it was submitted, and an idle engine forgets its prefix
+cache before it starts again: so what is computed depends on the requests and the weights, never on the clock.
+
+vLLM is asked for `processed_logprobs`: log-probs of the distribution that it really sampled from.
+
+Left out: LoRA, speculative decoding, multi-modal prompts; weights of several hosts (see `rollout/transport`).
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from rollout.config import RolloutConfig
+from rollout.engine import Sampling
+from rollout.errors import ConfigError
+from rollout.types import Completion
+
+T = TypeVar("T")
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def _engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_len: int, seed: int) -> dict[str, Any]:
+    return {
+        "model": model_dir,
+        "dtype": DTYPES[dtype],
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        # Whole prompts fit into a step beside a full batch of decoding sequences.
+        "max_num_batched_tokens": max(2 * max_model_len, 16 * config.max_num_seqs, 2048),
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager,
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }
+
+
+def _sampling_params(sampling: Sampling, seed: int) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop) or None,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        # Text is decoded once at the end, unless stop strings have to be looked for on the way.
+        detokenize=bool(sampling.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _prompt(token_ids: Sequence[int], version: int) -> dict[str, Any]:
+    # The salt keeps blocks that were computed under other weights out of the prefix cache's reach.
+    return {"prompt_token_ids": list(token_ids), "cache_salt": f"weights-{version}"}
+
+
+def _completion(output: Any, tokenizer: Any, has_stop_strings: bool) -> Completion:
+    token_ids = tuple(output.token_ids)
+    spans = output.weight_versions
+    return Completion(
+        token_ids,
+        tuple(output.logprobs.logprobs),
+        output.text if has_stop_strings else tokenizer.decode(token_ids, skip_special_tokens=True),
+        "length" if output.finish_reason == "length" else "stop",
+        int(spans[0].version),
+        int(spans[-1].version),
+    )
+
+
+def _prompt_logprobs(token_ids: Sequence[int], output: Any) -> list[float]:
+    return [output.prompt_logprobs[i][token_ids[i]].logprob for i in range(1, len(token_ids))]
+
+
+def load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Load checkpoint-format weights into a live vLLM worker, layer by layer and in place.
+
+    The CPU backend keeps a packed copy of the output matrix for its GEMM; with tied embeddings the reload leaves that
+    copy as it was (measured: log-probs off by up to 0.48), so embeddings are packed again.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    with torch.no_grad(), set_current_vllm_config(worker.vllm_config):
+        worker.model_runner.reload_weights(weights_iterator=iter(weights))
+        for layer in worker.model_runner.get_model().modules():
+            if isinstance(layer, VocabParallelEmbedding):
+                layer.quant_method.process_weights_after_loading(layer)
+
+
+class VllmEngine:
+    """The engine in this process. Start the learner first: vLLM joins its process group of one.
+
+    max_model_len: prompt + completion tokens at most. dtype: "bf16" or "fp32". num_threads: of the engine's own
+    thread. Raises what vLLM raises when the model does not load.
+    """
+
+    def __init__(
+        self, model_dir: str, tokenizer: Any, config: RolloutConfig, dtype: str, max_model_len: int, seed: int = 0
+    ) -> None:
+        self.version = 0
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        self._turn = asyncio.Lock()
+        self._queued: list[tuple[str, Any, Any]] = []
+        self._futures: dict[str, asyncio.Future[Any]] = {}
+        self._reads: dict[str, Callable[[Any], Any]] = {}
+        self._aborted: list[str] = []
+        self._num_requests = 0
+        self._pump_task: asyncio.Task[None] | None = None
+        self._interrupt = False
+        args = _engine_args(model_dir, config, dtype, max_model_len, seed)
+        self._engine = self._thread.submit(self._start, args).result()
+
+    @staticmethod
+    def _start(args: dict[str, Any]) -> Any:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
+        engine = LLMEngine.from_engine_args(EngineArgs(**args))
+        engine.set_weight_version("0")
+        return engine
+
+    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+        prompt = _prompt(token_ids, self.version)
+        return [
+            self._enqueue(
+                prompt,
+                _sampling_params(sampling, (seed + i) % 2**63),
+                lambda output: _completion(output.outputs[0], self._tokenizer, bool(sampling.stop)),
+            )
+            for i in range(sampling.num_samples)
+        ]
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        futures = [
+            self._enqueue(_prompt(ids, self.version), params.clone(), partial(_prompt_logprobs, ids))
+            for ids in sequences
+        ]
+        return list(await asyncio.gather(*futures))
+
+    async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        def load() -> None:
+            self._engine.collective_rpc(load_into_worker, args=(weights,))
+            self._engine.set_weight_version(str(version))
+
+        await self._in_turn(load)
+        self.version = version
+
+    async def close(self) -> None:
+        if self._pump_task is not None:
+            self._pump_task.cancel()
+            await asyncio.gather(self._pump_task, return_exceptions=True)
+        self._fail(RuntimeError("the engine was closed"))
+        self._interrupt = True
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.engine_core.shutdown)
+        self._thread.shutdown(wait=False)
+
+    def _enqueue(self, prompt: Any, params: Any, read: Callable[[Any], T]) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        self._num_requests += 1
+        request_id = str(self._num_requests)
+        future: asyncio.Future[T] = loop.create_future()
+        self._futures[request_id] = future
+        self._reads[request_id] = read
+        self._queued.append((request_id, prompt, params))
+        future.add_done_callback(lambda done: self._aborted.append(request_id) if done.cancelled() else None)
+        self._interrupt = True
+        if self._pump_task is None or self._pump_task.done():
+            self._pump_task = loop.create_task(self._pump(), name="vllm pump")
+        return future
+
+    async def _pump(self) -> None:
+        """Runs the engine as long as anything is asked of it."""
+        try:
+            while self._futures:
+                for request_id, result in await self._in_turn(self._run):
+                    future = self._futures.pop(request_id)
+                    if not future.done():
+                        future.set_result(result)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        """Run `work` in the engine's thread, between its steps; waiting callers are served in order."""
+        self._interrupt = True
+        async with self._turn:
+            self._interrupt = False
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _run(self) -> list[tuple[str, Any]]:
+        """In the engine's thread: take the queued requests, then step until something ended or somebody waits."""
+        engine = self._engine
+        self._abort_cancelled()
+        if not engine.has_unfinished_requests():
+            engine.reset_prefix_cache()
+        queued, self._queued = self._queued, []
+        for request_id, prompt, params in queued:
+            engine.add_request(request_id, prompt, params)
+        done: list[tuple[str, Any]] = []
+        while engine.has_unfinished_requests() and not done:
+            for output in engine.step():
+                if output.finished:
+                    done.append((output.request_id, self._reads.pop(output.request_id)(output)))
+            if self._interrupt:
+                break
+        return done
+
+    def _abort_cancelled(self) -> None:
+        aborted, self._aborted = self._aborted, []
+        if aborted:
+            gone = set(aborted)
+            self._queued = [request for request in self._queued if request[0] not in gone]
+            self._engine.abort_request(aborted)
+            for request_id in aborted:
+                self._futures.pop(request_id, None)
+                self._reads.pop(request_id, None)
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker in the engine's child process."""
+
+    def volley_load_weights(self, payload: bytes) -> None:
+        """payload: a safetensors file."""
+        from safetensors.torch import load
+
+        load_into_worker(self, load(payload).items())
+
+
+class AsyncVllmEngine:
+    """The engine with its core in a child process (vLLM's `AsyncLLM`), behind the same protocol.
+
+    Weights go to the child as safetensors bytes in one message; several hosts and GPUs use `rollout/transport`.
+    Construct and use it on one event loop.
+    """
+
+    def __init__(
+        self, model_dir: str, tokenizer: Any, config: RolloutConfig, dtype: str, max_model_len: int, seed: int = 0
+    ) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.version = 0
+        self._tokenizer = tokenizer
+        self._num_requests = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        args = _engine_args(model_dir, config, dtype, max_model_len, seed)
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**args, worker_extension_cls="rollout.vllm_engine.WorkerExtension")
+        )
+
+    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+        prompt = _prompt(token_ids, self.version)
+        return [
+            self._spawn(self._sample(prompt, _sampling_params(sampling, (seed + i) % 2**63), bool(sampling.stop)))
+            for i in range(sampling.num_samples)
+        ]
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        outputs = await asyncio.gather(
+            *(self._last(self._generate(_prompt(ids, self.version), params.clone())) for ids in sequences)
+        )
+        return [_prompt_logprobs(ids, output) for output, ids in zip(outputs, sequences, strict=True)]
+
+    async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        from safetensors.torch import save
+
+        payload = save({name: tensor.detach().contiguous() for name, tensor in weights})
+        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        await self._engine.collective_rpc("volley_load_weights", args=(payload,))
+        await self._engine.set_weight_version(str(version))
+        await self._engine.resume_generation()
+        self.version = version
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._engine.shutdown()
+
+    def _generate(self, prompt: Any, params: Any) -> AsyncIterator[Any]:
+        self._num_requests += 1
+        return self._engine.generate(prompt, params, str(self._num_requests))
+
+    @staticmethod
+    async def _last(outputs: AsyncIterator[Any]) -> Any:
+        async for output in outputs:
+            if output.finished:
+                return output
+        raise RuntimeError("vLLM ended a request without a final output")
+
+    async def _sample(self, prompt: Any, params: Any, has_stop_strings: bool) -> Completion:
+        output = await self._last(self._generate(prompt, params))
+        return _completion(output.outputs[0], self._tokenizer, has_stop_strings)
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def dtype_of(config: RolloutConfig, learner_dtype: str) -> str:
+    """The engine's dtype: its own, or the learner's when "auto"."""
+    dtype = learner_dtype if config.dtype == "auto" else config.dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"rollout.dtype is '{dtype}'; it must be one of {', '.join(DTYPES)}.")
+    return dtype
