@@ -61,9 +61,10 @@ def build(recipe: Recipe) -> Parts:
             f"the recipe has no rewards, but {recipe.loss.name} learns from them; add for instance rewards: [math]."
         )
     facts = inspect_model(resolve_model(recipe.model), recipe.trust_remote_code)
-    recipe = _with_prompt_limit(recipe, facts)
-    rows = read_rows(recipe.data.train, recipe.data.columns, ("prompt",) if is_sampled else ("prompt", "completion"))
-    test_rows = read_rows(recipe.data.test, recipe.data.columns, ("prompt",)) if recipe.data.test else None
+    recipe = _with_prompt_limit(recipe, facts, is_sampled)
+    scored = ("prompt", "answer") if any(term.name == "math" for term in recipe.rewards) else ("prompt",)
+    rows = read_rows(recipe.data.train, recipe.data.columns, scored if is_sampled else ("prompt", "completion"))
+    test_rows = read_rows(recipe.data.test, recipe.data.columns, scored) if recipe.data.test else None
     check_rewards(recipe.rewards, _columns(rows if is_sampled else test_rows))
     if recipe.data.test and not recipe.rewards:
         raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
@@ -174,9 +175,10 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def _with_prompt_limit(recipe: Recipe, facts: ModelFacts) -> Recipe:
+def _with_prompt_limit(recipe: Recipe, facts: ModelFacts, is_sampled: bool) -> Recipe:
     """Fill in data.max_prompt_tokens, or refuse one that does not fit into the model beside the completion."""
-    completion = max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
+    samples = is_sampled or recipe.data.test
+    completion = max(recipe.rollout.max_tokens, recipe.eval.max_tokens) if samples else 1
     room = facts.max_length - completion
     limit = recipe.data.max_prompt_tokens
     if room < 1 or limit > room:

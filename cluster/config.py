@@ -157,7 +157,7 @@ class Recipe:
         if self.groups_per_step % self.learner.ranks:
             raise ConfigError(
                 f"groups_per_step is {self.groups_per_step} and learner.ranks is {self.learner.ranks}: "
-                f"{self.groups_per_step} / {self.learner.ranks} is not a whole number; every rank must get equally many."
+                f"{self.groups_per_step} / {self.learner.ranks} is not whole; every rank must get equally many."
             )
         if self.publish_every > self.steps:
             raise ConfigError(

@@ -1,7 +1,6 @@
 """`volley init`: a commented recipe for the user's data, from a look at its columns, answers and lengths.
 
-Lengths are guessed from characters, because the model need not be there yet; `volley train RECIPE --dry-run` checks
-the recipe against the model.
+The model need not be there yet; `volley train RECIPE --dry-run` checks the recipe against it.
 """
 
 import math
@@ -48,7 +47,7 @@ data:
   train: {train}
   {test}
   columns: {columns} ## our name: your column; all other columns are handed to the rewards
-{answer_after}{chat}  max_prompt_tokens: {max_prompt_tokens} ## {lengths}
+{answer_after}{chat}  max_prompt_tokens: 0 ## 0: what the model's length leaves beside max_tokens; {lengths}
   on_long: drop ## longer prompts are dropped and counted; "refuse" stops instead
 
 rollout:
@@ -78,7 +77,7 @@ launcher: local ## one process on this machine
 data:
   train: {train}
   columns: {columns} ## our name: your column
-{chat}  max_prompt_tokens: {max_prompt_tokens} ## {lengths}
+{chat}  max_prompt_tokens: 0 ## 0: what the model's length leaves beside max_tokens; {lengths}
   on_long: drop ## longer prompts, and rows longer than the model, are dropped and counted
 
 loss: {{name: sft}}
@@ -127,7 +126,6 @@ def propose(data_path: str, model: str | None = None) -> str:
     model = model or DEFAULT_MODEL
     look = _look(data_path)
     as_chat = _is_chat_model(model) and isinstance(look.rows.values[0]["prompt"], str)
-    max_prompt_tokens, max_tokens = _limits(look.rows, model)
     groups = min(32, len(look.rows))
     steps = 200 if look.method == "grpo" else math.ceil(2 * len(look.rows) / groups)
     test = _test_file(data_path)
@@ -138,7 +136,7 @@ def propose(data_path: str, model: str | None = None) -> str:
         name=_run_name(data_path, look.method),
         model=_quoted(model),
         steps=steps,
-        epochs=f"{steps * groups / len(look.rows):.2g} epochs",
+        epochs=f"{steps * groups / len(look.rows):,.1f} epochs",
         groups=groups,
         eval_every=25 if test else 0,
         train=_quoted(data_path),
@@ -146,9 +144,8 @@ def propose(data_path: str, model: str | None = None) -> str:
         columns="{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in look.columns.items()) + "}",
         answer_after=f'  answer_after: "{MARKER}" ## the gold answer is what follows this\n' if look.marker else "",
         chat=_chat_lines(look, as_chat),
-        max_prompt_tokens=max_prompt_tokens,
         lengths=_lengths(look.rows),
-        max_tokens=max_tokens,
+        max_tokens=_max_tokens(model),
         rewards=_rewards(look, as_chat),
         learner=LEARNER.format(lr="1.0e-6" if look.method == "grpo" else "1.0e-5", warmup_steps=min(10, steps // 10)),
     )
@@ -257,16 +254,10 @@ def _lengths(rows: Rows) -> str:
     return f"your prompts have {min(lengths):,} to {max(lengths):,} characters"
 
 
-def _limits(rows: Rows, model: str) -> tuple[int, int]:
-    """max_prompt_tokens (two characters a token is rarely too few) and max_tokens; within a local model's positions."""
-    longest = max(_characters(row["prompt"]) for row in rows.values)
-    prompt_tokens = max(256, 1 << math.ceil(math.log2(longest / 2 + 1)))
+def _max_tokens(model: str) -> int:
+    """512, or half of what a local model takes."""
     path = Path(model).expanduser()
-    if not path.is_dir():
-        return prompt_tokens, 512
-    positions = inspect_model(path).max_length
-    prompt_tokens = min(prompt_tokens, positions // 2)
-    return prompt_tokens, min(512, positions - prompt_tokens)
+    return min(512, inspect_model(path).max_length // 2) if path.is_dir() else 512
 
 
 def _chat_lines(look: _Look, as_chat: bool) -> str:

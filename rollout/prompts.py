@@ -19,10 +19,8 @@ from typing import Any
 from rollout.chat import check_messages, render_chat
 from rollout.config import DataConfig
 from rollout.errors import DataError
-from rollout.rows import Rows, read_rows
+from rollout.rows import Rows
 from rollout.types import Prompt
-
-__all__ = ["PromptSet", "Rows", "epoch_order", "read_rows"]
 
 BATCH_SIZE = 1024
 
@@ -34,8 +32,8 @@ class PromptSet:
     `prompt_at` gives, but for seed and tokenizer: the rows, how they are rendered, and which were left out.
 
     Raises `DataError` for a prompt that is neither text nor a chat, an answer without `data.answer_after`, a prompt of
-    more than `data.max_prompt_tokens` tokens where `data.on_long` is "refuse", or when no prompt is left; `ModelError`
-    for a chat without a chat template.
+    more than `data.max_prompt_tokens` tokens (0: any number is right) where `data.on_long` is "refuse", or when no
+    prompt is left; `ModelError` for a chat without a chat template.
     """
 
     def __init__(self, rows: Rows, tokenizer: Any, data: DataConfig, seed: int) -> None:
@@ -78,7 +76,8 @@ class PromptSet:
         if not indices:
             raise DataError(
                 f"{self._rows.spec}: all of its {len(self._rows)} rows are too long (data.max_prompt_tokens is "
-                f"{self._data.max_prompt_tokens}), so none is left; raise the limit or shorten the texts."
+                f"{self._data.max_prompt_tokens}, and the model has a limit of its own), so none is left; shorten the "
+                "texts or raise the limit."
             )
         self._kept = array("q", indices)
         self.num_dropped_long = len(self._rows) - len(indices)
@@ -90,7 +89,7 @@ class PromptSet:
         limit = self._data.max_prompt_tokens
         kept = []
         for prompt in self.in_order():
-            if len(prompt.token_ids) <= limit:
+            if not limit or len(prompt.token_ids) <= limit:
                 kept.append(prompt.index)
             elif self._data.on_long == "refuse":
                 raise DataError(

@@ -12,7 +12,8 @@ from learner.batch import make_batch
 from learner.losses.sft import Sft
 from rollout.config import DataConfig
 from rollout.errors import DataError, ModelError
-from rollout.prompts import PromptSet, read_rows
+from rollout.prompts import PromptSet
+from rollout.rows import read_rows
 from rollout.types import ScoredGroup
 
 ROWS = [{"prompt": f"{i}+1=", "completion": str(i + 1), "id": i} for i in range(20)]

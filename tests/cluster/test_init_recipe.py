@@ -11,7 +11,7 @@ from cluster.config import Recipe, load_recipe
 from cluster.init_recipe import propose
 from learner.losses import LOSSES
 from rollout.errors import DataError, ModelError
-from rollout.prompts import read_rows
+from rollout.rows import read_rows
 
 CHAT = [{"role": "user", "content": "2+2?"}]
 
@@ -43,7 +43,7 @@ def test_gsm8k(gsm8k: Path, tmp_path: Path) -> None:
     assert data.as_chat
     assert "<think>" in data.system
     assert [term.name for term in recipe.rewards] == ["math", "think_format"]
-    assert data.max_prompt_tokens == 512
+    assert (data.max_prompt_tokens, recipe.rollout.max_tokens) == (0, 512)
     assert "7,473 rows" in text
     assert "42 to 985 characters" in text
     assert all("#" in line for line in text.splitlines() if line.startswith(("steps", "groups", "max_stale", "seed")))
@@ -136,7 +136,7 @@ def test_a_local_model_bounds_the_lengths(tmp_path: Path, char_tokenizer: Any) -
     safetensors.numpy.save_file({"weight": numpy.zeros((2, 2), numpy.float32)}, model / "model.safetensors")
     recipe, _ = proposed(tmp_path, written(tmp_path, {"prompt": "1", "answer": "1"}), str(model))
     assert recipe.data.as_chat
-    assert recipe.data.max_prompt_tokens + recipe.rollout.max_tokens == 300
+    assert recipe.rollout.max_tokens == 150
 
 
 def test_a_broken_model_directory(tmp_path: Path) -> None:

@@ -1,0 +1,208 @@
+"""The loop with a fake engine: the same code as a real run, without a model."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.buffer import GroupBuffer
+from cluster.config import Recipe, parse_recipe
+from cluster.evaluate import Evaluation
+from cluster.loop import train
+from cluster.roll import Roller
+from learner.batch import Advantages, Batch, Update
+from learner.losses import LOSSES
+from rollout.engine import Sampling
+from rollout.fake_engine import FakeEngine
+from rollout.pool import RolloutPool
+from rollout.types import Completion, Prompt, Score, ScoredGroup
+
+
+class FakeLearner:
+    """Counts steps and keeps the batches."""
+
+    def __init__(self, fail_at: int = 0) -> None:
+        self.step = 0
+        self.batches: list[Batch] = []
+        self._fail_at = fail_at
+
+    async def update(self, batch: Batch) -> Update:
+        await asyncio.sleep(0.001)
+        if self.step + 1 == self._fail_at:
+            raise FloatingPointError("the loss is nan")
+        self.step += 1
+        self.batches.append(batch)
+        return Update({"loss": 0.0})
+
+    async def save(self, directory: Path) -> None: ...
+
+
+class ParityScores:
+    """Right when the number sampled is even."""
+
+    async def score(self, prompt: Prompt, completion: Completion) -> Score:
+        await asyncio.sleep(0)
+        reward = float(completion.token_ids[0] % 2 == 0)
+        return Score(reward, {"even": reward}, accuracy=reward)
+
+
+class KeptLog:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.evaluations: list[tuple[int, Evaluation]] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        yield
+
+    def step(
+        self,
+        step: int,
+        trained: int,
+        served: int,
+        groups: Sequence[ScoredGroup],
+        update: Update,
+        accounting: dict[str, int],
+    ) -> None:
+        oldest = min(group.first_version for group in groups)
+        self.rows.append({"step": step, "staleness": trained - oldest, "version": served, **accounting})
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        self.evaluations.append((step, result))
+
+
+class World:
+    """Everything around one call of `train`."""
+
+    def __init__(self, engine: FakeEngine | None = None, learner: FakeLearner | None = None, **recipe: Any) -> None:
+        base = {"name": "t", "model": "m", "data": {"train": "t", "test": "t"}, "steps": 10, "groups_per_step": 4}
+        self.recipe: Recipe = parse_recipe({**base, "rollout": {"group_size": 4}, **recipe})
+        self.engine = engine or FakeEngine(
+            lambda ids, number: ([number % 7, 1], str(number % 7)), lambda number: number % 5 * 0.0004
+        )
+        self.pool = RolloutPool([self.engine])
+        self.learner = learner or FakeLearner()
+        self.log = KeptLog()
+        self.stop = asyncio.Event()
+        self.saved: list[int] = []
+        self.pass_at_1 = 0.0
+        roller, sampling = Roller(self.pool, ParityScores(), 0), Sampling(4)
+        self.source = GroupBuffer(
+            lambda ordinal: Prompt(ordinal, ordinal, "", (ordinal,), ""),
+            lambda prompt: roller(prompt, sampling),
+            self.recipe.groups_per_step,
+            self.recipe.max_staleness,
+            lambda group: group.has_signal,
+            2 * self.recipe.groups_per_step,
+        )
+
+    async def publish(self, groups: Sequence[ScoredGroup]) -> int:
+        await self.pool.load_weights(lambda: [("w", len(groups))], self.pool.version + 1)
+        return self.pool.version
+
+    async def evaluate(self) -> Evaluation:
+        return Evaluation({"pass@1": self.pass_at_1}, ())
+
+    async def save(self, step: int) -> None:
+        self.saved.append(step)
+
+    def run(self) -> None:
+        async def everything() -> None:
+            loss = LOSSES["grpo"]()
+            await train(
+                self.recipe,
+                loss,
+                self.source,
+                self.learner,
+                self.publish,
+                self.evaluate,
+                self.save,
+                self.log,
+                self.stop,
+            )
+            left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            assert not left, f"still running: {left}"
+
+        asyncio.run(everything())
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_every_step_is_accounted_for_and_no_sample_is_too_old(staleness: int) -> None:
+    world = World(max_staleness=staleness, steps=15)
+    world.run()
+    assert [row["step"] for row in world.log.rows] == list(range(1, 16))
+    for row in world.log.rows:
+        assert row["staleness"] <= staleness
+        dropped = sum(number for name, number in row.items() if name.startswith("dropped/"))
+        assert row["issued"] == row["trained"] + row["queued"] + row["in_flight"] + dropped
+    assert world.log.rows[-1]["trained"] == 15 * 4
+    assert world.log.rows[-1]["version"] == world.engine.version == 15
+
+
+def test_synchronous_runs_are_the_same_run() -> None:
+    def signals() -> list[tuple[float, ...]]:
+        world = World(steps=6)
+        world.run()
+        found = []
+        for batch in world.learner.batches:
+            assert isinstance(batch.signal, Advantages)
+            found.append(batch.signal.values)
+        return found
+
+    assert signals() == signals()
+
+
+def test_iterative_training_pushes_every_n_steps() -> None:
+    world = World(publish_every=3, steps=10)
+    world.run()
+    assert world.engine.version == 3
+    assert [row["version"] for row in world.log.rows] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_evaluations_and_checkpoints_come_when_they_should() -> None:
+    world = World(eval_every=4, save_every=5, steps=12)
+    world.run()
+    assert [step for step, _ in world.log.evaluations] == [4, 8, 12]
+    assert world.saved == [5, 10, 12]
+
+
+def test_a_reached_target_ends_the_run_with_a_checkpoint() -> None:
+    world = World(eval_every=2, stop_at={"pass_at_1": 0.9})
+    world.pass_at_1 = 0.95
+    world.run()
+    assert world.learner.step == 2
+    assert world.saved == [2]
+
+
+def test_a_stop_ends_the_run_with_a_checkpoint_even_while_it_waits() -> None:
+    engine = FakeEngine(lambda ids, number: ([number % 7, 1], ""), lambda number: 3600.0)
+    world = World(engine)
+
+    async def stop_soon(groups: Sequence[ScoredGroup]) -> int:
+        raise AssertionError("nothing was trained, so nothing is pushed")
+
+    world.publish = stop_soon  # type: ignore[method-assign]
+    world.stop.set()
+    world.run()
+    assert world.learner.step == 0
+    assert world.saved == []
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_dead_engine_ends_the_run_and_leaves_nothing_running(staleness: int) -> None:
+    engine = FakeEngine(lambda ids, number: ([number % 7, 1], ""), lambda number: 0.001, fail_at=23)
+    world = World(engine, max_staleness=staleness)
+    with pytest.raises(ExceptionGroup) as caught:
+        world.run()
+    assert "died at request 23" in str(caught.value.exceptions[0])
+
+
+def test_a_failing_update_ends_the_run_and_leaves_nothing_running() -> None:
+    world = World(learner=FakeLearner(fail_at=3), max_staleness=1)
+    with pytest.raises(ExceptionGroup) as caught:
+        world.run()
+    assert isinstance(caught.value.exceptions[0], FloatingPointError)
+    assert world.learner.step == 2
