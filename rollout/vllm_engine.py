@@ -77,9 +77,14 @@ def _completion(output: Any, tokenizer: Any, has_stop_strings: bool) -> Completi
         tuple(output.logprobs.logprobs),
         output.text if has_stop_strings else tokenizer.decode(token_ids, skip_special_tokens=True),
         "length" if output.finish_reason == "length" else "stop",
-        int(spans[0].version),
-        int(spans[-1].version),
+        _version(spans[0].version),
+        _version(spans[-1].version),
     )
+
+
+def _version(label: str) -> int:
+    """vLLM calls the weights that it was started with "default"."""
+    return 0 if label == "default" else int(label)
 
 
 def _prompt_logprobs(token_ids: Sequence[int], output: Any) -> list[float]:
@@ -133,9 +138,7 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
-        engine = LLMEngine.from_engine_args(EngineArgs(**args))
-        engine.set_weight_version("0")
-        return engine
+        return LLMEngine.from_engine_args(EngineArgs(**args))
 
     def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         prompt = _prompt(token_ids, self.version)
@@ -300,7 +303,7 @@ class AsyncVllmEngine:
         payload = save({name: tensor.detach().contiguous() for name, tensor in weights})
         await self._engine.pause_generation(mode="keep", clear_cache=False)
         await self._engine.collective_rpc("volley_load_weights", args=(payload,))
-        await self._engine.set_weight_version(str(version))
+        await self._engine.update_weight_version(str(version))
         await self._engine.resume_generation()
         self.version = version
 

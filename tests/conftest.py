@@ -1,10 +1,22 @@
 """Fixtures that several packages' tests share."""
 
+import asyncio
 import os
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before anything imports torch: threads that sleep when idle, and no hub.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +40,34 @@ def gsm8k() -> Path:
     if not root:
         pytest.skip("VOLLEY_TEST_DATA is not set; it names a directory with gsm8k/train.jsonl and test.jsonl")
     return Path(root) / "gsm8k"
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Run]:
+    """Runs a coroutine on the one event loop of the session, on which the shared engine lives."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 1.8 M parameters with random weights and the demo's tokenizer."""
+    from cluster.demo import make_model
+
+    directory = tmp_path_factory.mktemp("tiny-model")
+    make_model(directory, seed=0)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny_model: Path, run: Run) -> Iterator[Any]:
+    """The one real vLLM engine of the session, bf16, in this process."""
+    from transformers import AutoTokenizer
+
+    from rollout.config import RolloutConfig
+    from rollout.vllm_engine import VllmEngine
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    engine = VllmEngine(str(tiny_model), tokenizer, RolloutConfig(), "bf16", max_model_len=128)
+    yield engine
+    run(engine.close())

@@ -1,0 +1,150 @@
+"""Real vLLM behind the engine protocol."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rollout.config import RolloutConfig
+from rollout.engine import Sampling
+from rollout.types import Completion
+from rollout.vllm_engine import AsyncVllmEngine
+
+PROMPT = (10, 13, 16, 9, 14, 17, 18)  # 47+38=?
+Run = Callable[[Any], Any]
+
+
+async def sample(engine: Any, sampling: Sampling, seed: int = 1, prompt: Sequence[int] = PROMPT) -> list[Completion]:
+    return list(await asyncio.gather(*engine.submit(prompt, sampling, seed)))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model: Path) -> Callable[[Sequence[int], float], torch.Tensor]:
+    """Log-probs of a sequence's tokens by transformers, in float32 from the same bf16 weights."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).float()
+
+    def logprobs(ids: Sequence[int], temperature: float) -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([list(ids)])).logits[0, :-1]
+        table = torch.log_softmax(logits / temperature, -1)
+        return table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+    return logprobs
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_are_those_of_the_sampling_distribution(
+    vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor], temperature: float
+) -> None:
+    completions = run(sample(vllm_engine, Sampling(8, temperature, max_tokens=30)))
+    gaps = []
+    for completion in completions:
+        expected = reference(PROMPT + completion.token_ids, temperature)[len(PROMPT) - 1 :]
+        gaps.append((expected - torch.tensor(completion.logprobs)).abs())
+    assert torch.cat(gaps).mean() < 0.01
+
+
+def test_top_p_renormalises_what_it_keeps(
+    vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]
+) -> None:
+    for completion in run(sample(vllm_engine, Sampling(4, 1.0, top_p=0.5, max_tokens=20))):
+        whole = reference(PROMPT + completion.token_ids, 1.0)[len(PROMPT) - 1 :]
+        assert torch.all(torch.tensor(completion.logprobs) > whole + 0.3)
+
+
+def test_the_same_request_gives_the_same_samples_and_another_seed_others(vllm_engine: Any, run: Run) -> None:
+    sampling = Sampling(4, 1.0, max_tokens=20)
+    first, again = (run(sample(vllm_engine, sampling, seed=5)) for _ in range(2))
+    assert first == again
+    assert len({completion.token_ids for completion in first}) == 4
+    assert run(sample(vllm_engine, sampling, seed=6)) != first
+
+
+def test_greedy_is_greedy_and_truncation_is_marked(vllm_engine: Any, run: Run) -> None:
+    (one,), (two,) = (run(sample(vllm_engine, Sampling(1, 0.0, max_tokens=5), seed)) for seed in (1, 2))
+    assert one.token_ids == two.token_ids
+    assert len(one.token_ids) == 5
+    assert one.truncated
+
+
+def test_a_stop_string_ends_a_completion_and_is_not_in_its_text(vllm_engine: Any, run: Run) -> None:
+    completions = run(sample(vllm_engine, Sampling(16, 1.0, max_tokens=60, stop=("5",)), seed=3))
+    stopped = [completion for completion in completions if not completion.truncated]
+    assert stopped
+    assert all("5" not in completion.text for completion in completions)
+
+
+def test_an_end_token_is_part_of_the_tokens_and_not_of_the_text(vllm_engine: Any, run: Run) -> None:
+    completions = run(sample(vllm_engine, Sampling(32, 1.0, max_tokens=80), seed=4))
+    ended = [completion for completion in completions if not completion.truncated]
+    assert ended
+    assert all(completion.token_ids[-1] == 1 and "<eos>" not in completion.text for completion in ended)
+    assert all(len(completion.logprobs) == len(completion.token_ids) for completion in completions)
+
+
+def test_requests_in_flight_survive_a_push_and_carry_both_versions(
+    vllm_engine: Any, run: Run, tiny_model: Path
+) -> None:
+    weights = load_file(tiny_model / "model.safetensors")
+
+    async def push_midway() -> list[Completion]:
+        futures = vllm_engine.submit(PROMPT, Sampling(4, 1.0, max_tokens=100), 2)
+        await asyncio.sleep(0.05)
+        version = vllm_engine.version
+        await vllm_engine.load_weights(weights.items(), version + 1)
+        return list(await asyncio.gather(*futures))
+
+    before = vllm_engine.version
+    completions = run(push_midway())
+    assert vllm_engine.version == before + 1
+    longest = max(completions, key=lambda completion: len(completion.token_ids))
+    assert (longest.first_version, longest.last_version) == (before, before + 1)
+    assert {c.first_version for c in run(sample(vllm_engine, Sampling(2, max_tokens=5)))} == {before + 1}
+
+
+def test_cancelled_requests_leave_the_engine_serving(vllm_engine: Any, run: Run) -> None:
+    async def cancel_then_sample() -> list[Completion]:
+        for future in vllm_engine.submit(PROMPT, Sampling(8, 1.0, max_tokens=100), 1):
+            future.cancel()
+        await asyncio.sleep(0.02)
+        return await sample(vllm_engine, Sampling(2, 1.0, max_tokens=10))
+
+    assert len(run(cancel_then_sample())) == 2
+    assert not vllm_engine._futures
+
+
+def test_teacher_forced_logprobs(vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]) -> None:
+    sequences = [PROMPT + (2, 7, 9), PROMPT + (5,) * 20]
+    for ids, ours in zip(sequences, run(vllm_engine.logprobs(sequences)), strict=True):
+        assert len(ours) == len(ids) - 1
+        assert (reference(ids, 1.0) - torch.tensor(ours)).abs().mean() < 0.01
+
+
+def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path) -> None:
+    """AsyncLLM: samples, takes weights while requests are in flight, and closes."""
+    from transformers import AutoTokenizer
+
+    async def everything() -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        engine = AsyncVllmEngine(str(tiny_model), tokenizer, RolloutConfig(enforce_eager=True), "bf16", 128)
+        try:
+            first = await sample(engine, Sampling(3, 1.0, max_tokens=12))
+            assert first == await sample(engine, Sampling(3, 1.0, max_tokens=12))
+            before = await engine.logprobs([PROMPT])
+            weights = {name: tensor * 1.1 for name, tensor in load_file(tiny_model / "model.safetensors").items()}
+            futures = engine.submit(PROMPT, Sampling(2, 1.0, max_tokens=110), 1)
+            await asyncio.sleep(0.05)
+            await engine.load_weights(weights.items(), 7)
+            assert max(c.last_version for c in await asyncio.gather(*futures)) == 7
+            assert engine.version == 7
+            assert before != await engine.logprobs([PROMPT])
+        finally:
+            await engine.close()
+
+    asyncio.run(everything())
