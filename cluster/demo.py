@@ -1,7 +1,7 @@
 """The demo: a model made from nothing learns to add, in minutes on a laptop.
 
 Makes a tiny Llama with a character tokenizer and addition problems, teaches it the form of an answer with SFT on worked
-examples of which half are spoilt on purpose, and then lets GRPO with the math and format rewards find out what is
+examples of which some are spoilt on purpose, and then lets GRPO with the math and format rewards find out what is
 right. Everything goes through the same recipes and commands that a user has.
 """
 
@@ -17,7 +17,7 @@ from cluster.config import RUNS
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 HELD_OUT_SHARE = 0.1
-SPOILT_SHARE = 0.5
+SPOILT_SHARE = 0.3
 WORDS = ("<pad>", "<eos>", "<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -31,7 +31,7 @@ def demo() -> int:
     make_model(run / "start", seed=0)
     for title, recipe in (("warm-up: SFT", "demo-warm-up.yaml"), ("training: GRPO", "demo.yaml")):
         print(f"demo: {title} ({RECIPES / recipe})", flush=True)
-        code = subprocess.call([sys.executable, "-m", "cluster.cli", "train", str(RECIPES / recipe)])
+        code = subprocess.call([sys.executable, "-P", "-m", "cluster.cli", "train", str(RECIPES / recipe)])
         if code:
             return code
     evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]

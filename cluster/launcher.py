@@ -36,6 +36,8 @@ def prepare_environment(recipe: Recipe) -> None:
         # Idle OpenMP threads that spin starve whatever else runs on these cores.
         OMP_WAIT_POLICY="PASSIVE",
         TOKENIZERS_PARALLELISM="false",
+        # oneDNN keeps a compiled primitive with its buffers for each of 1,024 shapes; every step brings new shapes.
+        ONEDNN_PRIMITIVE_CACHE_CAPACITY="64",
         VLLM_CPU_OMP_THREADS_BIND="nobind",
         VLLM_CPU_KVCACHE_SPACE=str(max(1, round(recipe.rollout.kv_cache_gib))),
         VLLM_NO_USAGE_STATS="1",

@@ -14,6 +14,7 @@ from rewards.scorer import Scorer
 from cluster import checkpoint, launcher
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
+from cluster.config import Recipe
 from cluster.dataset_source import DatasetSource
 from cluster.evaluate import Evaluation, evaluate
 from cluster.loop import Source, train
@@ -56,8 +57,8 @@ class Training:
             self._pool = pool
             self._roller = Roller(pool, scorer, recipe.seed)
             self._source = self._make_source()
-            log = RunLog(self._directory.path, recipe, restored.step if restored else 0)
-            self._record = Record(self._directory, recipe, log, self._roller, self._say)
+            done = restored.step if restored else 0
+            self._record = Record(self._directory, recipe, self._roller, done)
             try:
                 if restored is not None:
                     await self._restore(restored)
@@ -154,7 +155,7 @@ class Training:
         await self._learner.load(restored.learner, restored.step)
         self._source.restore(restored.state["source"])
         self._version = restored.state["weight_version"]
-        self._record.restore(restored.step, restored.state["wall_s"])
+        self._record.restore(restored.state["wall_s"])
         if self._pool.engines:
             await self._pool.load_weights(self._learner.named_weights, self._version)
         self._say(f"resumed from {restored.directory.name}")
@@ -184,19 +185,17 @@ class Training:
 class Record:
     """What the run leaves behind of every step: metrics, samples, progress."""
 
-    def __init__(
-        self, directory: RunDirectory, recipe: Any, log: RunLog, roller: Roller, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, directory: RunDirectory, recipe: Recipe, roller: Roller, done: int) -> None:
+        """done: steps that a resumed run has behind it."""
         self._directory = directory
         self._recipe = recipe
-        self._log = log
         self._roller = roller
-        self._progress = Progress(recipe.steps)
+        self._log = RunLog(directory.path, recipe, done)
+        self._progress = Progress(recipe.steps, done)
         self._seconds: dict[str, float] = {}
         self._busy = (0.0, 0.0)
         self._started = time.perf_counter()
         self._step_started = self._started
-        self._version = 0
         self.extra: dict[str, float] = {}
         self.last_evaluation: dict[str, float] = {}
 
@@ -204,7 +203,8 @@ class Record:
     def wall_s(self) -> float:
         return time.perf_counter() - self._started
 
-    def restore(self, step: int, wall_s: float) -> None:
+    def restore(self, wall_s: float) -> None:
+        """Count on from the seconds that the run took before."""
         self._started -= wall_s
 
     @contextmanager

@@ -1,0 +1,211 @@
+"""A scoring child as its parent sees it: own program, own session, clean environment, one socket, one clock."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rewards
+from rewards.config import RewardConfig
+from rewards.item import Item
+from rewards.rubric import Outcome
+from rewards.scorer_child import decode, encode
+from rollout.errors import RewardError
+
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.scorer_child import main; main()"
+_SECRET = re.compile(r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|^RAY_AUTH_|^WANDB_")
+STANDARD_ERROR = 2
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without whatever is called like a secret; one thread for numerical libraries, and
+    hashes that are the same in every child, so that the same response always gets the same score."""
+    environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name.upper())}
+    return environment | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
+
+def launch(
+    terms: Sequence[RewardConfig], columns: Collection[str] | None, cpu_s: int, memory_bytes: int
+) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """Start a child for these rewards; returns it and our end of its socket.
+
+    It dies with the *thread* that calls this (that is what the kernel watches), so call it from one that lasts. Raises
+    RewardError for options that JSON cannot hold, OSError where the system has no process left."""
+    setup: dict[str, Any] = {
+        "terms": [dataclasses.asdict(term) for term in terms],
+        "columns": None if columns is None else sorted(columns),
+        "path": [entry or os.getcwd() for entry in sys.path],
+        "cpu_s": cpu_s,
+        "memory_bytes": memory_bytes,
+    }
+    try:
+        message = encode(setup)
+    except TypeError as error:
+        raise RewardError(
+            f"rewards: an option is no plain value ({error}); write dates and the like in quotes."
+        ) from None
+    ours, theirs = socket.socketpair()
+    root = str(Path(rewards.__file__).parent.parent)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, root, str(theirs.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=STANDARD_ERROR,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env=clean_environment(),
+        )
+    with contextlib.suppress(OSError):  # a child that is dead already shows when we read
+        ours.sendall(message)
+    return process, ours
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a child and what it started, at once. Not after it has been waited for: its id may be another's by then."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def died_loading(name: str) -> RewardError:
+    return RewardError(f"reward '{name}' cannot be imported: the process ends; look for an exit in its module.")
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """One item on its way through a child. outcomes: by term, None where the child is to compute it. message: the item
+    as the child reads it. done: set when no outcome is None any more."""
+
+    outcomes: list[Outcome | None]
+    message: bytes
+    done: "asyncio.Future[None]"
+
+    @classmethod
+    def of(cls, item: Item, outcomes: list[Outcome | None]) -> "Work":
+        """Raises TypeError for a row that JSON cannot hold. Call it on the event loop."""
+        terms = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        fields = (item.prompt, item.response, item.answer, item.num_tokens, item.truncated, dict(item.row))
+        return cls(outcomes, encode([terms, *fields]), asyncio.get_running_loop().create_future())
+
+    def finish(self, error: str = "") -> None:
+        """No more outcomes will come: the first one missing failed for this reason, others behind it never ran."""
+        for index, outcome in enumerate(self.outcomes):
+            if outcome is None:
+                self.outcomes[index] = Outcome(math.nan, error)
+                error = ""
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Child(asyncio.Protocol):
+    """Our end of a child's socket: hands it items, takes its answers, and ends it when an item takes too long.
+
+    labels: of the terms, for reasons. ready: done once all rewards are loaded; fails with RewardError. ended: set once
+    the child is killed or dead; `work` then holds what it had not begun. on_idle: called when it could take more.
+    """
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", labels: Sequence[str], timeout_s: float, on_idle: Callable[[], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.process = process
+        self.loading = ""
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self.ended = asyncio.Event()
+        self.work: deque[Work] = deque()
+        self._labels = labels
+        self._timeout_s = timeout_s
+        self._on_idle = on_idle
+        self._buffer = bytearray()
+        self._transport: asyncio.WriteTransport | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.ready.done() and not self.work and not self.ended.is_set()
+
+    def give(self, batch: Sequence[Work]) -> None:
+        """Send items to an idle child; it works on them one after the other."""
+        assert self._transport is not None
+        self.work.extend(batch)
+        self._transport.write(b"".join(work.message for work in batch))
+        self._start_clock()
+
+    def end(self, reason: str = "") -> None:
+        """Kill the child and whatever it started. The item in progress fails for `reason`, if one is given."""
+        if self.ended.is_set():
+            return
+        kill(self.process)
+        if self._transport is not None:
+            self._transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.work and reason:
+            work = self.work.popleft()
+            work.finish(f"reward '{self._labels[work.outcomes.index(None)]}': {reason}")
+        self.ready.cancel()
+        self.ended.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(died_loading(self.loading))
+        self.end("its process died")
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        for message in decode(self._buffer):
+            if isinstance(message[0], str):
+                self._take_news(*message)
+            else:
+                self._take_answer(*message)
+
+    def _take_news(self, what: str, text: str = "") -> None:
+        if what == "loading":
+            self.loading = text
+        elif what == "ready" and not self.ready.done():
+            self.ready.set_result(None)
+        elif what == "failed" and not self.ready.done():
+            self.ready.set_exception(RewardError(text))
+
+    def _take_answer(self, term: int, value: float | None, error: str, leaving: bool) -> None:
+        if self.ended.is_set():
+            return
+        work = self.work[0]
+        work.outcomes[term] = Outcome(math.nan if value is None else value, error)
+        if leaving or None not in work.outcomes:
+            self.work.popleft().finish()
+            self._start_clock()
+        if leaving:
+            self.end()
+        elif not self.work:
+            self._on_idle()
+
+    def _start_clock(self) -> None:
+        """The first item of `work` starts now."""
+        self._deadline = self._loop.time() + self._timeout_s
+        if self._timer is None and self.work:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        # Answers that had arrived before are taken already: the loop runs readers before timers.
+        self._timer = None
+        if self.work and self._loop.time() >= self._deadline:
+            self.end(f"timed out after {self._timeout_s:g} s")
+        elif self.work:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_clock)

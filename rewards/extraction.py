@@ -1,0 +1,113 @@
+"""Where in a response its answer stands.
+
+In this order: the last box; the last of `<answer>` tags, `####`, `answer is ...`, `A: ...`; a response of one short
+line, as a whole; a last line that is nothing but a number. A sentence that merely contains a number is no answer: to
+take the last number anywhere would reward a model for listing numbers.
+"""
+
+import re
+
+from rewards.exact import normal_form, parse_exact
+from rewards.think_format import after_thinking
+
+MAX_TAIL = 16_384
+MAX_ANSWER = 256
+MAX_BARE = 64
+MAX_BOXES = 8
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|\\text\s*\{\s*and\s*\})|,)[\s$]*")
+_ANCHOR = re.compile(
+    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_END = re.compile(r"\.(?=\s|$|\*)|[;?](?=\s|$)|,? (?:because|since|so|which|where) ")
+
+
+def extract(response: str, truncated: bool = False) -> str | None:
+    """The answer that a response gives, as it spells it; None where it gives none.
+
+    Read is what follows the last `</think>`, or everything where no thinking is marked; thinking that is still open
+    holds no answer. A box that is cut off or empty, and `<answer>` tags that contradict each other, give none, and
+    nothing else is taken in their place. truncated: the response ended at the token limit, so an answer that nothing
+    closes may be cut off: the last line counts for boxes and closed tags only. Looks at the last `MAX_TAIL` characters.
+    """
+    text = after_thinking(response)
+    if text is None:
+        return None
+    text = text[-MAX_TAIL:]
+    boxes = list(_BOX.finditer(text))
+    found = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
+    found = found.strip().strip("*_`").strip() if found else ""
+    return found if 0 < len(found) <= MAX_ANSWER else None
+
+
+def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
+    """The content of the last box; of several, where only a comma or "and" stands between them, joined by commas."""
+    contents: list[str] = []
+    next_start = 0
+    for box in reversed(boxes[-MAX_BOXES:]):
+        end = _closing_brace(text, box.end()) if box[1] else -1
+        if contents and (end < 0 or not _BETWEEN_BOXES.fullmatch(text, end + 1, next_start)):
+            break
+        content = text[box.end() : end].strip() if end >= 0 else ""
+        if not content:
+            return None
+        contents.insert(0, content)
+        next_start = box.start()
+    return ", ".join(contents)
+
+
+def _closing_brace(text: str, start: int) -> int:
+    """Index of the brace that closes the one before `start`; -1 if none does within an answer's length."""
+    depth, place, limit = 1, start, min(len(text), start + MAX_ANSWER + 1)
+    while place < limit:
+        if text[place] == "\\":
+            place += 1
+        elif text[place] == "{":
+            depth += 1
+        elif text[place] == "}":
+            depth -= 1
+            if depth == 0:
+                return place
+        place += 1
+    return -1
+
+
+def _unboxed(text: str, truncated: bool) -> str | None:
+    """The answer behind the last of the marks, or the text itself where there is none."""
+    whole = text.rpartition("\n")[0] if truncated else text
+    *_, last_anchor = [None, *_ANCHOR.finditer(whole)]
+    tag_place, hash_place = text.rfind("<answer>"), whole.rfind("####")
+    anchor_place = last_anchor.start() if last_anchor else -1
+    last = max(tag_place, hash_place, anchor_place)
+    if last < 0:
+        return _bare(whole)
+    if last == tag_place:
+        return _tagged(text, truncated)
+    if last == hash_place:
+        return _first_line(whole[hash_place + 4 :])
+    assert last_anchor is not None
+    return _END.split(_first_line(whole[last_anchor.end() :]), maxsplit=1)[0]
+
+
+def _tagged(text: str, truncated: bool) -> str | None:
+    """What stands in the last `<answer>`; None if an earlier one says something else. The last may lack its end tag,
+    which sampling removes where it is the stop string."""
+    parts = [piece.partition("</answer>") for piece in text.split("<answer>")[1:]]
+    if truncated and not parts[-1][1]:
+        return None
+    spellings = {normal_form(content) for content, _, _ in parts}
+    return parts[-1][0] if len(spellings) == 1 else None
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _bare(text: str) -> str | None:
+    stripped = text.strip()
+    line = stripped.rpartition("\n")[2].strip()
+    if len(line) > MAX_BARE:
+        return None
+    return line if line == stripped or parse_exact(line) is not None else None

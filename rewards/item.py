@@ -1,0 +1,39 @@
+"""What a reward sees, and how it says that there is nothing to say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rollout.types import Completion, Prompt
+
+ITEM_ARGUMENTS = ("prompt", "response", "answer", "num_tokens", "truncated")
+
+
+class Unscorable(Exception):
+    """Raised by a reward that cannot judge a row at all, for instance because its gold answer means nothing. The
+    completion then carries no signal and is counted with this reason; it is neither right nor wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One completion to be scored, as plain values that can travel to another process.
+
+    prompt: as the model read it (chat template applied). answer: the gold answer, "" where the data has none.
+    num_tokens: of the completion. truncated: it ended at the token limit. row: the other columns of the data.
+    """
+
+    prompt: str
+    response: str
+    answer: str
+    num_tokens: int
+    truncated: bool
+    row: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, prompt: Prompt, completion: Completion) -> "Item":
+        num_tokens = len(completion.token_ids)
+        return cls(prompt.text, completion.text, prompt.answer, num_tokens, completion.truncated, prompt.row)
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments offered to a reward; ours win over data columns of the same name."""
+        return {**self.row, **{name: getattr(self, name) for name in ITEM_ARGUMENTS}}

@@ -1,0 +1,244 @@
+"""The service that scores: cheap terms in the caller, everything else in a pool of child processes that can be killed.
+
+    score() -- what is cheap -- all of it? --------------------------------> Rubric.combine
+                                    no: waiting -> batch -> child, term by term --^
+
+The clock of an item starts when work on it starts. A child that exceeds it, or dies, is killed with all that it
+started, and replaced; only the item that it was working on becomes unscorable, the others of its batch go back to the
+front of the queue. Nothing here blocks the event loop but starting a process (milliseconds).
+"""
+
+import asyncio
+import math
+import os
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+
+from rewards.child_process import Child, Work, died_loading, kill, launch
+from rewards.config import RewardConfig, ScorerConfig
+from rewards.item import Item
+from rewards.rubric import Outcome, Rubric
+from rewards.scorer_child import messages
+from rollout.errors import RewardError
+from rollout.types import Completion, Prompt, Score
+
+MAX_WORKERS = 4
+MAX_BATCH = 16
+START_TIMEOUT_S = 60.0
+IMPORT_SILENCE_S = 4.0
+CLOSE_TIMEOUT_S = 5.0
+MAX_FAILED_STARTS = 3
+REAP_EVERY_S = 0.02
+
+
+class Scorer:
+    """Scores completions. Use as `async with Scorer(terms) as scorer:`, on one event loop, with any number of
+    concurrent calls of `score`. Raises what `Rubric` raises."""
+
+    def __init__(self, terms: Sequence[RewardConfig], config: ScorerConfig | None = None) -> None:
+        self._rubric = Rubric(terms)
+        self._labels = [term.label for term in terms]
+        self._config = config or ScorerConfig()
+        self._cores = len(os.sched_getaffinity(0))
+        self._waiting: deque[Work] = deque()
+        self._children: list[Child] = []
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+        self._broken: Exception | None = None
+        self._closed = False
+        self._hand_out_is_due = False
+
+    async def __aenter__(self) -> "Scorer":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Start the children; none where every reward is cheap. Raises RewardError if they cannot load a reward, or
+        have not after `START_TIMEOUT_S`."""
+        if not self._rubric.needs_children:
+            return
+        num_workers = self._config.workers or min(MAX_WORKERS, self._cores)
+        ready: list[asyncio.Future[None]] = [asyncio.get_running_loop().create_future() for _ in range(num_workers)]
+        self._keepers = [asyncio.ensure_future(self._keep(each)) for each in ready]
+        try:
+            await asyncio.gather(*ready)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Kill the children and cancel what waits for them. Takes `CLOSE_TIMEOUT_S` at most; may be called twice."""
+        self._closed = True
+        for process in self._processes:
+            kill(process)
+        for keeper in self._keepers:
+            keeper.cancel()
+        for child in self._children:
+            child.end()
+            self._waiting.extend(child.work)
+        for work in self._waiting:
+            work.done.cancel()
+        self._waiting.clear()
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=CLOSE_TIMEOUT_S)
+        while self._reap() and time.monotonic() < deadline:
+            await asyncio.sleep(REAP_EVERY_S)
+
+    async def score(self, prompt: Prompt, completion: Completion) -> Score:
+        """The score of one completion. Whatever goes wrong in its rewards is told in `Score.unscorable`, not raised.
+        Raises RewardError only once children cannot be started any more."""
+        item = Item.of(prompt, completion)
+        outcomes = self._rubric.compute_cheaply(item)
+        if None in outcomes:
+            await self._compute(item, outcomes)
+        return self._rubric.combine(item, [outcome for outcome in outcomes if outcome is not None])
+
+    async def _compute(self, item: Item, outcomes: list[Outcome | None]) -> None:
+        """Have the missing outcomes filled in by a child."""
+        if self._broken:
+            raise self._broken
+        if self._closed or not self._keepers:
+            raise RuntimeError("the scorer is not running; use it as 'async with Scorer(...) as scorer'")
+        try:
+            work = Work.of(item, outcomes)
+        except TypeError as error:
+            missing = Outcome(math.nan, f"the row of the data cannot be handed to its rewards: {error}")
+            outcomes[:] = [outcome or missing for outcome in outcomes]
+            return
+        self._waiting.append(work)
+        self._hand_out_soon()
+        await work.done
+
+    def _hand_out_soon(self) -> None:
+        """Hand out work at the end of this turn of the loop, so that what is asked for together travels together."""
+        if not self._hand_out_is_due and not self._closed:
+            self._hand_out_is_due = True
+            asyncio.get_running_loop().call_soon(self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._hand_out_is_due = False
+        for child in [each for each in self._children if each.idle]:
+            share = min(MAX_BATCH, math.ceil(len(self._waiting) / (2 * len(self._children))))
+            batch: list[Work] = []
+            while self._waiting and len(batch) < share:
+                work = self._waiting.popleft()
+                if not work.done.done():
+                    batch.append(work)
+            if batch:
+                child.give(batch)
+
+    async def _keep(self, ready: "asyncio.Future[None]") -> None:
+        """Keep one child running: start it, wait for its end, take back its work, start the next."""
+        try:
+            child = await self._start_child()
+            ready.set_result(None)
+            while True:
+                self._children.append(child)
+                self._hand_out_soon()
+                await child.ended.wait()
+                self._children.remove(child)
+                self._waiting.extendleft(reversed(child.work))
+                self._hand_out_soon()
+                child = await self._replace()
+        except Exception as error:
+            if not ready.done():
+                ready.set_exception(error)
+            elif all(keeper.done() for keeper in self._keepers if keeper is not asyncio.current_task()):
+                self._give_up(error)
+
+    async def _replace(self) -> Child:
+        for attempt in range(1, MAX_FAILED_STARTS + 1):
+            try:
+                return await self._start_child()
+            except RewardError:
+                if attempt == MAX_FAILED_STARTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _give_up(self, error: Exception) -> None:
+        """The last child is gone and cannot be replaced."""
+        self._broken = error
+        for work in self._waiting:
+            if not work.done.done():
+                work.done.set_exception(error)
+        self._waiting.clear()
+
+    async def _start_child(self) -> Child:
+        self._reap()
+        cpu_s = math.ceil(self._config.timeout_s) * self._cores + 1
+        try:
+            process, connection = launch(self._rubric.terms, None, cpu_s, self._config.memory_bytes)
+        except OSError as error:
+            raise RewardError(f"rewards: a scoring process cannot be started ({error}).") from None
+        self._processes.add(process)
+        connection.setblocking(False)
+        child = Child(process, self._labels, self._config.timeout_s, self._hand_out_soon)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=connection)
+                await child.ready
+        except TimeoutError:
+            raise _too_slow(child.loading, START_TIMEOUT_S) from None
+        finally:
+            if not child.idle:
+                child.end()
+        return child
+
+    def _reap(self) -> bool:
+        """Take leave of processes that have ended; whether some have not."""
+        self._processes = {process for process in self._processes if process.poll() is None}
+        return bool(self._processes)
+
+
+def check_rewards(configs: Sequence[RewardConfig], columns: set[str]) -> None:
+    """Find out, before a run, whether every reward can be loaded and called with data of these columns.
+
+    The user's functions are imported in a short-lived child; slow imports are waited for, up to `START_TIMEOUT_S`, as
+    long as they get on. Raises RewardError, or ConfigError for terms that contradict each other.
+    """
+    own = Rubric(configs).own_terms
+    if not own:
+        return
+    process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes)
+    try:
+        with connection:
+            _await_ready(connection)
+    finally:
+        kill(process)
+        process.wait(CLOSE_TIMEOUT_S)
+
+
+def _await_ready(connection: socket.socket) -> None:
+    connection.settimeout(IMPORT_SILENCE_S)
+    loading, deadline = "", time.monotonic() + START_TIMEOUT_S
+    try:
+        for what, *text in messages(connection):
+            if what == "ready":
+                return
+            if what == "failed":
+                raise RewardError(text[0])
+            if what == "loading":
+                loading = text[0]
+            if time.monotonic() > deadline:
+                raise _too_slow(loading, START_TIMEOUT_S)
+    except TimeoutError:
+        raise _too_slow(loading, IMPORT_SILENCE_S) from None
+    except ConnectionError:
+        pass
+    raise died_loading(loading)
+
+
+def _too_slow(name: str, seconds: float) -> RewardError:
+    return RewardError(
+        f"reward '{name}' hangs at import (nothing new for {seconds:g} s); move what takes so long into its function."
+    )

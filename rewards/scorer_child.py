@@ -1,0 +1,161 @@
+"""The program of a scoring child: loads the rewards, then computes terms of items until its socket closes.
+
+Messages are JSON behind a length of four bytes, big-endian; nothing is ever unpickled.
+
+    to the child    {"terms", "columns", "path", "cpu_s", "memory_bytes"}                        once
+                    [[term, ...], prompt, response, answer, num_tokens, truncated, row]          each item
+    from the child  ["loading", reward name], ["alive"], then ["ready"] or ["failed", message]
+                    [term, value or null, error, leaving]                                        each term, in order
+
+The child dies with its parent, cannot take more memory or processor time than allowed, and never writes to the parent's
+standard output: whatever a reward prints goes to standard error. It is no sandbox for hostile code; a reward is the
+user's own, only the text that it reads is not.
+"""
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LENGTH = struct.Struct(">I")
+ALIVE_EVERY_S = 0.5
+PR_SET_PDEATHSIG = 1
+
+
+def encode(message: Any) -> bytes:
+    """A message with its length. Raises TypeError for what JSON cannot hold."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+def decode(buffer: bytearray) -> Iterator[Any]:
+    """The whole messages at the start of `buffer`, which loses them."""
+    while len(buffer) >= LENGTH.size:
+        end = LENGTH.size + LENGTH.unpack_from(buffer)[0]
+        if len(buffer) < end:
+            return
+        body = bytes(buffer[LENGTH.size : end])
+        del buffer[:end]
+        yield json.loads(body)
+
+
+def messages(connection: socket.socket) -> Iterator[Any]:
+    """What arrives, until the other side closes."""
+    buffer = bytearray()
+    while chunk := connection.recv(1 << 18):
+        buffer += chunk
+        yield from decode(buffer)
+
+
+def main() -> None:
+    """Entry point: arguments are the directory of the packages, the socket's number and the parent's process id."""
+    _die_with(int(sys.argv[3]))
+    with socket.socket(fileno=int(sys.argv[2])) as connection:
+        connection.set_inheritable(False)
+        incoming = messages(connection)
+        setup = next(incoming)
+        sys.path += [entry for entry in setup["path"] if entry not in sys.path]
+        rubric = _load(connection, setup)
+        if rubric is None:
+            return
+        _limit_memory(setup["memory_bytes"])
+        connection.sendall(encode(["ready"]))
+        for terms, *fields in incoming:
+            if not _work(connection, rubric, terms, fields, setup["cpu_s"]):
+                return
+
+
+def _load(connection: socket.socket, setup: dict[str, Any]) -> Any:
+    from rewards.config import RewardConfig
+    from rewards.rubric import Rubric
+    from rollout.errors import VolleyError
+
+    lock = threading.Lock()
+
+    def tell(*message: str) -> None:
+        with lock:
+            connection.sendall(encode(message))
+
+    try:
+        rubric = Rubric([RewardConfig(**term) for term in setup["terms"]])
+        with _signs_of_life(tell):
+            rubric.load(setup["columns"], lambda name: tell("loading", name))
+    except VolleyError as error:
+        tell("failed", str(error))
+        return None
+    if any(term.name == "math" for term in rubric.terms):
+        from rewards.symbolic import warm_up
+
+        warm_up()
+    return rubric
+
+
+@contextmanager
+def _signs_of_life(tell: Any) -> Iterator[None]:
+    """Tells the parent whenever modules have been imported since the last time: slow is not stuck."""
+    done = threading.Event()
+
+    def watch() -> None:
+        before = len(sys.modules)
+        while not done.wait(ALIVE_EVERY_S):
+            if len(sys.modules) != before:
+                before = len(sys.modules)
+                tell("alive")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _work(connection: socket.socket, rubric: Any, terms: list[int], fields: list[Any], cpu_s: int) -> bool:
+    """Compute an item, answering term by term. False when memory has run out: the process must be replaced."""
+    from rewards.item import Item
+
+    item = Item(*fields)
+    _limit_processor_time(cpu_s)
+    for term in terms:
+        outcome = rubric.compute(term, item)
+        value = None if math.isnan(outcome.value) else outcome.value
+        leaving = "raised MemoryError" in outcome.error
+        connection.sendall(encode([term, value, outcome.error, leaving]))
+        if leaving:
+            return False
+    return True
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def _limit_memory(allowance: int) -> None:
+    """Bound the address space to what it is now, with all rewards loaded, and `allowance` bytes more."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = now + allowance if hard == resource.RLIM_INFINITY else min(now + allowance, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _limit_processor_time(seconds: int) -> None:
+    """Bound what this item may burn, for when the parent is too busy to look at its clock."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = math.ceil(time.process_time()) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

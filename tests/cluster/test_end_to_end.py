@@ -1,0 +1,233 @@
+"""Whole runs as a user starts them: the `volley` command, real vLLM, real DeepSpeed, a tiny model."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from cluster.demo import make_model, write_problems
+
+VOLLEY = str(Path(sys.executable).with_name("volley"))
+TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes"}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a model, problems, and room for runs/."""
+    root = tmp_path_factory.mktemp("workspace")
+    make_model(root / "model", seed=0)
+    write_problems(root / "data", seed=0)
+    return root
+
+
+def recipe(workspace: Path, name: str, **changes: Any) -> Path:
+    """A small synchronous fp32 recipe; `changes` are merged in by section."""
+    content: dict[str, Any] = {
+        "name": name,
+        "model": "model",
+        "steps": 6,
+        "groups_per_step": 4,
+        "seed": 7,
+        "data": {"train": "data/train.jsonl", "test": "data/test.jsonl"},
+        "rollout": {"group_size": 4, "max_tokens": 12, "max_replacements": 1, "enforce_eager": True},
+        "rewards": [{"name": "rewards.py:digits"}],
+        "loss": {"name": "grpo"},
+        "learner": {"dtype": "fp32", "zero_stage": 1, "lr": 3e-3, "max_tokens_per_micro_batch": 256},
+        "eval": {"max_prompts": 16},
+    }
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
+    (workspace / "rewards.py").write_text(
+        "def digits(response, **row):\n"
+        "    '''The share of digits among the characters.'''\n"
+        "    return sum(c.isdigit() for c in response) / max(1, len(response))\n"
+    )
+    path = workspace / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def volley(workspace: Path, *arguments: str, timeout_s: float = 300, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [VOLLEY, *arguments],
+        cwd=workspace,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    if ok:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def rows(workspace: Path, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workspace / "runs" / name / file).read_text().splitlines()]
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMES and not key.startswith("seconds/")}
+
+
+@pytest.fixture(scope="module")
+def finished(workspace: Path) -> Path:
+    """The uninterrupted synchronous fp32 run that others are compared with."""
+    volley(workspace, "train", str(recipe(workspace, "whole", save_every=2, eval_every=3)))
+    return workspace / "runs" / "whole"
+
+
+def test_a_run_leaves_all_that_it_promises(workspace: Path, finished: Path) -> None:
+    found = rows(workspace, "whole")
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    for row in found:
+        assert row["weight_version"] == row["step"]
+        assert row["samples"] == 16
+        assert row["staleness_max"] == 0
+        dropped = sum(number for name, number in row.items() if name.startswith("dropped/"))
+        assert row["issued"] == row["trained"] + row["queued"] + row["in_flight"] + dropped
+        # Learner and engine agree in fp32 to rounding, on every fresh sample and on whole sequences.
+        assert row["logprob_mismatch_mean"] < 1e-4
+        assert row.get("parity_mean", 0.0) < 1e-4
+        assert all(name in row for name in ("loss", "reward_mean", "reward/digits", "entropy", "grad_norm", "lr"))
+        phases = [f"seconds/{name}" for name in ("generate", "score", "update", "publish", "wait")]
+        assert all(row[name] >= 0 for name in phases)
+    assert "parity_mean" in found[0]
+    assert [row["step"] for row in rows(workspace, "whole", "evaluations.jsonl")] == [0, 3, 6]
+    assert len(list((finished / "rollouts").glob("step-*.parquet"))) == 6
+    assert "<svg" in (finished / "report.html").read_text() or "<script" in (finished / "report.html").read_text()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_exported_model_loads_and_is_the_trained_one(workspace: Path, finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    start = load_file(workspace / "model" / "model.safetensors")
+    moved = [float((p.detach() - start[name]).abs().max()) for name, p in model.named_parameters()]
+    assert min(moved) > 0
+    assert AutoTokenizer.from_pretrained(finished / "model").eos_token == "<eos>"
+
+
+def test_inspect_and_report_read_the_run(workspace: Path, finished: Path) -> None:
+    assert "digits" in volley(workspace, "inspect", "whole", "--limit", "1").stdout
+    assert "report.html" in volley(workspace, "report", "whole").stdout
+
+
+@pytest.mark.parametrize("kill_after_step", [3, 5])
+def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
+    """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of the whole one."""
+    name = f"killed-{kill_after_step}"
+    path = recipe(workspace, name, save_every=2, eval_every=3)
+    process = subprocess.Popen(
+        [VOLLEY, "train", str(path)],
+        cwd=workspace,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = workspace / "runs" / name / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= kill_after_step):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(rows(workspace, name)) < 6, "the run was over before the signal came"
+    volley(workspace, "train", str(path), "--resume")
+    assert [timeless(row) for row in rows(workspace, name)] == [timeless(row) for row in rows(workspace, "whole")]
+    evaluations = [[timeless(r) for r in rows(workspace, n, "evaluations.jsonl")] for n in (name, "whole")]
+    assert evaluations[0] == evaluations[1]
+    ours, whole = (load_file(workspace / "runs" / n / "model" / "model.safetensors") for n in (name, "whole"))
+    assert all((ours[key] == whole[key]).all() for key in whole)
+
+
+def test_reward_goes_up(workspace: Path) -> None:
+    """The science, in bf16 and asynchronously: the policy learns to write digits, from chance to nearly always."""
+    changes: dict[str, Any] = {
+        "steps": 40,
+        "max_staleness": 1,
+        "groups_per_step": 8,
+        "learner": {"dtype": "bf16", "zero_stage": 2},
+        "rollout": {"group_size": 8, "max_replacements": 0},
+    }
+    volley(workspace, "train", str(recipe(workspace, "learns", **changes)))
+    found = rows(workspace, "learns")
+    first = sum(row["reward_mean"] for row in found[:4]) / 4
+    last = sum(row["reward_mean"] for row in found[-4:]) / 4
+    assert last > first + 0.3
+    assert max(row["staleness_max"] for row in found) == 1
+    parities = [row["parity_mean"] for row in found if "parity_mean" in row]
+    assert parities
+    assert max(parities) < 0.01
+    for row in found:
+        assert math.isfinite(row["loss"])
+
+
+def test_ctrl_c_once_saves_and_leaves_cleanly(workspace: Path) -> None:
+    path = recipe(workspace, "interrupted", steps=2000, max_staleness=1)
+    process = subprocess.Popen(
+        [VOLLEY, "train", str(path)],
+        cwd=workspace,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = workspace / "runs" / "interrupted" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopped at step" in output
+    last = rows(workspace, "interrupted")[-1]["step"]
+    checkpoint = workspace / "runs" / "interrupted" / "checkpoints" / f"step-{last:06d}"
+    assert (checkpoint / "manifest.json").exists()
+    assert (workspace / "runs" / "interrupted" / "model" / "config.json").exists()
+
+
+def test_a_run_name_in_use_is_refused_and_nothing_is_touched(workspace: Path, finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    refused = volley(workspace, "train", str(recipe(workspace, "whole")), ok=False)
+    assert refused.returncode == 2
+    assert "already holds a run" in refused.stderr
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_with_other_data_or_another_model_is_refused(workspace: Path, finished: Path) -> None:
+    other = workspace / "other.jsonl"
+    other.write_text("".join((workspace / "data" / "train.jsonl").read_text().splitlines(keepends=True)[:50]))
+    path = recipe(workspace, "whole", steps=8, save_every=2)
+    refused = volley(workspace, "train", str(path), "--resume", "data.train=other.jsonl", ok=False)
+    assert (refused.returncode, "other data" in refused.stderr) == (4, True), refused.stderr
+    shutil.copytree(workspace / "model", workspace / "model-2", dirs_exist_ok=True)
+    make_model(workspace / "model-2", seed=1, hidden_size=128)
+    refused = volley(workspace, "train", str(path), "--resume", "model=model-2", ok=False)
+    assert (refused.returncode, "other model" in refused.stderr) == (4, True), refused.stderr
+
+
+def test_eval_measures_samples_too(workspace: Path, finished: Path) -> None:
+    changes = {"rewards": ["math"], "eval": {"max_prompts": 8, "samples": 4}}
+    path = recipe(workspace, "evaluated", **changes)
+    done = volley(workspace, "eval", str(path), "model=runs/whole/model", "--json")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {"pass@1", "pass@1_of_4", "pass@2_of_4", "pass@4_of_4", "maj@4", "truncated_share"} <= set(result)
+    assert result["prompts"] == 8
