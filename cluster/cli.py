@@ -18,7 +18,7 @@ from rollout.errors import ConfigError, VolleyError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run the command, exit with its code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         code = options.run(options)
     except BaseException as error:
@@ -29,6 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Their exit handlers can hang or abort after all work is done and saved.
         os._exit(code)
     sys.exit(code)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As argparse does, but overrides may stand before and after flags."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in each and not each.startswith("-") for each in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _explain(error: BaseException) -> int:
