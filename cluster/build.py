@@ -61,6 +61,7 @@ def build(recipe: Recipe) -> Parts:
             f"the recipe has no rewards, but {recipe.loss.name} learns from them; add for instance rewards: [math]."
         )
     facts = inspect_model(resolve_model(recipe.model), recipe.trust_remote_code)
+    _check_attention(facts)
     recipe = _with_prompt_limit(recipe, facts, is_sampled)
     scored = ("prompt", "answer") if any(term.name == "math" for term in recipe.rewards) else ("prompt",)
     rows = read_rows(recipe.data.train, recipe.data.columns, scored if is_sampled else ("prompt", "completion"))
@@ -188,6 +189,17 @@ def _with_prompt_limit(recipe: Recipe, facts: ModelFacts, is_sampled: bool) -> R
         )
     data = dataclasses.replace(recipe.data, max_prompt_tokens=limit or min(room, MAX_PROMPT_TOKENS))
     return dataclasses.replace(recipe, data=data)
+
+
+def _check_attention(facts: ModelFacts) -> None:
+    """vLLM's CPU attention loads such a model and then dies at the first request."""
+    import torch
+
+    if facts.head_dim % 32 and not torch.cuda.is_available():
+        raise ModelError(
+            f"model: '{facts.path}' has a head_dim of {facts.head_dim}, and vLLM's attention on CPUs needs a multiple of "
+            "32; use another model, or a GPU."
+        )
 
 
 def _columns(rows: Rows | None) -> set[str]:

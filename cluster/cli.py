@@ -16,19 +16,22 @@ from cluster.config import RUNS, Recipe, load_recipe
 from rollout.errors import ConfigError, VolleyError
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, run the command, exit with its code."""
-    options = _parse(arguments)
-    try:
-        code = options.run(options)
-    except BaseException as error:
-        code = _explain(error)
+def program() -> None:
+    """The `volley` command."""
+    code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if "vllm" in sys.modules or "deepspeed" in sys.modules:
-        # Their exit handlers can hang or abort after all work is done and saved.
-        os._exit(code)
-    sys.exit(code)
+    # The exit handlers of vLLM and DeepSpeed can hang or abort after all work is done and saved.
+    os._exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the command, return its exit code."""
+    try:
+        options = _parse(arguments)
+        return int(options.run(options))
+    except BaseException as error:
+        return _explain(error)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -198,4 +201,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

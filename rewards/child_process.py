@@ -41,7 +41,8 @@ def launch(
     """Start a child for these rewards; returns it and our end of its socket.
 
     It dies with the *thread* that calls this (that is what the kernel watches), so call it from one that lasts. Raises
-    RewardError for options that JSON cannot hold, OSError where the system has no process left."""
+    RewardError for options that JSON cannot hold, OSError where the system has no process left.
+    """
     setup: dict[str, Any] = {
         "terms": [dataclasses.asdict(term) for term in terms],
         "columns": None if columns is None else sorted(columns),
@@ -79,7 +80,12 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def died_loading(name: str) -> RewardError:
-    return RewardError(f"reward '{name}' cannot be imported: the process ends; look for an exit in its module.")
+    return RewardError(f"{subject(name)} cannot be imported: the process ends; look for an exit in the module.")
+
+
+def subject(name: str) -> str:
+    """How an error about a reward begins; the name is "" before the first was begun."""
+    return f"reward '{name}'" if name else "rewards: a scoring process"
 
 
 @dataclass(eq=False, slots=True)

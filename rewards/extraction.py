@@ -14,6 +14,7 @@ MAX_TAIL = 16_384
 MAX_ANSWER = 256
 MAX_BARE = 64
 MAX_BOXES = 8
+MAX_GAP = 40
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
 _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|\\text\s*\{\s*and\s*\})|,)[\s$]*")
@@ -48,7 +49,7 @@ def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
     next_start = 0
     for box in reversed(boxes[-MAX_BOXES:]):
         end = _closing_brace(text, box.end()) if box[1] else -1
-        if contents and (end < 0 or not _BETWEEN_BOXES.fullmatch(text, end + 1, next_start)):
+        if contents and (end < 0 or not _joins(text[end + 1 : next_start])):
             break
         content = text[box.end() : end].strip() if end >= 0 else ""
         if not content:
@@ -56,6 +57,10 @@ def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
         contents.insert(0, content)
         next_start = box.start()
     return ", ".join(contents)
+
+
+def _joins(gap: str) -> bool:
+    return len(gap) <= MAX_GAP and _BETWEEN_BOXES.fullmatch(gap) is not None
 
 
 def _closing_brace(text: str, start: int) -> int:

@@ -42,10 +42,12 @@ def verify(response: str, answer: str) -> bool:
 
 
 def equivalent(a: str, b: str) -> bool:
-    """Whether two answers, as `extract` gives them, mean the same."""
+    """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a decimal
+    against a formula), that is `a`."""
     try:
-        verdict = _quick(normal_form(a), normal_form(b))
-        return _compare(normal_form(a), normal_form(b)) if verdict is None else verdict
+        gold, given = normal_form(a), normal_form(b)
+        verdict = _quick(gold, given)
+        return _compare(gold, given) if verdict is None else verdict
     except Exception:
         return False
 
@@ -66,8 +68,9 @@ def reward(prompt: str, response: str, answer: str, *, truncated: bool = False, 
 def quick_reward(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> float | None:
     """`reward` where it takes microseconds and no symbolic engine; None where it would take one."""
     gold = normal_form(answer)
-    if not _is_plain(gold):
-        if not all(_is_plain(part) or symbolic.is_admitted(part.strip()) for part in _EQUALS.split(gold)):
+    parts = _split(gold)
+    if not all(_is_plain(part) for part in (_values(parts) if len(parts) > 1 else parts)):
+        if not all(_is_plain(part) or symbolic.is_admitted(part) for part in parts):
             raise _unreadable(answer)
         return None
     given = _given(prompt, response, truncated)
@@ -90,8 +93,7 @@ def _is_plain(text: str) -> bool:
 
 @lru_cache(512)
 def _is_formula(text: str) -> bool:
-    parts = _EQUALS.split(text)
-    return all(_is_plain(part) or symbolic.is_readable(part.strip()) for part in parts)
+    return all(_is_plain(part) or symbolic.is_readable(part) for part in _split(text))
 
 
 def _words(text: str) -> str | None:
@@ -104,42 +106,46 @@ def _words(text: str) -> str | None:
 
 def _quick(gold: str, given: str) -> bool | None:
     """The verdict where no symbolic engine is needed, None where it is."""
+    verdicts = [_quick_pair(*pair) for pair in _pairs(gold, given)]
+    if False in verdicts or not verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def _compare(gold: str, given: str) -> bool:
+    """The verdict where `_quick` has none."""
+    return all(_quick_pair(*pair) or symbolic.are_equal(*pair) for pair in _pairs(gold, given))
+
+
+def _pairs(gold: str, given: str) -> list[tuple[str, str]]:
+    """What must be equal for the answers to be: they themselves, or, where only one is an equation, each of its values
+    and the other."""
+    gold_parts, given_parts = _split(gold), _split(given)
+    if len(given_parts) > 1 and len(gold_parts) == 1:
+        return [(gold, value) for value in _values(given_parts)]
+    if len(gold_parts) > 1 and len(given_parts) == 1:
+        return [(value, given) for value in _values(gold_parts)]
+    return [(gold, given)]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in _EQUALS.split(text)]
+
+
+def _values(parts: list[str]) -> list[str]:
+    """The parts of an equation without a lone symbol in front."""
+    return parts[1:] if _LONE_SYMBOL.fullmatch(parts[0]) else parts
+
+
+def _quick_pair(gold: str, given: str) -> bool | None:
     if not gold or not given:
         return False
     one, other = parse_exact(gold), parse_exact(given)
     if one is not None and other is not None:
         return one.equals(other)
     words, other_words = _words(gold), _words(given)
-    if words is not None and other_words is not None:
-        return words == other_words
-    gold_parts, given_parts = _EQUALS.split(gold), _EQUALS.split(given)
-    if (len(gold_parts) > 1) != (len(given_parts) > 1):
-        return _quick_equation(gold_parts, given_parts)
     if words is not None or other_words is not None:
-        return False
+        return words == other_words
     if (one is not None and symbolic.has_variables(given)) or (other is not None and symbolic.has_variables(gold)):
         return False
     return None if symbolic.is_admitted(gold) and symbolic.is_admitted(given) else False
-
-
-def _quick_equation(gold_parts: list[str], given_parts: list[str]) -> bool | None:
-    """One side is an equation, the other is not: each of the equation's values must equal the other side."""
-    plain, chain = (gold_parts, given_parts) if len(gold_parts) == 1 else (given_parts, gold_parts)
-    verdicts = [_quick(plain[0].strip(), value) for value in _values(chain)]
-    if False in verdicts or not verdicts:
-        return False
-    return None if None in verdicts else True
-
-
-def _values(chain: list[str]) -> list[str]:
-    """What stands between the equal signs, without a lone symbol in front."""
-    parts = [part.strip() for part in chain]
-    return parts[1:] if _LONE_SYMBOL.fullmatch(parts[0]) else parts
-
-
-def _compare(a: str, b: str) -> bool:
-    a_parts, b_parts = _EQUALS.split(a), _EQUALS.split(b)
-    if (len(a_parts) > 1) == (len(b_parts) > 1):
-        return symbolic.are_equal(a, b)
-    plain, chain = (a, b_parts) if len(a_parts) == 1 else (b, a_parts)
-    return all(equivalent(plain, value) for value in _values(chain))

@@ -16,20 +16,21 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
-from rewards.child_process import Child, Work, died_loading, kill, launch
+from rewards.child_process import Child, Work, died_loading, kill, launch, subject
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.item import Item
 from rewards.rubric import Outcome, Rubric
-from rewards.scorer_child import messages
+from rewards.scorer_child import decode
 from rollout.errors import RewardError
 from rollout.types import Completion, Prompt, Score
 
 MAX_WORKERS = 4
 MAX_BATCH = 16
 START_TIMEOUT_S = 60.0
-IMPORT_SILENCE_S = 4.0
+IMPORT_SILENCE_S = 3.0
 CLOSE_TIMEOUT_S = 5.0
 MAX_FAILED_STARTS = 3
 REAP_EVERY_S = 0.02
@@ -203,8 +204,9 @@ class Scorer:
 def check_rewards(configs: Sequence[RewardConfig], columns: set[str]) -> None:
     """Find out, before a run, whether every reward can be loaded and called with data of these columns.
 
-    The user's functions are imported in a short-lived child; slow imports are waited for, up to `START_TIMEOUT_S`, as
-    long as they get on. Raises RewardError, or ConfigError for terms that contradict each other.
+    The user's functions are imported in a short-lived child. Slow imports are waited for, up to `START_TIMEOUT_S`, as
+    long as they get on: within `IMPORT_SILENCE_S` another module is imported, or something is read from the disk.
+    Raises RewardError, or ConfigError for terms that contradict each other.
     """
     own = Rubric(configs).own_terms
     if not own:
@@ -212,33 +214,45 @@ def check_rewards(configs: Sequence[RewardConfig], columns: set[str]) -> None:
     process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes)
     try:
         with connection:
-            _await_ready(connection)
+            _await_ready(connection, process.pid)
     finally:
         kill(process)
         process.wait(CLOSE_TIMEOUT_S)
 
 
-def _await_ready(connection: socket.socket) -> None:
+def _await_ready(connection: socket.socket, pid: int) -> None:
     connection.settimeout(IMPORT_SILENCE_S)
-    loading, deadline = "", time.monotonic() + START_TIMEOUT_S
-    try:
-        for what, *text in messages(connection):
+    loading, buffer = "", bytearray()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        reads = _disk_reads(pid)
+        try:
+            chunk = connection.recv(1 << 16)
+        except TimeoutError:
+            if reads == _disk_reads(pid):
+                raise _too_slow(loading, IMPORT_SILENCE_S) from None
+            continue
+        except ConnectionError:
+            chunk = b""
+        if not chunk:
+            raise died_loading(loading)
+        buffer += chunk
+        for what, *text in decode(buffer):
             if what == "ready":
                 return
             if what == "failed":
                 raise RewardError(text[0])
             if what == "loading":
                 loading = text[0]
-            if time.monotonic() > deadline:
-                raise _too_slow(loading, START_TIMEOUT_S)
-    except TimeoutError:
-        raise _too_slow(loading, IMPORT_SILENCE_S) from None
-    except ConnectionError:
-        pass
-    raise died_loading(loading)
+    raise _too_slow(loading, START_TIMEOUT_S)
+
+
+def _disk_reads(pid: int) -> str:
+    """Page faults of a child that had to wait for the disk: they grow while it loads a large library."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9]
 
 
 def _too_slow(name: str, seconds: float) -> RewardError:
     return RewardError(
-        f"reward '{name}' hangs at import (nothing new for {seconds:g} s); move what takes so long into its function."
+        f"{subject(name)} hangs at import (given up after {seconds:g} s); move what takes so long into the function."
     )

@@ -23,9 +23,15 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from rewards import symbolic
+from rewards.config import RewardConfig
+from rewards.item import Item
+from rewards.rubric import Rubric
+from rollout.errors import VolleyError
 
 LENGTH = struct.Struct(">I")
 ALIVE_EVERY_S = 0.5
@@ -75,11 +81,8 @@ def main() -> None:
                 return
 
 
-def _load(connection: socket.socket, setup: dict[str, Any]) -> Any:
-    from rewards.config import RewardConfig
-    from rewards.rubric import Rubric
-    from rollout.errors import VolleyError
-
+def _load(connection: socket.socket, setup: dict[str, Any]) -> Rubric | None:
+    """The rubric with all rewards imported; None once the parent has been told why it cannot be."""
     lock = threading.Lock()
 
     def tell(*message: str) -> None:
@@ -94,14 +97,12 @@ def _load(connection: socket.socket, setup: dict[str, Any]) -> Any:
         tell("failed", str(error))
         return None
     if any(term.name == "math" for term in rubric.terms):
-        from rewards.symbolic import warm_up
-
-        warm_up()
+        symbolic.warm_up()
     return rubric
 
 
 @contextmanager
-def _signs_of_life(tell: Any) -> Iterator[None]:
+def _signs_of_life(tell: Callable[..., None]) -> Iterator[None]:
     """Tells the parent whenever modules have been imported since the last time: slow is not stuck."""
     done = threading.Event()
 
@@ -121,10 +122,8 @@ def _signs_of_life(tell: Any) -> Iterator[None]:
         watcher.join()
 
 
-def _work(connection: socket.socket, rubric: Any, terms: list[int], fields: list[Any], cpu_s: int) -> bool:
+def _work(connection: socket.socket, rubric: Rubric, terms: list[int], fields: list[Any], cpu_s: int) -> bool:
     """Compute an item, answering term by term. False when memory has run out: the process must be replaced."""
-    from rewards.item import Item
-
     item = Item(*fields)
     _limit_processor_time(cpu_s)
     for term in terms:

@@ -120,8 +120,8 @@ def are_equal(gold: str, given: str) -> bool:
     if not (is_admitted(gold) and is_admitted(given)):
         return False
     one, other = _parse(gold), _parse(given)
-    if one is None or other is None:
-        return False
+    if one is None or other is None or gold == given:
+        return one is not None and gold == given
     from math_verify import verify
     from sympy import Rational
 

@@ -23,7 +23,15 @@ ANSWER = st.one_of(st.integers().map(str), st.text(max_size=30), st.just(r"\sqrt
 ITEM = st.builds(
     Item, TEXT, TEXT, ANSWER, st.integers(0, 200), st.booleans(), st.dictionaries(st.text(max_size=5), st.none())
 )
-LARGE = ["(" * 200_000, "<answer>" * 50_000, "\\boxed{" * 30_000, "answer is " * 20_000, "\n" * 10**6, "1" * 10**6]
+LARGE = [
+    "(" * 200_000,
+    "<answer>" * 50_000,
+    "\\boxed{" * 30_000,
+    "answer is " * 20_000,
+    "\n" * 10**6,
+    "1" * 10**6,
+    "\\boxed{1}" + " " * 16_000 + "\\boxed{2}",
+]
 
 
 def rubric_of(name: str) -> Rubric:
@@ -43,8 +51,7 @@ def test_pure_bounded_and_never_raises(name: str, item: Item) -> None:
     function = bind(BUILT_IN[name], OPTIONS.get(name, {}))
     try:
         value = function(item)
-    except Unscorable as reason:
-        assert str(reason)
+    except Unscorable:
         return
     assert type(value) is float
     assert -1.0 <= value <= 1.0

@@ -368,7 +368,7 @@ def test_preflight_of_good_rewards(file: Path) -> None:
 
 
 def test_preflight_says_what_is_wrong(file: Path) -> None:
-    with pytest.raises(RewardError, match="requires 'level', .*the columns are 'answer', 'levle', 'prompt'"):
+    with pytest.raises(RewardError, match=r"requires 'level', .*the columns are 'answer', 'levle', 'prompt'"):
         check_rewards([RewardConfig(f"{file}:column")], {"prompt", "answer", "levle"})
     with pytest.raises(RewardError, match="requires 'max_tokens'"):
         check_rewards([RewardConfig("length")], {"prompt", "answer"})
