@@ -111,6 +111,10 @@ def _start_wandb(recipe: Recipe) -> Any:
     try:
         import wandb
     except ImportError:
-        raise ConfigError("the recipe asks for wandb, but it is not installed; pip install wandb, or remove it.") from None
+        raise ConfigError(
+            "the recipe asks for wandb, but it is not installed; pip install wandb, or remove it."
+        ) from None
     # The same id on resume, so that the curves go on instead of starting anew.
-    return wandb.init(**recipe.wandb, name=recipe.name, id=recipe.name, resume="allow", config={"recipe": dump_recipe(recipe)})
+    return wandb.init(
+        **recipe.wandb, name=recipe.name, id=recipe.name, resume="allow", config={"recipe": dump_recipe(recipe)}
+    )

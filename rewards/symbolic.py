@@ -128,9 +128,24 @@ def are_equal(gold: str, given: str) -> bool:
     number = parse_exact(given)
     if number is not None and not (number.percent or number.unit or "." in gold):
         other = Rational(number.value.numerator, number.value.denominator)
-    if not verify(one, other, float_rounding=DECIMALS, timeout_seconds=None):
+    if not verify(one, other, float_rounding=DECIMALS, timeout_seconds=None) or _is_undefined(other):
         return False
     return "." in gold or not _differ(one, other)
+
+
+def _is_undefined(formula: Any) -> bool:
+    """Whether some part of it is a number that does not exist, such as log(0): sympy simplifies pi - |log(0)| to 0."""
+    from sympy import Expr, nan, oo, preorder_traversal, zoo
+
+    for part in preorder_traversal(formula):
+        if isinstance(part, Expr) and part.is_number and not part.is_Atom:
+            try:
+                value = part.evalf(5)
+            except (TypeError, ValueError, ArithmeticError):
+                return True
+            if value.has(nan, zoo, oo, -oo):
+                return True
+    return False
 
 
 def _differ(one: Any, other: Any) -> bool:

@@ -57,7 +57,9 @@ def recipe(workspace: Path, name: str, **changes: Any) -> Path:
     return path
 
 
-def volley(workspace: Path, *arguments: str, timeout_s: float = 300, ok: bool = True) -> subprocess.CompletedProcess[str]:
+def volley(
+    workspace: Path, *arguments: str, timeout_s: float = 300, ok: bool = True
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [VOLLEY, *arguments],
         cwd=workspace,

@@ -15,9 +15,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "gsm8k-grpo.yaml"
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_the_recipe_trains_and_loses_nothing(
-    tmp_path: Path, gsm8k: Path, char_tokenizer: Any, staleness: int
-) -> None:
+def test_the_recipe_trains_and_loses_nothing(tmp_path: Path, gsm8k: Path, char_tokenizer: Any, staleness: int) -> None:
     make_model(tmp_path / "model", 0, char_tokenizer, max_position_embeddings=1200)
     overrides = {
         "model": tmp_path / "model",

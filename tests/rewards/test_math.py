@@ -142,6 +142,7 @@ WRONG = [
     (r"\boxed{\begin{pmatrix}1&3\\2&4\end{pmatrix}}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     (r"\boxed{\sum_{i=1}^{3} i}", "6"),
     (r"\boxed{\int_0^1 2x dx}", "1"),
+    (r"\boxed{|\log(0)|}", r"\pi"),
     (r"\boxed{pairs}", "Paris"),
     (r"\boxed{D}", "C"),
     # an answer key that says nothing

@@ -50,9 +50,7 @@ def test_logprobs_are_those_of_the_sampling_distribution(
     assert torch.cat(gaps).mean() < 0.01
 
 
-def test_top_p_renormalises_what_it_keeps(
-    vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]
-) -> None:
+def test_top_p_renormalises_what_it_keeps(vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]) -> None:
     for completion in run(sample(vllm_engine, Sampling(4, 1.0, top_p=0.5, max_tokens=20))):
         whole = reference(PROMPT + completion.token_ids, 1.0)[len(PROMPT) - 1 :]
         assert torch.all(torch.tensor(completion.logprobs) > whole + 0.3)
