@@ -10,12 +10,11 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.scorer import check_rewards
-
 from cluster.config import Recipe, dump_recipe, parse
 from cluster.dataset_source import Demonstrations
 from learner.losses import LOSSES
 from learner.losses.common import Loss
+from rewards.scorer import check_rewards
 from rollout.errors import ConfigError, ModelError
 from rollout.model_files import ModelFacts, inspect_model, resolve_model
 from rollout.prompts import PromptSet
@@ -197,8 +196,8 @@ def _check_attention(facts: ModelFacts) -> None:
 
     if facts.head_dim % 32 and not torch.cuda.is_available():
         raise ModelError(
-            f"model: '{facts.path}' has a head_dim of {facts.head_dim}, and vLLM's attention on CPUs needs a multiple of "
-            "32; use another model, or a GPU."
+            f"model: '{facts.path}' has a head_dim of {facts.head_dim}, and vLLM's attention on CPUs needs a multiple "
+            "of 32; use another model, or a GPU."
         )
 
 

@@ -17,6 +17,7 @@ import psutil
 
 PACKAGES = {"torch": "2.13.0", "transformers": "5.19.0", "deepspeed": "0.19.8", "ray": "2.60.0", "math-verify": "0.9.0"}
 VLLM_VERSION = "0.32.0"
+MIN_PYTHON = (3, 11)
 IMPORT_TIMEOUT_S = 120
 MIN_MEMORY_BYTES = 6 << 30
 MIN_DISK_BYTES = 5 << 30
@@ -56,7 +57,7 @@ def print_checks(checks: Sequence[Check]) -> int:
 
 def _python() -> Check:
     found = sys.version.split()[0]
-    if sys.version_info >= (3, 11):
+    if sys.version_info[:2] >= MIN_PYTHON:
         return Check("Python", "ok", found)
     return Check("Python", "fail", found, "Volley needs 3.11 or newer; make setup PYTHON=/path/to/python3.11")
 

@@ -37,8 +37,8 @@ class Source(Protocol):
 class Learner(Protocol):
     """The learner as the loop sees it, whether it is an object in this process or ranks on a cluster."""
 
-    step: int
-
+    @property
+    def step(self) -> int: ...
     async def update(self, batch: Batch) -> Update: ...
     async def save(self, directory: Path) -> None: ...
 

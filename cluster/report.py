@@ -1,7 +1,7 @@
-"""`runs/NAME/report.html`: the whole run on one page that needs no network, made from what the run wrote to disk.
+"""`runs/NAME/report.html`: the whole run on one page that needs no network, made of what the run left on disk.
 
-Everything a model wrote is hostile text: it reaches the page only inside one JSON block in which `<` is escaped, and the
-page's script sets it as text, never as HTML.
+Everything a model wrote is hostile text: it gets into the page only inside one JSON block in which `<` is escaped, and
+the page's script sets it as text, never as HTML.
 """
 
 import json

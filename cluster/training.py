@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rewards.scorer import Scorer
-
 from cluster import checkpoint, launcher
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
@@ -24,6 +22,7 @@ from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
 from learner.batch import Update
+from rewards.scorer import Scorer
 from rollout.arrow import write_groups
 from rollout.errors import CheckpointError, ModelError
 from rollout.pool import RolloutPool

@@ -24,7 +24,6 @@ from learner.packing import Collated, collate, padding_share, plan
 from learner.weights import named_weights, state_dict
 from learner.zero import ZeroEngine, start_process_group
 
-
 TRIM_EVERY = 8
 """Steps between returning freed host memory to the system on CPUs."""
 

@@ -75,7 +75,7 @@ def test_never_a_silent_fresh_start(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         checkpoint.latest(tmp_path, pytest.fail)
     cut_short(commit(tmp_path, 5))
-    with pytest.raises(CheckpointError, match="no checkpoint .* is readable"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* is readable"):
         checkpoint.latest(tmp_path, lambda notice: None)
 
 

@@ -1,7 +1,6 @@
 """The shipped GSM8K recipe on the real files, with a tiny model whose tokenizer can spell the text."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
