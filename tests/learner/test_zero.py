@@ -1,0 +1,130 @@
+"""Real DeepSpeed: ranks, ZeRO stages and micro-batches cannot be seen in the result, and state survives exactly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.demo import make_model
+from learner.zero import free_port
+
+DRIVER = Path(__file__).with_name("zero_driver.py")
+FP32 = {"dtype": "fp32", "zero_stage": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("zero") / "model"
+    make_model(directory, seed=0, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    return directory
+
+
+def train(model: Path, out: Path, num_ranks: int = 1, **options: Any) -> tuple[list[dict[str, float]], Any]:
+    """Metrics of the steps and the final weights."""
+    text = json.dumps({"out": str(out), **options})
+    arguments = [str(num_ranks), str(free_port()), str(model), text]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(DRIVER), str(rank), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for rank in range(num_ranks)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert all(rank.returncode == 0 for rank in ranks), outputs[0][1].decode()[-3000:]
+    return json.loads(outputs[0][0].decode().splitlines()[-1]), load_file(out)
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same three steps without DeepSpeed, micro-batches or padding: a row at a time, from the formulas."""
+    from transformers import AutoModelForCausalLM
+
+    sys.path.insert(0, str(DRIVER.parent))
+    from zero_driver import batch
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
+    data, losses = batch(), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        for row, advantage in zip(data.rows, data.signal.values, strict=True):
+            logits = policy(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[0]
+            table = torch.log_softmax(logits, -1)
+            for t, token in enumerate(row.completion_ids):
+                ratio = torch.exp(table[len(row.prompt_ids) + t - 1, token] - row.behaviour_logprobs[t])
+                total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        loss = total / data.num_completion_tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses, {name: parameter.detach() for name, parameter in policy.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "learner"),
+    [
+        (1, {**FP32, "max_tokens_per_micro_batch": 64}),
+        (1, {**FP32, "zero_stage": 2, "gradient_checkpointing": True}),
+        (1, {**FP32, "zero_stage": 3, "max_tokens_per_micro_batch": 100}),
+        (2, {**FP32, "zero_stage": 0}),
+        (2, {**FP32, "zero_stage": 1, "max_tokens_per_micro_batch": 64}),
+        (2, {**FP32, "zero_stage": 2, "logprob_chunk_bytes": 1024}),
+        (2, {**FP32, "zero_stage": 3, "max_tokens_per_micro_batch": 64}),
+    ],
+    ids=str,
+)
+def test_every_way_of_sharing_the_work_gives_the_same_steps(
+    model: Path, plain: tuple[list[float], dict[str, torch.Tensor]], tmp_path: Path, num_ranks: int, learner: Any
+) -> None:
+    metrics, weights = train(model, tmp_path / "w", num_ranks, learner=learner)
+    assert [step["loss"] for step in metrics] == pytest.approx(plain[0], abs=2e-5)
+    assert all(step["grad_norm"] > 0 for step in metrics)
+    for name, expected in plain[1].items():
+        # Adam divides by the root of tiny squares, so a rounding error of a gradient near zero is a visible step.
+        assert (weights[name] - expected).abs().mean() < 2e-5, name
+
+
+def test_bf16_stays_close_to_fp32(model: Path, plain: Any, tmp_path: Path) -> None:
+    for stage in (0, 1, 2):
+        metrics, _ = train(model, tmp_path / "w", learner={"dtype": "bf16", "zero_stage": stage})
+        assert [step["loss"] for step in metrics] == pytest.approx(plain[0], abs=0.06)
+
+
+@pytest.mark.parametrize("learner", [{**FP32}, {**FP32, "zero_stage": 3}, {"dtype": "bf16", "zero_stage": 2}], ids=str)
+def test_a_resumed_learner_takes_the_same_step_bitwise(model: Path, tmp_path: Path, learner: Any) -> None:
+    loss = {"beta": 0.1}
+    whole, weights = train(model, tmp_path / "whole", learner=learner, loss=loss)
+    train(model, tmp_path / "part", learner=learner, loss=loss, save=str(tmp_path / "state"))
+    resumed, again = train(model, tmp_path / "again", learner=learner, loss=loss, resume=str(tmp_path / "state"))
+    assert resumed[0]["loss"] == whole[2]["loss"]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    # The reference is the starting model, also after the resume.
+    assert whole[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert whole[2]["kl"] > 1e-3
+
+
+def test_a_crafted_state_file_runs_nothing(model: Path, tmp_path: Path) -> None:
+    train(model, tmp_path / "w", learner=FP32, save=str(tmp_path / "state"))
+    trace = tmp_path / "it-ran"
+    for path in (tmp_path / "state").rglob("*.pt"):
+        import pickle
+
+        class Attack:
+            def __reduce__(self) -> Any:
+                return (Path.touch, (trace,))
+
+        path.write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(AssertionError, match=r"[Ww]eights.only|Unsupported|pickle"):
+        train(model, tmp_path / "w", learner=FP32, resume=str(tmp_path / "state"))
+    assert not trace.exists()

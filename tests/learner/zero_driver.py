@@ -1,0 +1,57 @@
+"""One learner rank in a process of its own, for `test_zero.py`: a process can join only one process group.
+
+    python zero_driver.py RANK NUM_RANKS PORT MODEL_DIR JSON_OPTIONS
+
+Takes three steps of GRPO on a fixed batch and prints, on rank 0, one JSON object: metrics of each step and the final
+weights' path. With `save` and `resume`, stops after two steps and writes its state, or goes on from it.
+"""
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
+
+from safetensors.torch import save_file
+
+from learner.batch import Advantages, Batch, Row
+from learner.config import LearnerConfig
+from learner.losses import LOSSES
+from learner.rank import LearnerRank
+from learner.weights import state_dict
+
+
+def batch() -> Batch:
+    rng = random.Random(0)
+    rows = []
+    for _ in range(13):
+        prompt = tuple(rng.randrange(2, 20) for _ in range(rng.randrange(3, 9)))
+        completion = tuple(rng.randrange(2, 20) for _ in range(rng.randrange(4, 20)))
+        rows.append(Row(prompt, completion, tuple(rng.uniform(-4, -2) for _ in completion), 0))
+    return Batch(tuple(rows), Advantages(tuple(rng.gauss(0, 1) for _ in rows)))
+
+
+def main() -> None:
+    rank, num_ranks, port = (int(each) for each in sys.argv[1:4])
+    model_dir, options = Path(sys.argv[4]), json.loads(sys.argv[5])
+    config = LearnerConfig(**{"lr": 1e-2, "ranks": num_ranks, **options["learner"]})
+    loss = LOSSES["grpo"](**options.get("loss", {}))
+    learner = LearnerRank(config, loss, model_dir, 3, 1.0, 0, rank, num_ranks, port)
+    if "resume" in options:
+        learner.load(Path(options["resume"]), 2)
+    metrics = []
+    while learner.step < (2 if "save" in options else 3):
+        metrics.append(dict(learner.update(batch()).metrics))
+    if "save" in options:
+        learner.save(Path(options["save"]))
+    tensors = state_dict(learner._zero)
+    if rank == 0:
+        save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, options["out"])
+        print(json.dumps(metrics), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
