@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from rollout.pool import RolloutPool
 from rollout.types import ScoredGroup
 
 NUM_PARITY_SEQUENCES = 8
+SWITCH_INTERVAL_S = 2e-4
+"""How long a thread may be kept waiting for the interpreter. Learner and engine call thousands of short kernels and come
+back for it after each; with Python's 5 ms they spend the step waiting for each other."""
 
 
 class Training:
@@ -44,6 +48,7 @@ class Training:
 
     async def run(self, resume: bool) -> dict[str, float]:
         """Train to the end. Returns the last evaluation's metrics, {} where none was made."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         recipe, parts = self._recipe, self._parts
         restored = checkpoint.latest(self._directory.checkpoints, self._say) if resume else None
         if restored is not None:
