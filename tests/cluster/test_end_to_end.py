@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from cluster.demo import make_model, write_problems
+from rollout.arrow import read_groups
 
 VOLLEY = str(Path(sys.executable).with_name("volley"))
 TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes"}
@@ -129,13 +130,10 @@ def test_inspect_and_report_read_the_run(workspace: Path, finished: Path) -> Non
     assert "report.html" in volley(workspace, "report", "whole").stdout
 
 
-@pytest.mark.parametrize("kill_after_step", [3, 5])
-def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
-    """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of the whole one."""
-    name = f"killed-{kill_after_step}"
-    path = recipe(workspace, name, save_every=2, eval_every=3)
+def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: int, *flags: str) -> None:
+    """Start a run and SIGKILL it as soon as `num_steps` steps stand in its metrics."""
     process = subprocess.Popen(
-        [VOLLEY, "train", str(path)],
+        [VOLLEY, "train", str(path), *flags],
         cwd=workspace,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -143,13 +141,21 @@ def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_afte
     )
     metrics = workspace / "runs" / name / "metrics.jsonl"
     deadline = time.monotonic() + 200
-    while not (metrics.exists() and metrics.read_text().count("\n") >= kill_after_step):
+    while not (metrics.exists() and metrics.read_text().count("\n") >= num_steps):
         assert time.monotonic() < deadline
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(rows(workspace, name)) < 6, "the run was over before the signal came"
+    assert len(rows(workspace, name)) < num_all, "the run was over before the signal came"
+
+
+@pytest.mark.parametrize("kill_after_step", [3, *(pytest.param(step, marks=pytest.mark.faults) for step in (2, 4, 5))])
+def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
+    """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of the whole one."""
+    name = f"killed-{kill_after_step}"
+    path = recipe(workspace, name, save_every=2, eval_every=3)
+    kill_after(workspace, path, name, kill_after_step, 6)
     volley(workspace, "train", str(path), "--resume")
     assert [timeless(row) for row in rows(workspace, name)] == [timeless(row) for row in rows(workspace, "whole")]
     evaluations = [[timeless(r) for r in rows(workspace, n, "evaluations.jsonl")] for n in (name, "whole")]
@@ -233,3 +239,20 @@ def test_eval_measures_samples_too(workspace: Path, finished: Path) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert {"pass@1", "pass@1_of_4", "pass@2_of_4", "pass@4_of_4", "maj@4", "truncated_share"} <= set(result)
     assert result["prompts"] == 8
+
+
+@pytest.mark.faults
+def test_an_asynchronous_run_killed_twice_trains_each_prompt_once(workspace: Path) -> None:
+    """Promise P2 over two crashes: in the lineage of the run no prompt is trained twice, and none is skipped."""
+    path = recipe(workspace, "twice", steps=30, max_staleness=2, save_every=3, rollout={"max_replacements": 0})
+    kill_after(workspace, path, "twice", 8, 30)
+    kill_after(workspace, path, "twice", 17, 30, "--resume")
+    volley(workspace, "train", str(path), "--resume")
+    found = rows(workspace, "twice")
+    assert [row["step"] for row in found] == list(range(1, 31))
+    groups = [
+        group
+        for step in range(1, 31)
+        for group in read_groups(workspace / "runs" / "twice" / "rollouts" / f"step-{step:06d}.parquet")
+    ]
+    assert sorted(group.prompt.ordinal for group in groups) == list(range(30 * 4))
