@@ -14,6 +14,7 @@ accuracy of five steps reaches the target, start-up left out on both sides. Prin
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -29,9 +30,9 @@ MODEL = ROOT / "runs" / "demo-warm-up" / "model"
 DATA = ROOT / "runs" / "demo" / "data" / "train.jsonl"
 LR = 1e-4
 SYSTEMS = ("trl-generate", "trl-vllm", "volley-sync", "volley-async")
-ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_LOGGING_LEVEL": "ERROR"}
 
-TRL_RUN = '''
+TRL_RUN = """
 import json, sys, time
 import torch
 from datasets import Dataset
@@ -67,7 +68,7 @@ trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, trai
 trainer.train()
 print(json.dumps(steps), flush=True)
 import os; os._exit(0)
-'''
+"""
 
 
 def run_trl(vllm: bool, steps: int, seed: int) -> list[dict[str, float]]:
@@ -83,7 +84,11 @@ def run_trl(vllm: bool, steps: int, seed: int) -> list[dict[str, float]]:
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531",
+                "RANK": "0",
+                "LOCAL_RANK": "0",
+                "WORLD_SIZE": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "29531",
             },
             capture_output=True,
             text=True,
@@ -128,7 +133,7 @@ def run(system: str, steps: int, seed: int) -> list[dict[str, float]]:
 
 def samples_per_s(steps: list[dict[str, float]]) -> float:
     walls = [step["wall_s"] for step in steps][len(steps) // 4 :]
-    return 256 / statistics.median(after - before for before, after in zip(walls, walls[1:], strict=False))
+    return 256 / statistics.median(after - before for before, after in itertools.pairwise(walls))
 
 
 def seconds_to(target: float, steps: list[dict[str, float]]) -> float:

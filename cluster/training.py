@@ -31,8 +31,8 @@ from rollout.types import ScoredGroup
 
 NUM_PARITY_SEQUENCES = 8
 SWITCH_INTERVAL_S = 2e-4
-"""How long a thread may be kept waiting for the interpreter. Learner and engine call thousands of short kernels and come
-back for it after each; with Python's 5 ms they spend the step waiting for each other."""
+"""How long a thread may be kept waiting for the interpreter. Learner and engine call thousands of short kernels and
+come back for it after each; with Python's 5 ms they spend much of the step waiting for each other."""
 
 
 class Training:
@@ -195,6 +195,9 @@ class Record:
         self._recipe = recipe
         self._roller = roller
         self._log = RunLog(directory.path, recipe, done)
+        for path in directory.rollouts.glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) > done:
+                path.unlink()
         self._progress = Progress(recipe.steps, done)
         self._seconds: dict[str, float] = {}
         self._busy = (0.0, 0.0)
