@@ -96,7 +96,9 @@ class LossConfig:
 class Recipe:
     """One run. groups_per_step: prompts per optimizer step. max_staleness: weight versions a sample may be old.
     publish_every: steps between weight pushes. save_every, eval_every: steps between checkpoints and evaluations (0:
-    only at the end). keep_checkpoints: the newest ones kept. save_rollouts: write every step's samples to Parquet."""
+    only at the end). keep_checkpoints: the newest ones kept. save_rollouts: write every step's samples to Parquet.
+    deadline_s: how long anything may take (a group to come in, an update, a push, an evaluation, a checkpoint) before
+    the run ends with its name."""
 
     name: str
     model: str
@@ -110,6 +112,7 @@ class Recipe:
     eval_every: int = 0
     keep_checkpoints: int = 2
     save_rollouts: bool = True
+    deadline_s: float = 1800.0
     launcher: str = "local"
     trust_remote_code: bool = False
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -138,6 +141,8 @@ class Recipe:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.deadline_s <= 0:
+            raise ConfigError(f"deadline_s is {self.deadline_s}; it must be above 0.")
         if self.launcher != "local":
             raise ConfigError(f"launcher is '{self.launcher}'; this release has 'local' (one process, one machine).")
         labels = [term.label for term in self.rewards]

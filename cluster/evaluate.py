@@ -102,9 +102,8 @@ def _mean(values: Sequence[float]) -> float:
 
 async def evaluate_model(parts: "Parts") -> Evaluation:
     """Start an engine with the recipe's model, evaluate it, and stop the engine (`volley eval`)."""
-    from rewards.scorer import Scorer
-
     from cluster import launcher
+    from rewards.scorer import Scorer
 
     recipe = parts.recipe
     async with Scorer(recipe.rewards, recipe.scorer) as scorer:

@@ -12,7 +12,7 @@ evaluation or a resume cannot change what comes next.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from cluster.config import Recipe
@@ -40,13 +40,13 @@ class Learner(Protocol):
     @property
     def step(self) -> int: ...
     async def update(self, batch: Batch) -> Update: ...
-    async def save(self, directory: Path) -> None: ...
+    async def refresh_reference(self) -> None: ...
 
 
 class Log(Protocol):
-    """Keeps the run's record; `phase` times a part of the step."""
+    """Keeps the run's record. `phase` times a part of a step, and raises `TimeoutError` with its name when it hangs."""
 
-    def phase(self, name: str) -> Any: ...
+    def phase(self, name: str) -> AbstractAsyncContextManager[None]: ...
     def step(
         self,
         step: int,
@@ -81,24 +81,28 @@ async def train(
         source.start(tasks)
         saved = learner.step
         while learner.step < recipe.steps:
-            with log.phase("wait"):
+            async with log.phase("wait"):
                 groups = await _unless(stop, source.take(recipe.groups_per_step))
             if groups is None:
                 break
-            with log.phase("update"):
+            async with log.phase("update"):
                 update = await learner.update(make_batch(groups, loss, version))
             step, trained = learner.step, version
             if step % recipe.publish_every == 0:
-                with log.phase("publish"):
+                async with log.phase("publish"):
                     version = await publish(groups)
+            if recipe.reference.refresh_every and step % recipe.reference.refresh_every == 0:
+                await learner.refresh_reference()
             log.step(step, trained, version, groups, update, source.accounting())
             reached = False
             if recipe.eval_every and step % recipe.eval_every == 0:
-                result = await evaluate()
+                async with log.phase("evaluate"):
+                    result = await evaluate()
                 log.evaluation(step, result)
                 reached = 0 < recipe.stop_at.pass_at_1 <= result.metrics["pass@1"]
             if recipe.save_every and step % recipe.save_every == 0:
-                await save(step)
+                async with log.phase("save"):
+                    await save(step)
                 saved = step
             if reached:
                 break

@@ -23,7 +23,7 @@ CHARTS: dict[str, dict[str, str]] = {
     "Response length, tokens": {"response_length_mean": "tokens"},
     "Truncated share": {"truncated_share": "share"},
     "Entropy, nats": {"entropy": "entropy"},
-    "KL, nats": {"kl": "to the reference", "kl_behaviour": "to the rollouts"},
+    "KL, nats": {"kl": "KL"},
     "Clipped share of tokens": {"clip_share": "share"},
     "Gradient norm": {"grad_norm": "norm"},
     "Learning rate": {"lr": "rate"},

@@ -1,13 +1,14 @@
 """One training run from checked parts to an exported model: start, resume, train, save, leave cleanly."""
 
 import asyncio
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from cluster import checkpoint, launcher
@@ -30,6 +31,7 @@ from rollout.pool import RolloutPool
 from rollout.types import ScoredGroup
 
 NUM_PARITY_SEQUENCES = 8
+CLOSE_TIMEOUT_S = 10.0
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may be kept waiting for the interpreter. Learner and engine call thousands of short kernels and
 come back for it after each; with Python's 5 ms they spend much of the step waiting for each other."""
@@ -69,7 +71,10 @@ class Training:
                 return await self._train()
             finally:
                 self._record.close()
-                await pool.close()
+                # A wedged engine must not keep a failed run from ending.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await pool.close()
 
     async def _train(self) -> dict[str, float]:
         recipe = self._recipe
@@ -111,6 +116,7 @@ class Training:
             recipe.max_staleness,
             lambda group: parts.loss.min_group_size == 1 or group.has_signal,
             round(recipe.rollout.max_replacements * recipe.groups_per_step),
+            recipe.deadline_s,
         )
 
     async def _publish(self, groups: Sequence[ScoredGroup]) -> int:
@@ -214,11 +220,18 @@ class Record:
         """Count on from the seconds that the run took before."""
         self._started -= wall_s
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
+        """Time a part of a step. Waiting for groups has its own deadline, which starts anew with every arrival."""
         started = time.perf_counter()
+        deadline_s = None if name == "wait" else self._recipe.deadline_s
         try:
-            yield
+            async with asyncio.timeout(deadline_s) as limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"{name}: not done after {deadline_s:g} s (deadline_s)") from None
+            raise
         finally:
             self._seconds[name] = time.perf_counter() - started
 
@@ -243,6 +256,9 @@ class Record:
             **{f"seconds/{name}": value for name, value in seconds.items()},
             "samples_per_s": samples["samples"] / (now - self._step_started),
             **samples,
+            **dict.fromkeys(("logprob_mismatch_mean", "logprob_mismatch_max"), math.nan),
+            # To the reference where there is one, else to the policy that sampled.
+            "kl": update.metrics.get("kl_behaviour", math.nan),
             **update.metrics,
             **self.extra,
             **accounting,

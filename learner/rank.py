@@ -18,7 +18,7 @@ from torch import Tensor
 
 from learner.batch import Advantages, Batch, Row, Update
 from learner.config import LearnerConfig
-from learner.losses.common import Loss, MicroBatch
+from learner.losses.common import Loss, MicroBatch, kl_estimate
 from learner.model import PolicyModel, load_policy
 from learner.packing import Collated, collate, padding_share, plan
 from learner.weights import named_weights, state_dict
@@ -205,14 +205,19 @@ def _observed(data: Collated, micro: MicroBatch, entropy_M: Tensor, signal: str)
     and behaviour lie apart (k3 estimate of KL(behaviour || policy); |difference| of log-probs, on fresh samples only,
     where it is numerical noise)."""
     with torch.no_grad():
-        metrics = {"entropy": (entropy_M.sum(), micro.mask_NT.sum())}
-        if signal == "advantages":
-            difference_NT = (micro.logprobs_NT - micro.behaviour_NT) * micro.mask_NT
-            k3_NT = torch.expm1(difference_NT) - difference_NT
-            metrics["kl_behaviour"] = ((k3_NT * micro.mask_NT).sum(), micro.mask_NT.sum())
-            fresh_NT = micro.mask_NT * data.fresh_N[:, None]
-            metrics["logprob_mismatch_mean"] = ((difference_NT.abs() * fresh_NT).sum(), fresh_NT.sum())
-            metrics["logprob_mismatch_max"] = ((difference_NT.abs() * fresh_NT).amax(), fresh_NT.new_ones(()))
+        mask_NT, num_tokens = micro.mask_NT, micro.mask_NT.sum()
+        metrics = {"entropy": (entropy_M.sum(), num_tokens)}
+        if signal != "advantages":
+            return metrics
+        metrics["kl_behaviour"] = (
+            (kl_estimate("k3", micro.behaviour_NT, micro.logprobs_NT) * mask_NT).sum(),
+            num_tokens,
+        )
+        fresh_NT = mask_NT * data.fresh_N[:, None]
+        if fresh_NT.any():
+            gap_NT = (micro.logprobs_NT - micro.behaviour_NT).abs() * fresh_NT
+            metrics["logprob_mismatch_mean"] = (gap_NT.sum(), fresh_NT.sum())
+            metrics["logprob_mismatch_max"] = (gap_NT.amax(), fresh_NT.new_ones(()))
         return metrics
 
 

@@ -1,9 +1,8 @@
 """The loop with a fake engine: the same code as a real run, without a model."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ class FakeLearner:
     def __init__(self, fail_at: int = 0) -> None:
         self.step = 0
         self.batches: list[Batch] = []
+        self.refreshed: list[int] = []
         self._fail_at = fail_at
 
     async def update(self, batch: Batch) -> Update:
@@ -37,7 +37,8 @@ class FakeLearner:
         self.batches.append(batch)
         return Update({"loss": 0.0})
 
-    async def save(self, directory: Path) -> None: ...
+    async def refresh_reference(self) -> None:
+        self.refreshed.append(self.step)
 
 
 class ParityScores:
@@ -54,8 +55,8 @@ class KeptLog:
         self.rows: list[dict[str, Any]] = []
         self.evaluations: list[tuple[int, Evaluation]] = []
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
         yield
 
     def step(
@@ -160,6 +161,12 @@ def test_iterative_training_pushes_every_n_steps() -> None:
     world.run()
     assert world.engine.version == 3
     assert [row["version"] for row in world.log.rows] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_the_reference_is_refreshed_every_n_steps() -> None:
+    world = World(steps=7, reference={"refresh_every": 3})
+    world.run()
+    assert world.learner.refreshed == [3, 6]
 
 
 def test_evaluations_and_checkpoints_come_when_they_should() -> None:
