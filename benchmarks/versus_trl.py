@@ -6,8 +6,9 @@
 The workload is the demo's: its warmed-up model (made by `make demo`), additions, 32 prompts x 8 completions of about 20
 tokens, the same reward functions, learning rate, clipping, bf16, no reference model, one update per batch, groups
 without signal kept. TRL gets a venv of its own, `.venv-trl`, that sees this project's torch, transformers and vLLM, so
-both run on the same versions; it is run with its own generation and with vLLM in its process (colocate), both with two
-threads that sleep when idle. Volley runs in one process, synchronous and with max_staleness 1.
+both run on the same versions; it is run with its own generation, two threads that sleep when idle. (`--systems
+trl-vllm` runs it with vLLM in its process, which on CPUs ends at the first weight update: TRL 1.16 loads into layers
+whose weights vLLM has packed away.) Volley runs in one process, synchronous and with max_staleness 1.
 
 speed: median samples/s over the steps after the first quarter. learning: seconds of training until the mean training
 accuracy of five steps reaches the target, start-up left out on both sides. Prints a table and the ratios.
@@ -16,20 +17,24 @@ accuracy of five steps reaches the target, start-up left out on both sides. Prin
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+from cluster.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL_VENV = ROOT / ".venv-trl"
 MODEL = ROOT / "runs" / "demo-warm-up" / "model"
 DATA = ROOT / "runs" / "demo" / "data" / "train.jsonl"
 LR = 1e-4
-SYSTEMS = ("trl-generate", "trl-vllm", "volley-sync", "volley-async")
+SYSTEMS = ("trl-generate", "volley-sync", "volley-async")
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 TRL_RUN = """
@@ -52,8 +57,10 @@ def form(prompts, completions, **_):
 class Clock(TrainerCallback):
     def on_train_begin(self, *args, **kwargs):
         self.started = time.perf_counter()
-    def on_step_end(self, args, state, *_, **__):
+    def on_step_end(self, args, state, control, **_):
         steps.append({"wall_s": time.perf_counter() - self.started, "accuracy": accuracies[-1]})
+        if len(steps) > 4 and sum(step["accuracy"] for step in steps[-5:]) / 5 >= options["target"]:
+            control.should_training_stop = True
 config = GRPOConfig(
     output_dir=options["out"], max_steps=options["steps"], seed=options["seed"], learning_rate=options["lr"],
     lr_scheduler_type="constant", per_device_train_batch_size=256, gradient_accumulation_steps=1, num_generations=8,
@@ -71,12 +78,13 @@ import os; os._exit(0)
 """
 
 
-def run_trl(vllm: bool, steps: int, seed: int) -> list[dict[str, float]]:
-    """wall_s since the start of training and training accuracy, step by step."""
+def run_trl(vllm: bool, steps: int, seed: int, target: float) -> list[dict[str, float]]:
+    """wall_s since the start of training and training accuracy, step by step, until the target is reached."""
     with tempfile.TemporaryDirectory() as out:
-        options = {"model": str(MODEL), "data": str(DATA), "out": out, "steps": steps, "seed": seed, "lr": LR}
+        options = {"model": str(MODEL), "data": str(DATA), "out": out, "steps": steps, "seed": seed}
+        options |= {"lr": LR, "target": target, "vllm": vllm}
         done = subprocess.run(
-            [str(TRL_VENV / "bin" / "python"), "-W", "ignore", "-c", TRL_RUN, json.dumps({**options, "vllm": vllm})],
+            [str(TRL_VENV / "bin" / "python"), "-W", "ignore", "-c", TRL_RUN, json.dumps(options)],
             env={
                 **os.environ,
                 **ENVIRONMENT,
@@ -99,7 +107,7 @@ def run_trl(vllm: bool, steps: int, seed: int) -> list[dict[str, float]]:
     return found
 
 
-def run_volley(staleness: int, steps: int, seed: int) -> list[dict[str, float]]:
+def run_volley(staleness: int, steps: int, seed: int, target: float) -> list[dict[str, float]]:
     """As `run_trl`, from the run's metrics."""
     recipe = {
         "name": "versus",
@@ -118,17 +126,25 @@ def run_volley(staleness: int, steps: int, seed: int) -> list[dict[str, float]]:
         path = Path(out) / "recipe.yaml"
         path.write_text(json.dumps(recipe))
         volley = Path(sys.executable).with_name("volley")
-        done = subprocess.run([str(volley), "train", str(path)], cwd=out, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"Volley failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-        rows = [json.loads(line) for line in (Path(out) / "runs/versus/metrics.jsonl").read_text().splitlines()]
-    return [{"wall_s": row["wall_s"], "accuracy": row["accuracy"]} for row in rows]
+        metrics = Path(out) / "runs" / "versus" / "metrics.jsonl"
+        process = subprocess.Popen(
+            [str(volley), "train", str(path)], cwd=out, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        found: list[dict[str, float]] = []
+        while process.poll() is None and math.isnan(seconds_to(target, found)):
+            time.sleep(0.5)
+            found = read_rows(metrics)
+        process.kill()
+        if process.wait() > 0:
+            raise RuntimeError(f"Volley failed; see: volley train with the recipe {json.dumps(recipe)}")
+        found = read_rows(metrics)
+    return [{"wall_s": row["wall_s"], "accuracy": row["accuracy"]} for row in found]
 
 
-def run(system: str, steps: int, seed: int) -> list[dict[str, float]]:
+def run(system: str, steps: int, seed: int, target: float) -> list[dict[str, float]]:
     if system.startswith("trl"):
-        return run_trl(system == "trl-vllm", steps, seed)
-    return run_volley(int(system == "volley-async"), steps, seed)
+        return run_trl(system == "trl-vllm", steps, seed, target)
+    return run_volley(int(system == "volley-async"), steps, seed, target)
 
 
 def samples_per_s(steps: list[dict[str, float]]) -> float:
@@ -141,7 +157,7 @@ def seconds_to(target: float, steps: list[dict[str, float]]) -> float:
     for i in range(4, len(steps)):
         if statistics.mean(step["accuracy"] for step in steps[i - 4 : i + 1]) >= target:
             return steps[i]["wall_s"]
-    return float("nan")
+    return math.nan
 
 
 def ensure_trl() -> None:
@@ -168,12 +184,14 @@ def main() -> None:
         sys.exit("the warmed-up model is not there; run make demo first")
     ensure_trl()
     is_speed = options.what == "speed"
-    systems = options.systems.split(",") if options.systems else SYSTEMS if is_speed else ("trl-vllm", "volley-async")
+    systems = (
+        options.systems.split(",") if options.systems else SYSTEMS if is_speed else ("trl-generate", "volley-async")
+    )
     steps = options.steps or (24 if is_speed else 240)
     figures: dict[str, list[float]] = {system: [] for system in systems}
     for seed in range(options.seeds or (1 if is_speed else 3)):
         for system in systems:
-            found = run(system, steps, seed)
+            found = run(system, steps, seed, math.inf if is_speed else options.target)
             figure = samples_per_s(found) if is_speed else seconds_to(options.target, found)
             figures[system].append(figure)
             last = statistics.mean(step["accuracy"] for step in found[-5:])
