@@ -56,7 +56,6 @@ class Training:
         if restored is not None:
             self._check_lineage(restored.state)
         self._directory.open(recipe)
-        self._handle_signals()
         async with Scorer(recipe.rewards, recipe.scorer) as scorer:
             self._learner = launcher.start_learner(recipe, parts.loss, parts.model.path)
             pool = self._start_pool()
@@ -65,6 +64,8 @@ class Training:
             self._source = self._make_source()
             done = restored.step if restored else 0
             self._record = Record(self._directory, recipe, self._roller, done)
+            # Not before: while models load, Ctrl-C should simply end the process.
+            self._handle_signals()
             try:
                 if restored is not None:
                     await self._restore(restored)
@@ -92,6 +93,8 @@ class Training:
             self._stop,
             self._version,
         )
+        if self._parts.test_prompts and self._record.evaluated_step != self._learner.step and not self._stop.is_set():
+            self._record.evaluation(self._learner.step, await self._evaluate())
         if self._stop.is_set():
             self._say(f"stopped at step {self._learner.step} with a checkpoint; go on with --resume")
         await self._learner.export(self._directory.model, self._parts.tokenizer)
@@ -131,7 +134,7 @@ class Training:
         """Both sides' log-probs of the newest samples, whole sequences, at temperature 1."""
         sequences = [group.prompt.token_ids + group.completions[0].token_ids for group in groups]
         sequences = [ids for ids in sequences if len(ids) > 1][:NUM_PARITY_SEQUENCES]
-        ours = await self._learner.logprobs(sequences)
+        ours = await self._learner.logprobs(sequences) if self._pool.engines else []
         for engine in self._pool.engines:
             theirs = await engine.logprobs(sequences)
             gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
@@ -167,6 +170,8 @@ class Training:
         self._version = restored.state["weight_version"]
         self._record.restore(restored.state["wall_s"])
         if self._pool.engines:
+            # Between two pushes of an iterative run the engine served older weights, which nobody has kept.
+            self._version += restored.step % self._recipe.publish_every > 0
             await self._pool.load_weights(self._learner.named_weights, self._version)
         self._say(f"resumed from {restored.directory.name}")
 
@@ -211,6 +216,7 @@ class Record:
         self._step_started = self._started
         self.extra: dict[str, float] = {}
         self.last_evaluation: dict[str, float] = {}
+        self.evaluated_step = -1
 
     @property
     def wall_s(self) -> float:
@@ -270,7 +276,7 @@ class Record:
             write_groups(self._directory.rollouts / f"step-{step:06d}.parquet", groups, step)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
-        self.last_evaluation = result.metrics
+        self.last_evaluation, self.evaluated_step = result.metrics, step
         self._log.evaluation(step, result.metrics)
         self._progress.evaluation(result.metrics)
         self._step_started = time.perf_counter()

@@ -186,8 +186,9 @@ def test_reward_goes_up(workspace: Path) -> None:
         assert math.isfinite(row["loss"])
 
 
-def test_ctrl_c_once_saves_and_leaves_cleanly(workspace: Path) -> None:
-    path = recipe(workspace, "interrupted", steps=2000, max_staleness=1)
+def interrupt(workspace: Path, name: str, times: int) -> tuple[int, str]:
+    """Start a long asynchronous run, press Ctrl-C after three steps; the exit code and what was printed."""
+    path = recipe(workspace, name, steps=2000, max_staleness=1)
     process = subprocess.Popen(
         [VOLLEY, "train", str(path)],
         cwd=workspace,
@@ -196,20 +197,34 @@ def test_ctrl_c_once_saves_and_leaves_cleanly(workspace: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    metrics = workspace / "runs" / "interrupted" / "metrics.jsonl"
+    metrics = workspace / "runs" / name / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    return process.returncode, output
+
+
+def test_ctrl_c_once_saves_and_leaves_cleanly(workspace: Path) -> None:
+    code, output = interrupt(workspace, "interrupted", times=1)
+    assert code == 0, output
     assert "stopped at step" in output
+    run = workspace / "runs" / "interrupted"
     last = rows(workspace, "interrupted")[-1]["step"]
-    checkpoint = workspace / "runs" / "interrupted" / "checkpoints" / f"step-{last:06d}"
-    assert (checkpoint / "manifest.json").exists()
-    assert (workspace / "runs" / "interrupted" / "model" / "config.json").exists()
+    assert (run / "checkpoints" / f"step-{last:06d}" / "manifest.json").exists()
+    assert (run / "model" / "config.json").exists()
+
+
+@pytest.mark.faults
+def test_ctrl_c_twice_leaves_at_once(workspace: Path) -> None:
+    code, _ = interrupt(workspace, "interrupted-twice", times=2)
+    assert code == 130
+    assert not (workspace / "runs" / "interrupted-twice" / "model").exists()
 
 
 def test_a_run_name_in_use_is_refused_and_nothing_is_touched(workspace: Path, finished: Path) -> None:

@@ -76,6 +76,7 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     [
         (1, {**FP32, "max_tokens_per_micro_batch": 64}),
         (1, {**FP32, "zero_stage": 2, "gradient_checkpointing": True}),
+        (1, {**FP32, "zero_stage": 2, "cpu_offload": True}),
         (1, {**FP32, "zero_stage": 3, "max_tokens_per_micro_batch": 100}),
         (2, {**FP32, "zero_stage": 0}),
         (2, {**FP32, "zero_stage": 1, "max_tokens_per_micro_batch": 64}),
