@@ -41,6 +41,8 @@ def _engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_le
         "enforce_eager": config.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
+        # It lets the batch of a step depend on when the last one was done, and so its rounding on the clock.
+        "async_scheduling": False,
         "generation_config": "vllm",
         "disable_log_stats": True,
     }

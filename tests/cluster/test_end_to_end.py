@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +153,40 @@ def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: 
 
 @pytest.mark.parametrize("kill_after_step", [3, *(pytest.param(step, marks=pytest.mark.faults) for step in (2, 4, 5))])
 def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
-    """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of the whole one."""
-    name = f"killed-{kill_after_step}"
-    path = recipe(workspace, name, save_every=2, eval_every=3)
-    kill_after(workspace, path, name, kill_after_step, 6)
-    volley(workspace, "train", str(path), "--resume")
-    assert [timeless(row) for row in rows(workspace, name)] == [timeless(row) for row in rows(workspace, "whole")]
-    evaluations = [[timeless(r) for r in rows(workspace, n, "evaluations.jsonl")] for n in (name, "whole")]
-    assert evaluations[0] == evaluations[1]
-    ours, whole = (load_file(workspace / "runs" / n / "model" / "model.safetensors") for n in (name, "whole"))
-    assert all((ours[key] == whole[key]).all() for key in whole)
+    """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of a whole one.
+
+    About one process in thirty computes log-probs in vLLM's CPU engine that differ by 1e-6 from the others', from its
+    first step on and whether it is resumed or not (benchmarks/RESULTS.md). So that such a process is not taken for a
+    resume that went wrong, the comparison is made again with new processes, twice at most; it is always exact.
+    """
+    for attempt in range(3):
+        name, whole = (
+            f"killed-{kill_after_step}-{attempt}",
+            f"whole-{kill_after_step}-{attempt}" if attempt else "whole",
+        )
+        if attempt:
+            volley(workspace, "train", str(recipe(workspace, whole, save_every=2, eval_every=3)))
+        path = recipe(workspace, name, save_every=2, eval_every=3)
+        kill_after(workspace, path, name, kill_after_step, 6)
+        volley(workspace, "train", str(path), "--resume")
+        difference = first_difference(workspace, name, whole)
+        if not difference:
+            return
+        warnings.warn(f"{name} is not {whole}: {difference}", stacklevel=1)
+    pytest.fail(f"no attempt was exact; the last: {difference}")
+
+
+def first_difference(workspace: Path, name: str, whole: str) -> str:
+    """Empty when two runs have the same metrics, evaluations and weights, else where they part."""
+    for file in ("metrics.jsonl", "evaluations.jsonl"):
+        ours, theirs = rows(workspace, name, file), rows(workspace, whole, file)
+        assert len(ours) == len(theirs)
+        for a, b in zip(map(timeless, ours), map(timeless, theirs), strict=True):
+            if a != b:
+                parts = {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+                return f"{file}, step {a['step']}: {parts}"
+    models = [load_file(workspace / "runs" / run / "model" / "model.safetensors") for run in (name, whole)]
+    return next((f"weight {key}" for key in models[0] if not (models[0][key] == models[1][key]).all()), "")
 
 
 def test_reward_goes_up(workspace: Path) -> None:
