@@ -89,7 +89,7 @@ def _committed(root: Path) -> list[Path]:
 
 
 def _verify(directory: Path) -> str:
-    """ "" or what is wrong."""
+    """What is wrong with a checkpoint; empty when it is whole."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         files = manifest["files"]

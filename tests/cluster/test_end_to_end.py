@@ -151,7 +151,7 @@ def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: 
     assert len(rows(workspace, name)) < num_all, "the run was over before the signal came"
 
 
-@pytest.mark.parametrize("kill_after_step", [3, *(pytest.param(step, marks=pytest.mark.faults) for step in (4, 5))])
+@pytest.mark.parametrize("kill_after_step", [3, pytest.param(4, marks=pytest.mark.faults)])
 def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
     """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of a whole one.
 
