@@ -6,7 +6,7 @@ parameters are gathered at a time, never the whole model.
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.model import PolicyModel
 from learner.zero import ZeroEngine
@@ -33,8 +33,3 @@ def named_weights(zero: ZeroEngine) -> Iterator[tuple[str, Tensor]]:
 def state_dict(zero: ZeroEngine) -> dict[str, Tensor]:
     """A copy of all weights in host memory, for export."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in named_weights(zero)}
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Elements of the model, tied weights once; ZeRO-3 shards count whole."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

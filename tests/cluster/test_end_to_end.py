@@ -155,7 +155,7 @@ def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: 
 def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
     """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of a whole one.
 
-    About one process in thirty computes log-probs in vLLM's CPU engine that differ by 1e-6 from the others', from its
+    One process of 37 was seen to compute log-probs in vLLM's CPU engine that differ by 1e-6 from the others', from its
     first step on and whether it is resumed or not (benchmarks/RESULTS.md). So that such a process is not taken for a
     resume that went wrong, the comparison is made again with new processes, twice at most; it is always exact.
     """
