@@ -195,8 +195,9 @@ def main() -> None:
             figure = samples_per_s(found) if is_speed else seconds_to(options.target, found)
             figures[system].append(figure)
             last = statistics.mean(step["accuracy"] for step in found[-5:])
-            unit = "samples/s" if is_speed else f"s to {options.target}"
-            print(f"seed {seed}  {system:<13} {figure:8.1f} {unit}  (last accuracy {last:.2f})", flush=True)
+            speed = f"{samples_per_s(found):.1f} samples/s"
+            said = speed if is_speed else f"{figure:.1f} s to {options.target}, {len(found)} steps, {speed}"
+            print(f"seed {seed}  {system:<13} {said}  (last accuracy {last:.2f})", flush=True)
     print_ratios(figures)
 
 

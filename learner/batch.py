@@ -52,11 +52,20 @@ class Batch:
     def num_completion_tokens(self) -> int:
         return sum(len(row.completion_ids) for row in self.rows)
 
+    def with_gradient(self, loss: Loss) -> "Batch":
+        """Without the rows that cannot move the weights, at least one row: a policy loss without a reference (so
+        without a KL term) is proportional to the advantage, and groups whose rewards are all equal have advantages of
+        exactly 0. They count in the loss's normalizer, but need neither forward nor backward pass."""
+        if not isinstance(self.signal, Advantages) or loss.needs_reference or not self.rows:
+            return self
+        kept = [i for i, value in enumerate(self.signal.values) if value != 0.0] or [0]
+        return Batch(tuple(self.rows[i] for i in kept), Advantages(tuple(self.signal.values[i] for i in kept)))
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimizer step reports. metrics: name -> value over the global batch (`loss`, `grad_norm`, `lr`,
-    `entropy`, `logprob_mismatch_mean`, ... and the loss's own)."""
+    """What one optimizer step reports. metrics: name -> value over the rows of the global batch that have a gradient
+    (`loss`, `grad_norm`, `lr`, `entropy`, `logprob_mismatch_mean`, ... and the loss's own)."""
 
     metrics: Mapping[str, float]
 

@@ -68,15 +68,20 @@ class LearnerRank:
         """One optimizer step on `batch`. Raises `FloatingPointError` when loss or gradient is not finite; the weights
         in memory are then not to be used."""
         torch.manual_seed(self._seed + self.step)
+        normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows))
+        batch = batch.with_gradient(self._loss)
+        lr = learning_rate(self._config, self.step, self._total_steps)
+        if not batch.rows:
+            # Not one completion could be scored; the run has counted them and goes on.
+            self.step += 1
+            return Update({"loss": math.nan, "grad_norm": 0.0, "lr": lr})
         lengths = [row.num_tokens for row in batch.rows]
         shares = plan(lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
         mine = shares[self._rank]
-        normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows))
         sums = _Sums()
         for i, indices in enumerate(mine):
             self._micro_step(batch, indices, normalizer, i == len(mine) - 1, sums)
         sums.reduce(self._num_ranks, self._zero.device)
-        lr = learning_rate(self._config, self.step, self._total_steps)
         if not math.isfinite(sums.loss):
             raise FloatingPointError(f"learner: the loss of step {self.step + 1} is {sums.loss}; lower learner.lr")
         grad_norm = self._zero.step(lr)

@@ -206,3 +206,15 @@ def test_metrics_are_detached_scalars_over_the_tokens(loss):
         assert not value.requires_grad
         assert not count.requires_grad
         assert count.item() == 6
+
+
+@every_loss
+def test_rows_without_advantage_move_nothing_unless_a_reference_pulls(loss: Loss) -> None:
+    """What lets the learner skip them (`Batch.with_gradient`)."""
+    if loss.signal != "advantages":
+        pytest.skip(f"{loss.signal} have no advantages")
+    sequences = random_sequences(5, [3, 6, 4])
+    sequences.advantages = [0.7, 0.0, -0.2]
+    gradients = torch.autograd.grad(loss.loss_sum(sequences.micro([0, 1, 2], loss)).loss, sequences.logprobs)
+    assert bool(gradients[1].abs().sum() == 0) != loss.needs_reference
+    assert all(gradients[i].abs().sum() > 0 for i in (0, 2))

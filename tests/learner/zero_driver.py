@@ -30,7 +30,8 @@ def batch() -> Batch:
         prompt = tuple(rng.randrange(2, 20) for _ in range(rng.randrange(3, 9)))
         completion = tuple(rng.randrange(2, 20) for _ in range(rng.randrange(4, 20)))
         rows.append(Row(prompt, completion, tuple(rng.uniform(-4, -2) for _ in completion), 0))
-    return Batch(tuple(rows), Advantages(tuple(rng.gauss(0, 1) for _ in rows)))
+    # Rows without advantage are skipped by the learner, and must count all the same.
+    return Batch(tuple(rows), Advantages(tuple(0.0 if i % 4 == 3 else rng.gauss(0, 1) for i in range(len(rows)))))
 
 
 def main() -> None:

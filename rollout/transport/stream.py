@@ -1,0 +1,201 @@
+"""A model's weights as one stream of bytes in buckets, broadcast over gloo from one sender to many receivers.
+
+Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream. The receiver keeps
+the whole stream in memory of its own until it is complete: a push arrives whole or not at all, and whoever receives it
+can go on working with the old weights meanwhile. That costs one more copy of the model on each receiver; on GPUs, where
+that would hurt, `nccl` loads as it receives.
+
+Each bucket carries a checksum (CRC-32 of its bytes), and the checksums of all buckets are compared by the client. Every
+wait ends after `timeout_s` with a `TransportError` that names the tensor.
+"""
+
+import socket
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64
+"""Bytes: every tensor starts at a multiple of it, so that a view of any type can be taken in place."""
+
+
+class TransportError(RuntimeError):
+    """A push failed on the way; the message names the phase and the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """name: in the checkpoint. dtype: as torch names it ("bfloat16"). shape: whole, not this rank's share."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor lies. starts: [K] byte offsets. num_bytes: of the whole stream."""
+
+    metas: tuple[TensorMeta, ...]
+    starts: tuple[int, ...]
+    num_bytes: int
+
+    def name_at(self, offset: int) -> str:
+        """The tensor that the byte at `offset` belongs to."""
+        return [meta.name for meta, start in zip(self.metas, self.starts, strict=True) if start <= offset][-1]
+
+    def views(self, stream: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor, as views of the `[num_bytes]` uint8 stream."""
+        for meta, start in zip(self.metas, self.starts, strict=True):
+            part = stream[start : start + meta.num_bytes]
+            yield meta.name, part.view(getattr(torch, meta.dtype)).view(meta.shape)
+
+
+def layout(metas: Iterable[TensorMeta]) -> Layout:
+    """The stream of these tensors, in their order."""
+    kept = tuple(metas)
+    sizes = [-(-meta.num_bytes // ALIGNMENT) * ALIGNMENT for meta in kept]
+    starts = tuple(accumulate(sizes, initial=0))
+    return Layout(kept, starts[:-1], starts[-1])
+
+
+class Group:
+    """A gloo process group beside any other: rank 0 sends, all others receive.
+
+    address: of this process's network interface. listener: rank 0's bound socket, where the others meet; a socket given
+    by its owner listens on that interface alone, which torch's own would not.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        rank: int,
+        num_ranks: int,
+        timeout_s: float,
+        listener: socket.socket | None = None,
+        master_address: str = "",
+    ) -> None:
+        from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, TCPStore
+
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            self._store = TCPStore(
+                master_address or address,
+                port,
+                num_ranks,
+                is_master=listener is not None,
+                timeout=timeout,
+                wait_for_workers=False,
+                multi_tenant=False,
+                master_listen_fd=listener.detach() if listener is not None else None,
+            )
+            options = ProcessGroupGloo._Options()
+            options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+            options._timeout = timeout
+            self._group: ProcessGroup = ProcessGroupGloo(
+                PrefixStore("weights", self._store), rank, num_ranks, options
+            )
+        except RuntimeError as error:
+            raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
+        self._timeout = timeout
+
+    def broadcast(self, bucket: Tensor) -> Any:
+        """Start a broadcast from rank 0; returns the work to wait for."""
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = 0
+        options.rootTensor = 0
+        options.timeout = self._timeout
+        return self._group.broadcast([bucket], options)
+
+    def close(self) -> None:
+        """Leave the group. Receivers that wait for this side then fail at once."""
+        del self._group, self._store
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket on `address` and a free port."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener.bind((address, 0))
+    listener.listen(128)
+    return listener
+
+
+def send(
+    group: Group, plan: Layout, weights: Iterable[tuple[str, Tensor]], stream: Tensor, bucket_bytes: int
+) -> list[int]:
+    """Broadcast `weights` (in the order of `plan`) from rank 0; returns the checksum of each bucket.
+
+    stream: [num_bytes] uint8, filled on the way; a bucket leaves as soon as it is full, while the next one fills.
+    `weights` is read to its end even when the network fails, because reading it may be a collective of several learner
+    ranks. Raises `TransportError`.
+    """
+    sent = 0
+    pending: list[tuple[Any, int]] = []
+    checksums = []
+    failure: TransportError | None = None
+    with ThreadPoolExecutor(1) as hasher:
+        for (name, tensor), meta, start in zip(weights, plan.metas, plan.starts, strict=True):
+            assert name == meta.name, f"the weights came as {name} where {meta.name} was announced"
+            end = start + meta.num_bytes
+            stream[start:end].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
+            is_last = start == plan.starts[-1]
+            while failure is None and (sent + bucket_bytes <= end or (is_last and sent < plan.num_bytes)):
+                bucket = stream[sent : sent + bucket_bytes]
+                try:
+                    pending.append((group.broadcast(bucket), sent))
+                except RuntimeError as error:
+                    failure = _failed("send", error, plan, sent)
+                checksums.append(hasher.submit(zlib.crc32, memoryview(bucket.numpy())))
+                sent += len(bucket)
+        for work, offset in pending:
+            if failure is None:
+                failure = _wait(work, offset, plan, "send")
+        if failure is not None:
+            raise failure
+        return [checksum.result() for checksum in checksums]
+
+
+def receive(group: Group, plan: Layout, stream: Tensor, bucket_bytes: int) -> list[int]:
+    """Fill `stream` ([num_bytes] uint8) from rank 0; returns the checksum of each bucket. Raises `TransportError`."""
+    with ThreadPoolExecutor(1) as hasher:
+        checksums = []
+        for offset in range(0, plan.num_bytes, bucket_bytes):
+            bucket = stream[offset : offset + bucket_bytes]
+            try:
+                work = group.broadcast(bucket)
+            except RuntimeError as error:
+                raise _failed("receive", error, plan, offset) from None
+            failure = _wait(work, offset, plan, "receive")
+            if failure is not None:
+                raise failure
+            checksums.append(hasher.submit(zlib.crc32, memoryview(bucket.numpy())))
+        return [checksum.result() for checksum in checksums]
+
+
+def combined(checksums: Sequence[int]) -> str:
+    """One short text for all buckets' checksums and their order."""
+    return f"{zlib.crc32(b''.join(value.to_bytes(4, 'big') for value in checksums)):08x}"
+
+
+def _wait(work: Any, offset: int, plan: Layout, phase: str) -> TransportError | None:
+    try:
+        work.wait()
+    except RuntimeError as error:
+        return _failed(phase, error, plan, offset)
+    return None
+
+
+def _failed(phase: str, error: Exception, plan: Layout, offset: int) -> TransportError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return TransportError(f"{phase}: at tensor {plan.name_at(offset)} ({reason})")
