@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.metrics import read_rows
+from learner.zero import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL_VENV = ROOT / ".venv-trl"
@@ -96,7 +97,7 @@ def run_trl(vllm: bool, steps: int, seed: int, target: float) -> list[dict[str, 
                 "LOCAL_RANK": "0",
                 "WORLD_SIZE": "1",
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": "29531",
+                "MASTER_PORT": str(free_port()),
             },
             capture_output=True,
             text=True,

@@ -10,8 +10,9 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.config import Recipe, dump_recipe, parse
+from cluster.config import Recipe, dump_recipe
 from cluster.dataset_source import Demonstrations
+from cluster.parse import parse
 from learner.losses import LOSSES
 from learner.losses.common import Loss
 from rewards.scorer import check_rewards

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import RUNS, Recipe, load_recipe
+from cluster.ray_token import prepare_token
 from rollout.errors import ConfigError, VolleyError
 
 
@@ -47,8 +48,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _explain(error: BaseException) -> int:
     """One sentence for what a user can mend; everything else keeps its traceback."""
-    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        return _explain(error.exceptions[0])
+    if isinstance(error, BaseExceptionGroup):
+        # One loss shows in several places; a sentence for the user says more than the others' traces.
+        told, rest = error.split((VolleyError, FloatingPointError, TimeoutError))
+        if rest is not None and told is not None:
+            sys.excepthook(type(rest), rest, rest.__traceback__)
+        if told is not None or len(error.exceptions) == 1:
+            return _explain((told or error).exceptions[0])
     if isinstance(error, VolleyError):
         print(f"volley: {error}", file=sys.stderr)
         return error.exit_code
@@ -72,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance steps=50 learner.lr=1e-5")
     train.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
     train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    train.add_argument("--auto-resume", action="store_true", help="go on from a checkpoint if there is one, else start")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="evaluate a model by a recipe's test data and rewards")
@@ -100,6 +107,32 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--out", default="recipe.yaml", help="where to write it (default: recipe.yaml)")
     init.set_defaults(run=_init)
 
+    up = commands.add_parser("up", help="start a Ray head on this machine, safely")
+    up.add_argument("--port", type=int, default=6379)
+    up.add_argument("--dashboard-port", type=int, default=8265)
+    up.add_argument("--num-cpus", type=int, help="default: what the machine has")
+    up.set_defaults(run=_up)
+
+    down = commands.add_parser("down", help="stop Ray on this machine")
+    down.set_defaults(run=_down)
+
+    submit = commands.add_parser("submit", help="train by a recipe as a Ray job")
+    submit.add_argument("recipe", help="a YAML file, below the working directory")
+    submit.add_argument("overrides", nargs="*", metavar="key=value")
+    submit.add_argument("--runs", default="", help="where runs lie on the cluster (default: this machine's runs/)")
+    submit.add_argument("--no-follow", action="store_true", help="return at once instead of printing the log")
+    submit.set_defaults(run=_submit)
+
+    for name, what in (("status", "say what a submitted run does"), ("stop", "save and stop a submitted run")):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("run_name", metavar="RUN")
+        command.set_defaults(run=_status if name == "status" else _stop)
+
+    logs = commands.add_parser("logs", help="print a submitted run's log")
+    logs.add_argument("run_name", metavar="RUN")
+    logs.add_argument("--follow", action="store_true", help="until it ends")
+    logs.set_defaults(run=_logs)
+
     demo = commands.add_parser("demo", help="make a tiny model and teach it to add")
     demo.set_defaults(run=_demo)
     return parser
@@ -110,8 +143,9 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides)
     directory = RunDirectory(recipe.directory)
+    resume = options.resume or (options.auto_resume and directory.has_checkpoint)
     if not options.dry_run:
-        directory.check(options.resume)
+        directory.check(resume, options.auto_resume)
     _environment(recipe)
     from cluster.build import build, plan_text
 
@@ -122,7 +156,7 @@ def _train(options: argparse.Namespace) -> int:
     from cluster.training import Training
 
     try:
-        asyncio.run(Training(parts, directory, _say).run(options.resume))
+        asyncio.run(Training(parts, directory, _say).run(resume))
     finally:
         directory.close()
     return 0
@@ -176,6 +210,50 @@ def _init(options: argparse.Namespace) -> int:
     out.write_text(text)
     print(f"wrote {out}; look through it, then: volley train {out} --dry-run")
     return 0
+
+
+def _up(options: argparse.Namespace) -> int:
+    from cluster.submit import up
+
+    up(options.port, options.dashboard_port, options.num_cpus)
+    return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    from cluster.submit import down
+
+    down()
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    prepare_token()
+    from cluster.submit import submit
+
+    return submit(options.recipe, recipe, options.overrides, options.runs, not options.no_follow)
+
+
+def _status(options: argparse.Namespace) -> int:
+    prepare_token()
+    from cluster.submit import status
+
+    status(options.run_name)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    prepare_token()
+    from cluster.submit import stop
+
+    return stop(options.run_name)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    prepare_token()
+    from cluster.submit import logs
+
+    return logs(options.run_name, options.follow)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -1,14 +1,12 @@
 """The recipe: typed, parsed once, with one clear sentence for whatever is wrong in it.
 
-Every section is the dataclass of the package that owns it; this module only puts them together, reads the YAML, and
+Every section is the dataclass of the package that owns it; this module only puts them together and
 checks what no section can know alone (batch arithmetic, lengths against the model, losses against group sizes).
 """
 
 import dataclasses
-import difflib
+import os
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +14,15 @@ from typing import Any
 
 import yaml
 
+from cluster.parse import parse, read_yaml
 from learner.config import LearnerConfig
 from rewards.config import RewardConfig, ScorerConfig
-from rollout.config import DataConfig, RolloutConfig
+from rollout.config import DataConfig, RolloutConfig, TransferConfig
 from rollout.errors import ConfigError
 
-RUNS = Path("runs")
+RUNS_VARIABLE = "VOLLEY_RUNS"
+RUNS = Path(os.environ.get(RUNS_VARIABLE, "runs"))
+LAUNCHERS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,33 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if self.refresh_every < 0:
             raise ConfigError(f"reference.refresh_every is {self.refresh_every}; it must be 0 (never) or more.")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """For `launcher: ray`. address: of a running cluster ("auto": the one on this machine, or that of RAY_ADDRESS); ""
+    starts a private one on this machine, which ends with the run. allow_unauthenticated: work on a cluster that runs
+    anybody's code. worker_cpus, rank_cpus: cores of one rollout worker and one learner rank (0: an equal share, 16 at
+    most). start_s: how long a worker or rank may take to load the model. stall_s: how long an engine may make no step
+    with requests in flight before it counts as frozen. max_restarts: of one worker in a row. metrics: show the run's
+    numbers in Ray's metrics."""
+
+    address: str = ""
+    allow_unauthenticated: bool = False
+    worker_cpus: float = 0.0
+    rank_cpus: float = 0.0
+    start_s: float = 900.0
+    stall_s: float = 180.0
+    max_restarts: int = 3
+    metrics: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("start_s", "stall_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("worker_cpus", "rank_cpus", "max_restarts"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 0.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,8 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
     stop_at: StopConfig = field(default_factory=StopConfig)
@@ -143,8 +173,8 @@ class Recipe:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.deadline_s <= 0:
             raise ConfigError(f"deadline_s is {self.deadline_s}; it must be above 0.")
-        if self.launcher != "local":
-            raise ConfigError(f"launcher is '{self.launcher}'; this release has 'local' (one process, one machine).")
+        if self.launcher not in LAUNCHERS:
+            raise ConfigError(f"launcher is '{self.launcher}'; it must be one of {', '.join(LAUNCHERS)}.")
         labels = [term.label for term in self.rewards]
         for label in labels:
             if labels.count(label) > 1:
@@ -157,8 +187,17 @@ class Recipe:
         if self.launcher == "local" and (self.learner.ranks > 1 or self.rollout.workers > 1):
             raise ConfigError(
                 f"learner.ranks is {self.learner.ranks} and rollout.workers is {self.rollout.workers}; the local "
-                "launcher runs one of each in one process, so set both to 1."
+                "launcher runs one of each in one process, so set both to 1, or launcher: ray."
             )
+        for name, deadline_s in {
+            "cluster.stall_s": self.cluster.stall_s,
+            "transfer.transfer_s": self.transfer.transfer_s,
+        }.items():
+            if self.launcher == "ray" and deadline_s >= self.deadline_s:
+                raise ConfigError(
+                    f"{name} is {deadline_s:g} and deadline_s is {self.deadline_s:g}; a worker that hangs must be "
+                    f"found before the run gives up, so set {name} below deadline_s."
+                )
         if self.groups_per_step % self.learner.ranks:
             raise ConfigError(
                 f"groups_per_step is {self.groups_per_step} and learner.ranks is {self.learner.ranks}: "
@@ -188,7 +227,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe '{path}' cannot be read ({error}).") from None
-    content = _read_yaml(text, path)
+    content = read_yaml(text, path)
     if not isinstance(content, dict):
         raise ConfigError(f"recipe '{path}' holds no keys; a recipe is a YAML mapping such as 'name: my-run'.")
     for override in overrides:
@@ -227,34 +266,6 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that also refuses a key that stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        if "could not determine a constructor for the tag" in problem:
-            problem = "YAML object tags (!...) are not allowed in a recipe; write plain values"
-        raise ConfigError(f"{place}: {problem}.") from None
-
-
 def _apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -267,71 +278,4 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise ConfigError(f"override '{override}': '{parent}' is not a section of the recipe, so it has no keys.")
-    target[last] = _read_yaml(value, f"override '{override}'")
-
-
-def parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` (plain YAML) as `kind`: a dataclass, int, float, bool, str, dict, or a tuple of these."""
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_section(typing.cast(Any, kind), value, where)
-    if origin in (typing.Union, types.UnionType):
-        options = [option for option in typing.get_args(kind) if option is not type(None)]
-        return None if value is None else parse(options[0], value, where)
-    if origin is tuple:
-        return _parse_tuple(typing.get_args(kind), value, where)
-    if origin is dict:
-        value_kind = typing.get_args(kind)[1]
-        if not isinstance(value, dict):
-            raise _wrong_type(where, value, "keys and values")
-        return {str(key): parse(value_kind, entry, f"{where}.{key}") for key, entry in value.items()}
-    return value if kind is Any else _parse_scalar(kind, value, where)
-
-
-def _parse_section(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _wrong_type(where, value, "a section with keys")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    prefix = f"{where}." if where else ""
-    for key in value:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"it has {', '.join(fields)}."
-            raise ConfigError(f"unknown key '{prefix}{key}' in {where or 'the recipe'}; {hint}")
-    for name, entry in fields.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise ConfigError(f"the recipe has no '{prefix}{name}'; add it.")
-    return kind(**{key: parse(hints[key], entry, f"{prefix}{key}") for key, entry in value.items()})
-
-
-def _parse_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if isinstance(value, (str, dict)) or not isinstance(value, Sequence):
-        raise _wrong_type(where, value, "a list")
-    if kinds[-1] is Ellipsis:
-        return tuple(parse(kinds[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if len(value) != len(kinds):
-        raise ConfigError(f"{where} has {len(value)} entries; it must have {len(kinds)}.")
-    return tuple(parse(k, entry, f"{where}[{i}]") for i, (k, entry) in enumerate(zip(kinds, value, strict=True)))
-
-
-def _parse_scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-6 as text, which nobody means.
-        try:
-            value = float(value)
-        except ValueError:
-            raise _wrong_type(where, value, "a number") from None
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise ConfigError(f"{where} is {value}; it must be a finite number.")
-        return float(value)
-    if type(value) is kind:
-        return value
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise _wrong_type(where, value, names.get(kind, kind.__name__))
-
-
-def _wrong_type(where: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{where or 'the recipe'} is {value!r}; it must be {expected}.")
+    target[last] = read_yaml(value, f"override '{override}'")

@@ -102,12 +102,13 @@ def _mean(values: Sequence[float]) -> float:
 
 async def evaluate_model(parts: "Parts") -> Evaluation:
     """Start an engine with the recipe's model, evaluate it, and stop the engine (`volley eval`)."""
-    from cluster import launcher
+    from cluster.launcher import start_engine
     from rewards.scorer import Scorer
+    from rollout.pool import RolloutPool
 
     recipe = parts.recipe
     async with Scorer(recipe.rewards, recipe.scorer) as scorer:
-        pool = launcher.start_engines(recipe, parts.model.path, parts.tokenizer, parts.max_model_len)
+        pool = RolloutPool([start_engine(parts)])
         try:
             roller = Roller(pool, scorer, recipe.seed)
             return await evaluate(

@@ -7,106 +7,148 @@ little from the second).
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.build import Parts
 from cluster.config import Recipe
-from learner.batch import Batch, Update
+from cluster.ray_token import prepare_token
+from learner.group import Call, LearnerGroup
 from learner.losses.common import Loss
 from rollout.pool import RolloutPool
 
 if TYPE_CHECKING:
     from learner.rank import LearnerRank
+    from rollout.vllm_engine import VllmEngine
 
-T = TypeVar("T")
+
+class Launcher(Protocol):
+    """Starts learner and engines, keeps them alive, and moves the weights from one to the others.
+
+    pool: empty where the recipe needs no engine. push: make all engines serve the learner's weights as `version`.
+    watch: never returns, and raises when something is lost without which the run cannot go on. metrics: what a step's
+    row should hold of the launcher's doings. show: puts a step's row where the launcher's own monitoring is.
+    """
+
+    learner: LearnerGroup
+    pool: RolloutPool
+
+    async def start(self) -> None: ...
+    async def push(self, version: int) -> None: ...
+    async def watch(self) -> None: ...
+    def metrics(self) -> dict[str, float]: ...
+    def show(self, row: dict[str, float]) -> None: ...
+    async def close(self) -> None: ...
 
 
-def num_threads(recipe: Recipe) -> int:
-    """OpenMP threads for each of engine and learner, from the cores this process owns."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2 if recipe.max_staleness else cores)
+def make_launcher(parts: Parts, say: Callable[[str], None]) -> Launcher:
+    """The launcher that the recipe names."""
+    if parts.recipe.launcher == "ray":
+        from cluster.ray_launcher import RayLauncher
+
+        return RayLauncher(parts, say)
+    return LocalLauncher(parts)
+
+
+class LocalLauncher:
+    """Everything in this process."""
+
+    learner: LearnerGroup
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._engine: VllmEngine | None = None
+        self.pool = RolloutPool()
+
+    async def start(self) -> None:
+        """Load the model into the learner, then into the engine: vLLM joins the learner's process group."""
+        parts = self._parts
+        rank = self._thread.submit(lambda: start_rank(parts.recipe, parts.loss, parts.model.path)).result()
+        self._rank = rank
+        self.learner = LearnerGroup([_in_thread(self._thread, rank)])
+        if parts.needs_engine:
+            self._engine = start_engine(parts)
+            self.pool.add(self._engine)
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    async def push(self, version: int) -> None:
+        """Copy the weights in place; live views of them are only read while no update runs."""
+        if self._engine is not None:
+            await self._engine.load_weights(self._rank.named_weights(), version)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def show(self, row: dict[str, float]) -> None:
+        """Progress, metrics.jsonl and TensorBoard have it already."""
+
+    async def close(self) -> None:
+        await self.pool.close()
 
 
 def prepare_environment(recipe: Recipe) -> None:
     """Set what must stand in the environment before torch and vLLM are imported."""
-    os.environ.update(
-        OMP_NUM_THREADS=str(num_threads(recipe)),
-        # Idle OpenMP threads that spin starve whatever else runs on these cores.
-        OMP_WAIT_POLICY="PASSIVE",
-        TOKENIZERS_PARALLELISM="false",
-        # oneDNN keeps a compiled primitive with its buffers for each of 1,024 shapes; every step brings new shapes.
-        ONEDNN_PRIMITIVE_CACHE_CAPACITY="64",
-        VLLM_CPU_OMP_THREADS_BIND="nobind",
-        VLLM_CPU_KVCACHE_SPACE=str(max(1, round(recipe.rollout.kv_cache_gib))),
-        VLLM_NO_USAGE_STATS="1",
-    )
+    os.environ.update(environment(recipe, num_threads(recipe)))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if recipe.launcher == "ray":
+        prepare_token(recipe)
 
 
-class LocalLearner:
-    """A `LearnerRank` in a thread of its own, so that the event loop and the engine go on while it works."""
-
-    def __init__(self, build: "Callable[[], LearnerRank]") -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self._rank = self._thread.submit(build).result()
-
-    @property
-    def step(self) -> int:
-        return self._rank.step
-
-    async def update(self, batch: Batch) -> Update:
-        return await self._run(lambda: self._rank.update(batch))
-
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return await self._run(lambda: self._rank.logprobs(sequences))
-
-    async def refresh_reference(self) -> None:
-        await self._run(self._rank.refresh_reference)
-
-    async def save(self, directory: Path) -> None:
-        await self._run(lambda: self._rank.save(directory))
-
-    async def load(self, directory: Path, step: int) -> None:
-        await self._run(lambda: self._rank.load(directory, step))
-
-    async def export(self, directory: Path, tokenizer: Any) -> None:
-        await self._run(lambda: self._rank.export(directory, tokenizer))
-
-    def named_weights(self) -> Iterator[tuple[str, Any]]:
-        """Live views of the weights; only to be read while no update runs."""
-        return self._rank.named_weights()
-
-    def close(self) -> None:
-        self._thread.submit(self._rank.close).result()
-        self._thread.shutdown(wait=False)
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+def environment(recipe: Recipe, threads: int) -> dict[str, str]:
+    """Of a process with an engine or a learner in it that owns `threads` cores."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        # Idle OpenMP threads that spin starve whatever else runs on these cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        # oneDNN keeps a compiled primitive with its buffers for each of 1,024 shapes; every step brings new shapes.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(recipe.rollout.kv_cache_gib))),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
 
 
-def start_learner(recipe: Recipe, loss: Loss, model_dir: Path) -> LocalLearner:
-    """Load the model into a learner. Must come before `start_engines`: vLLM joins the learner's process group."""
+def num_threads(recipe: Recipe) -> int:
+    """OpenMP threads for each of engine and learner in one process, from the cores that it owns."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2 if recipe.max_staleness else cores)
+
+
+def start_rank(recipe: Recipe, loss: Loss, model: Path, **place: Any) -> "LearnerRank":
+    """The learner, or one rank of it. model: a directory. place: see `LearnerRank`."""
     from learner.rank import LearnerRank
 
-    return LocalLearner(
-        lambda: LearnerRank(
-            recipe.learner,
-            loss,
-            model_dir,
-            recipe.steps,
-            recipe.rollout.temperature,
-            recipe.seed,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+    return LearnerRank(
+        recipe.learner,
+        loss,
+        model,
+        recipe.steps,
+        recipe.rollout.temperature,
+        recipe.seed,
+        trust_remote_code=recipe.trust_remote_code,
+        **place,
     )
 
 
-def start_engines(recipe: Recipe, model_dir: Path, tokenizer: Any, max_model_len: int) -> RolloutPool:
-    """Load the model into the rollout engine."""
+def start_engine(parts: Parts) -> "VllmEngine":
+    """Load the model into an engine in this process."""
     from rollout.vllm_engine import VllmEngine, dtype_of
 
+    recipe = parts.recipe
     dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
-    engine = VllmEngine(str(model_dir), tokenizer, recipe.rollout, dtype, max_model_len, recipe.seed)
-    return RolloutPool([engine])
+    return VllmEngine(str(parts.model.path), parts.tokenizer, recipe.rollout, dtype, parts.max_model_len, recipe.seed)
+
+
+def _in_thread(thread: ThreadPoolExecutor, rank: "LearnerRank") -> Call:
+    """Calls go to the learner's own thread, so that the event loop and the engine go on while it works."""
+
+    async def call(method: str, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(thread, getattr(rank, method), *arguments)
+
+    return call

@@ -13,6 +13,7 @@ evaluation or a resume cannot change what comes next.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.config import Recipe
@@ -43,19 +44,24 @@ class Learner(Protocol):
     async def refresh_reference(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step that is done. number: from 1. trained: the weight version that the update started from; served: the one
+    after this step's push. accounting: of the source, in groups."""
+
+    number: int
+    trained: int
+    served: int
+    groups: Sequence[ScoredGroup]
+    update: Update
+    accounting: dict[str, int]
+
+
 class Log(Protocol):
     """Keeps the run's record. `phase` times a part of a step, and raises `TimeoutError` with its name when it hangs."""
 
     def phase(self, name: str) -> AbstractAsyncContextManager[None]: ...
-    def step(
-        self,
-        step: int,
-        trained: int,
-        served: int,
-        groups: Sequence[ScoredGroup],
-        update: Update,
-        accounting: dict[str, int],
-    ) -> None: ...
+    def step(self, done: Step) -> None: ...
     def evaluation(self, step: int, result: Evaluation) -> None: ...
 
 
@@ -93,7 +99,7 @@ async def train(
                     version = await publish(groups)
             if recipe.reference.refresh_every and step % recipe.reference.refresh_every == 0:
                 await learner.refresh_reference()
-            log.step(step, trained, version, groups, update, source.accounting())
+            log.step(Step(step, trained, version, groups, update, source.accounting()))
             reached = False
             if recipe.eval_every and step % recipe.eval_every == 0:
                 async with log.phase("evaluate"):

@@ -101,6 +101,11 @@ def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, floa
     return metrics
 
 
+def residual(accounting: Mapping[str, int]) -> int:
+    """issued - (trained + dropped + queued + in flight): 0, or prompts got lost."""
+    return accounting["issued"] - sum(count for name, count in accounting.items() if name != "issued")
+
+
 def _mean(values: Sequence[float]) -> float:
     """Over the known values; NaN where there is none."""
     known = [value for value in values if not math.isnan(value)]

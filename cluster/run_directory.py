@@ -30,15 +30,20 @@ class RunDirectory:
     def model(self) -> Path:
         return self.path / "model"
 
-    def check(self, resume: bool) -> None:
-        """Refuse what would overwrite a run or resume nothing; touches nothing."""
-        started = (self.path / RECIPE).exists()
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.checkpoints / "LATEST").exists()
+
+    def check(self, resume: bool, begin_anew: bool = False) -> None:
+        """Refuse what would overwrite a run or resume nothing; touches nothing. begin_anew: a run that ended before its
+        first checkpoint has nothing to lose."""
+        started = (self.path / RECIPE).exists() and not (begin_anew and not self.has_checkpoint)
         if started and not resume:
             raise ConfigError(
                 f"the run directory '{self.path}' already holds a run; add --resume to go on with it, or give this one "
                 "another name (name=...)."
             )
-        if resume and not (self.checkpoints / "LATEST").exists():
+        if resume and not self.has_checkpoint:
             what = "holds no checkpoint" if started else "does not exist"
             raise CheckpointError(
                 f"--resume: the run '{self.path}' {what}, so there is nothing to resume; start it without --resume"

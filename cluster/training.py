@@ -11,23 +11,24 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cluster import checkpoint, launcher
+from cluster import checkpoint
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
 from cluster.config import Recipe
 from cluster.dataset_source import DatasetSource
+from cluster.diagnose import diagnose, explain
 from cluster.evaluate import Evaluation, evaluate
-from cluster.loop import Source, train
-from cluster.metrics import RunLog, group_metrics
+from cluster.launcher import make_launcher
+from cluster.loop import Source, Step, train
+from cluster.metrics import METRICS, RunLog, group_metrics, read_rows, residual
 from cluster.progress import Progress
 from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
-from learner.batch import Update
 from rewards.scorer import Scorer
 from rollout.arrow import write_groups
+from rollout.engine import EngineLost
 from rollout.errors import CheckpointError, ModelError
-from rollout.pool import RolloutPool
 from rollout.types import ScoredGroup
 
 NUM_PARITY_SEQUENCES = 8
@@ -57,55 +58,57 @@ class Training:
             self._check_lineage(restored.state)
         self._directory.open(recipe)
         async with Scorer(recipe.rewards, recipe.scorer) as scorer:
-            self._learner = launcher.start_learner(recipe, parts.loss, parts.model.path)
-            pool = self._start_pool()
-            self._pool = pool
-            self._roller = Roller(pool, scorer, recipe.seed)
-            self._source = self._make_source()
-            done = restored.step if restored else 0
-            self._record = Record(self._directory, recipe, self._roller, done)
-            # Not before: while models load, Ctrl-C should simply end the process.
-            self._handle_signals()
+            self._launcher = make_launcher(parts, self._say)
             try:
-                if restored is not None:
-                    await self._restore(restored)
-                return await self._train()
+                await self._launcher.start()
+                self._learner, self._pool = self._launcher.learner, self._launcher.pool
+                self._roller = Roller(self._pool, scorer, recipe.seed)
+                self._source = self._make_source()
+                done = restored.step if restored else 0
+                self._record = Record(self._directory, recipe, self._roller, done, self._launcher.show)
+                # Not before: while models load, Ctrl-C should simply end the process.
+                self._handle_signals()
+                try:
+                    if restored is not None:
+                        await self._restore(restored)
+                    return await self._train()
+                finally:
+                    self._record.close()
             finally:
-                self._record.close()
                 # A wedged engine must not keep a failed run from ending.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                        await pool.close()
+                        await self._launcher.close()
 
     async def _train(self) -> dict[str, float]:
         recipe = self._recipe
         if self._learner.step == 0 and recipe.data.test and recipe.eval_every:
             self._record.evaluation(0, await self._evaluate())
-        await train(
-            recipe,
-            self._parts.loss,
-            self._source,
-            self._learner,
-            self._publish,
-            self._evaluate,
-            self._save,
-            self._record,
-            self._stop,
-            self._version,
-        )
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._launcher.watch())
+            await train(
+                recipe,
+                self._parts.loss,
+                self._source,
+                self._learner,
+                self._publish,
+                self._evaluate,
+                self._save,
+                self._record,
+                self._stop,
+                self._version,
+            )
+            watching.cancel()
         if self._parts.test_prompts and self._record.evaluated_step != self._learner.step and not self._stop.is_set():
             self._record.evaluation(self._learner.step, await self._evaluate())
         if self._stop.is_set():
             self._say(f"stopped at step {self._learner.step} with a checkpoint; go on with --resume")
         await self._learner.export(self._directory.model, self._parts.tokenizer)
+        found = diagnose(read_rows(self._directory.path / METRICS))
+        for line in explain(found, recipe.max_staleness, recipe.launcher != "local") if found else ():
+            self._say(line)
         self._say(f"model {self._directory.model}  report {write_report(self._directory.path)}")
         return self._record.last_evaluation
-
-    def _start_pool(self) -> RolloutPool:
-        parts = self._parts
-        if not parts.needs_engine:
-            return RolloutPool([])
-        return launcher.start_engines(self._recipe, parts.model.path, parts.tokenizer, parts.max_model_len)
 
     def _make_source(self) -> Source:
         recipe, parts = self._recipe, self._parts
@@ -124,7 +127,8 @@ class Training:
 
     async def _publish(self, groups: Sequence[ScoredGroup]) -> int:
         self._version += 1
-        await self._pool.load_weights(self._learner.named_weights, self._version)
+        await self._launcher.push(self._version)
+        self._record.extra |= self._launcher.metrics()
         parity = self._recipe.parity
         if self._version <= parity.first_pushes or (parity.every and self._version % parity.every == 0):
             await self._check_parity(groups)
@@ -136,10 +140,13 @@ class Training:
         sequences = [ids for ids in sequences if len(ids) > 1][:NUM_PARITY_SEQUENCES]
         ours = await self._learner.logprobs(sequences) if self._pool.engines else []
         for engine in self._pool.engines:
-            theirs = await engine.logprobs(sequences)
+            try:
+                theirs = await engine.logprobs(sequences)
+            except EngineLost:
+                continue
             gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
             mean, largest = math.fsum(gaps) / len(gaps), max(gaps)
-            self._record.extra = {"parity_mean": mean, "parity_max": largest}
+            self._record.extra |= {"parity_mean": mean, "parity_max": largest}
             if not mean <= self._recipe.parity.bound:
                 raise ModelError(
                     f"parity: after push {self._version} log-probs of learner and vLLM differ by {mean:.4f} nats on "
@@ -169,10 +176,10 @@ class Training:
         self._source.restore(restored.state["source"])
         self._version = restored.state["weight_version"]
         self._record.restore(restored.state["wall_s"])
-        if self._pool.engines:
+        if self._parts.needs_engine:
             # Between two pushes of an iterative run the engine served older weights, which nobody has kept.
             self._version += restored.step % self._recipe.publish_every > 0
-            await self._pool.load_weights(self._learner.named_weights, self._version)
+            await self._launcher.push(self._version)
         self._say(f"resumed from {restored.directory.name}")
 
     def _check_lineage(self, state: dict[str, Any]) -> None:
@@ -200,11 +207,19 @@ class Training:
 class Record:
     """What the run leaves behind of every step: metrics, samples, progress."""
 
-    def __init__(self, directory: RunDirectory, recipe: Recipe, roller: Roller, done: int) -> None:
-        """done: steps that a resumed run has behind it."""
+    def __init__(
+        self,
+        directory: RunDirectory,
+        recipe: Recipe,
+        roller: Roller,
+        done: int,
+        show: Callable[[dict[str, float]], None],
+    ) -> None:
+        """done: steps that a resumed run has behind it. show: what else is to see each row."""
         self._directory = directory
         self._recipe = recipe
         self._roller = roller
+        self._show = show
         self._log = RunLog(directory.path, recipe, done)
         for path in directory.rollouts.glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > done:
@@ -241,39 +256,37 @@ class Record:
         finally:
             self._seconds[name] = time.perf_counter() - started
 
-    def step(
-        self,
-        step: int,
-        trained: int,
-        served: int,
-        groups: Sequence[ScoredGroup],
-        update: Update,
-        accounting: dict[str, int],
-    ) -> None:
-        """trained: the weight version that the update started from; served: the one after this step's push."""
+    def step(self, done: Step) -> None:
         now = time.perf_counter()
         busy = (self._roller.generating.seconds, self._roller.scoring.seconds)
         seconds = {"generate": busy[0] - self._busy[0], "score": busy[1] - self._busy[1], **self._seconds}
-        samples = group_metrics(groups, trained)
+        samples = group_metrics(done.groups, done.trained)
+        taken = now - self._step_started
+        learning = seconds.get("update", 0.0) + seconds.get("publish", 0.0)
         row = {
-            "step": step,
-            "weight_version": served,
+            "step": done.number,
+            "weight_version": done.served,
             "wall_s": self.wall_s,
             **{f"seconds/{name}": value for name, value in seconds.items()},
-            "samples_per_s": samples["samples"] / (now - self._step_started),
+            "samples_per_s": samples["samples"] / taken,
+            "rollout_idle_share": max(0.0, 1.0 - seconds["generate"] / taken),
+            "learner_idle_share": max(0.0, 1.0 - learning / taken),
             **samples,
             **dict.fromkeys(("logprob_mismatch_mean", "logprob_mismatch_max"), math.nan),
             # To the reference where there is one, else to the policy that sampled.
-            "kl": update.metrics.get("kl_behaviour", math.nan),
-            **update.metrics,
+            "kl": done.update.metrics.get("kl_behaviour", math.nan),
+            **done.update.metrics,
             **self.extra,
-            **accounting,
+            **done.accounting,
+            "accounting_residual": residual(done.accounting),
         }
         self._busy, self._step_started, self._seconds, self.extra = busy, now, {}, {}
         self._log.step(row)
+        self._show(row)
         self._progress.step(row)
         if self._recipe.save_rollouts:
-            write_groups(self._directory.rollouts / f"step-{step:06d}.parquet", groups, step)
+            path = self._directory.rollouts / f"step-{done.number:06d}.parquet"
+            write_groups(path, done.groups, done.number)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         self.last_evaluation, self.evaluated_step = result.metrics, step

@@ -9,6 +9,7 @@ import copy
 import ctypes
 import math
 import resource
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from learner.config import LearnerConfig
 from learner.losses.common import Loss, MicroBatch, kl_estimate
 from learner.model import PolicyModel, load_policy
 from learner.packing import Collated, collate, padding_share, plan
-from learner.weights import named_weights, state_dict
+from learner.weights import WeightSender, named_weights, state_dict
 from learner.zero import ZeroEngine, start_process_group
+from rollout.config import TransferConfig
+from rollout.transport.stream import TensorMeta
 
 TRIM_EVERY = 8
 """Steps between returning freed host memory to the system on CPUs."""
@@ -30,7 +33,8 @@ TRIM_EVERY = 8
 
 class LearnerRank:
     """temperature: of the sampling distribution, by which logits are divided. total_steps: for the schedule.
-    step: optimizer steps done."""
+    address, port: where the ranks meet, on rank 0's machine; listener: there, rank 0's bound socket. own_address: of
+    this machine, for sending weights. step: optimizer steps done."""
 
     def __init__(
         self,
@@ -44,8 +48,11 @@ class LearnerRank:
         num_ranks: int = 1,
         port: int = 0,
         trust_remote_code: bool = False,
+        address: str = "127.0.0.1",
+        own_address: str = "127.0.0.1",
+        listener: socket.socket | None = None,
     ) -> None:
-        start_process_group(rank, num_ranks, port=port)
+        start_process_group(rank, num_ranks, address, port, listener)
         self.step = 0
         self._config = config
         self._loss = loss
@@ -63,6 +70,8 @@ class LearnerRank:
         self._zero = ZeroEngine(model, config)
         if self._reference is not None:
             self._reference.to(self._zero.device)
+        self._sender = WeightSender(self._zero, rank)
+        self._own_address = own_address
 
     def update(self, batch: Batch) -> Update:
         """One optimizer step on `batch`. Raises `FloatingPointError` when loss or gradient is not finite; the weights
@@ -120,6 +129,26 @@ class LearnerRank:
         """See `learner.weights`."""
         return named_weights(self._zero)
 
+    def weight_metas(self) -> list[TensorMeta]:
+        """What a push consists of."""
+        return self._sender.metas()
+
+    def open_transfer(self, transport: str) -> tuple[str, int]:
+        """See `learner.weights.WeightSender.open`."""
+        return self._sender.open(transport, self._own_address)
+
+    def connect_transfer(self, world_size: int, config: TransferConfig) -> None:
+        """See `learner.weights.WeightSender.connect`."""
+        self._sender.connect(world_size, config)
+
+    def send_weights(self) -> str:
+        """See `learner.weights.WeightSender.send`."""
+        return self._sender.send()
+
+    def close_transfer(self) -> None:
+        """Leave the group of the last push."""
+        self._sender.close()
+
     def refresh_reference(self) -> None:
         """Make the current policy the reference."""
         assert self._reference is not None
@@ -156,6 +185,7 @@ class LearnerRank:
             tokenizer.save_pretrained(directory)
 
     def close(self) -> None:
+        self._sender.close()
         self._zero.close()
 
     def _micro_step(self, batch: Batch, indices: list[int], normalizer: float, is_last: bool, sums: "_Sums") -> None:

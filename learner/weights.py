@@ -1,21 +1,38 @@
-"""The policy's weights as a stream of named tensors, in the names of a Hugging Face checkpoint.
+"""The policy's weights on their way out: as a stream of named tensors, in the names of a Hugging Face checkpoint.
 
 Tied weights come once, under the name of the input embedding, as checkpoints have them. Under ZeRO-3 one module's
 parameters are gathered at a time, never the whole model.
 """
 
+import socket
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from learner.model import PolicyModel
 from learner.zero import ZeroEngine
+from rollout.config import TransferConfig
+from rollout.transport.stream import TensorMeta, TransportError, listen
 
 PREFIX = "causal_lm."
 
 
 def named_weights(zero: ZeroEngine) -> Iterator[tuple[str, Tensor]]:
     """Each tensor is valid until the next one is asked for, and must be copied by whoever keeps it."""
+    for module_name, parameters in _by_module(zero):
+        with zero.gathered([parameter for _, parameter in parameters]):
+            for name, parameter in parameters:
+                yield f"{module_name}.{name}".removeprefix(PREFIX), parameter.detach()
+
+
+def state_dict(zero: ZeroEngine) -> dict[str, Tensor]:
+    """A copy of all weights in host memory, for export."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in named_weights(zero)}
+
+
+def _by_module(zero: ZeroEngine) -> Iterator[tuple[str, list[tuple[str, nn.Parameter]]]]:
     model = zero.module
     assert isinstance(model, PolicyModel)
     seen: set[int] = set()
@@ -23,13 +40,115 @@ def named_weights(zero: ZeroEngine) -> Iterator[tuple[str, Tensor]]:
         own = [(name, parameter) for name, parameter in module.named_parameters(recurse=False)]
         fresh = [(name, parameter) for name, parameter in own if id(parameter) not in seen]
         seen.update(id(parameter) for _, parameter in fresh)
-        if not fresh:
-            continue
-        with zero.gathered([parameter for _, parameter in fresh]):
-            for name, parameter in fresh:
-                yield f"{module_name}.{name}".removeprefix(PREFIX), parameter.detach()
+        if fresh:
+            yield module_name, fresh
 
 
-def state_dict(zero: ZeroEngine) -> dict[str, Tensor]:
-    """A copy of all weights in host memory, for export."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in named_weights(zero)}
+class _Meta(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class WeightStream:
+    """The weights as vLLM's `WeightSource`: declared without gathering, read anew for every push."""
+
+    def __init__(self, zero: ZeroEngine) -> None:
+        self._zero = zero
+
+    def metadata(self) -> list[_Meta]:
+        """Name, type and whole shape of each tensor, in the order of reading."""
+        return [
+            # ZeRO-3 leaves an empty tensor in place of each parameter, with the whole shape beside it.
+            _Meta(f"{module}.{name}".removeprefix(PREFIX), p.dtype, tuple(getattr(p, "ds_shape", p.shape)))
+            for module, parameters in _by_module(self._zero)
+            for name, p in parameters
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return named_weights(self._zero)
+
+
+class WeightSender:
+    """One learner rank's end of the wire. Rank 0 sends; the others read along, because gathering takes all of them.
+
+    Uses vLLM's trainer side of the weight-transfer API; its client for the engines' side does nothing here, because
+    whoever drives the push (`rollout.transport.client`) speaks to engines and learner alike.
+    """
+
+    def __init__(self, zero: ZeroEngine, rank: int) -> None:
+        self._stream = WeightStream(zero)
+        self._rank = rank
+        self._trainer: Any = None
+        self._listener: socket.socket | None = None
+        self._transport = ""
+        self._address, self._port = "", 0
+
+    def metas(self) -> list[TensorMeta]:
+        """What a push consists of."""
+        return [TensorMeta.of(*meta) for meta in self._stream.metadata()]
+
+    def open(self, transport: str, address: str) -> tuple[str, int]:
+        """Rank 0: where the group of the next push will meet, on this machine's `address`."""
+        self.close()
+        self._transport = transport
+        if self._rank == 0:
+            self._listener = listen(address)
+            self._address, self._port = self._listener.getsockname()[:2]
+            if transport == "nccl":
+                # vLLM opens this port itself.
+                self._listener.close()
+                self._listener = None
+        return self._address, self._port
+
+    def connect(self, world_size: int, config: TransferConfig) -> None:
+        """Form the group with the engines' ranks. Raises `TransportError`."""
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        from rollout.transport.register import register
+
+        register()
+        listener, self._listener = self._listener, None
+        if self._transport == "gloo":
+            from rollout.transport.gloo import GlooTrainerInfo
+
+            info: Any = GlooTrainerInfo(
+                address=self._address,
+                listener=listener,
+                world_size=world_size,
+                bucket_bytes=config.bucket_bytes,
+                connect_s=config.connect_s,
+                transfer_s=config.transfer_s,
+                rank=self._rank,
+            )
+        else:
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+            info = NCCLTrainerInitInfo(
+                master_address=self._address, master_port=self._port, world_size=world_size, rank=self._rank
+            )
+        self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=_Bystander(), source=self._stream)
+
+    def send(self) -> str:
+        """Push once; returns the stream's checksum ("" where the backend has none). Raises `TransportError`."""
+        if self._trainer is None:
+            raise TransportError("send: the group is not connected")
+        self._trainer.send_weights()
+        return str(getattr(self._trainer, "checksum", ""))
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._trainer is not None:
+            self._trainer.shutdown()
+        self._trainer = self._listener = None
+
+
+class _Bystander:
+    """Stands where vLLM's trainer would command the engines."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def update_weights(self, update_info: Any) -> None: ...
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from learner.config import LearnerConfig
+from rollout.transport.stream import listen
 
 
-def start_process_group(rank: int, world_size: int, address: str = "127.0.0.1", port: int = 0) -> None:
-    """Join DeepSpeed's process group (gloo on CPUs, nccl on GPUs). port 0 with one rank: no port is opened."""
+def start_process_group(
+    rank: int,
+    world_size: int,
+    address: str = "127.0.0.1",
+    port: int = 0,
+    listener: socket.socket | None = None,
+    timeout_s: float = 1800.0,
+) -> None:
+    """Join DeepSpeed's process group (gloo on CPUs, nccl on GPUs), which meets at rank 0's `address`.
+
+    The meeting place listens on that address alone; torch's own would listen on all interfaces. Rank 0 may bring the
+    socket; one rank alone opens none.
+    """
     if torch.distributed.is_initialized():
         return
     has_gpu = torch.cuda.is_available()
@@ -32,9 +45,22 @@ def start_process_group(rank: int, world_size: int, address: str = "127.0.0.1", 
     backend = "nccl" if has_gpu else "gloo"
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    if world_size == 1:
-        # One process needs no rendezvous over the network, and so listens nowhere.
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    store: Any = torch.distributed.HashStore()
+    if world_size > 1:
+        if rank == 0 and listener is None:
+            listener = listen(address, port)
+        store = torch.distributed.TCPStore(
+            address,
+            port,
+            world_size,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach() if listener is not None else None,
+        )
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

@@ -45,17 +45,41 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """How weights go over the wire. backend: "gloo" (CPUs), "nccl" (GPUs), or "auto". bucket_bytes: of one message.
+    connect_s, transfer_s, commit_s: how long the group may take to form, one message to arrive, an engine to load what
+    arrived."""
+
+    backend: str = "auto"
+    bucket_bytes: int = 32 << 20
+    connect_s: float = 60.0
+    transfer_s: float = 300.0
+    commit_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("auto", "gloo", "nccl"):
+            raise ConfigError(f"transfer.backend is '{self.backend}'; it must be 'auto', 'gloo' or 'nccl'.")
+        for name in ("bucket_bytes", "connect_s", "transfer_s", "commit_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"transfer.{name} is {getattr(self, name)}; it must be above 0.")
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     """How completions are sampled.
 
     group_size: completions per prompt (G). max_tokens: completion tokens at most. stop: strings that end one.
     max_replacements: groups drawn anew at most, per step and as a multiple of groups_per_step, for groups whose
     rewards are all equal; 0 keeps them in the batch (their advantages are 0). dtype "auto" is the learner's.
+    workers: engines; tensor_parallel: devices that each of them is spread over. min_workers: how many must live for
+    training to go on while lost ones start again.
     kv_cache_gib (CPU), gpu_memory_utilization (GPU), max_num_seqs: handed to vLLM. enforce_eager: no compilation
     (starts sooner, runs slower).
     """
 
     workers: int = 1
+    min_workers: int = 1
+    tensor_parallel: int = 1
     group_size: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
@@ -69,10 +93,22 @@ class RolloutConfig:
     enforce_eager: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {"workers": 1, "group_size": 1, "max_tokens": 1, "max_num_seqs": 1, "max_replacements": 0}
+        at_least = {
+            "workers": 1,
+            "min_workers": 1,
+            "tensor_parallel": 1,
+            "group_size": 1,
+            "max_tokens": 1,
+            "max_num_seqs": 1,
+            "max_replacements": 0,
+        }
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"rollout.{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.min_workers > self.workers:
+            raise ConfigError(
+                f"rollout.min_workers is {self.min_workers}, but rollout.workers is {self.workers}; lower it."
+            )
         if self.temperature <= 0:
             raise ConfigError(
                 f"rollout.temperature is {self.temperature}; it must be above 0, because training needs samples that "

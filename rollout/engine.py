@@ -5,10 +5,11 @@ the event loop always start in the same engine step; that is what makes a synchr
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from rollout.errors import LostError
 from rollout.types import Completion
 
 
@@ -24,16 +25,22 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
+class EngineLost(LostError):
+    """An engine is gone for good; the message names it and says in which phase."""
+
+
 class Engine(Protocol):
     """Samples completions under versioned weights."""
 
     version: int
-    """Weight version being served: 0 for the weights it was started with, then what `load_weights` was told."""
+    """Weight version being served: 0 for the weights it was started with."""
+    capacity: float
+    """Samples that it works on at once; beyond that it should be sent none."""
 
     def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         """Queue one prompt; returns `sampling.num_samples` futures, each done as its completion ends.
 
-        Sample i is drawn with its own generator seeded by (seed, i), so it does not depend on what else is in
+        Sample i is drawn with its own generator seeded by seed + i, so it does not depend on what else is in
         flight. Must be called on the event loop. A future fails with the engine's error if the engine dies.
         """
         ...
@@ -41,11 +48,6 @@ class Engine(Protocol):
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Teacher-forced log-probs at temperature 1: for a sequence of T tokens, T - 1 numbers (the first token has
         none). For the parity measurement."""
-        ...
-
-    async def load_weights(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
-        """Take new weights (names and tensors of a Hugging Face checkpoint). Requests in flight freeze meanwhile,
-        keep what they have, and go on under the new weights; their completions record both versions."""
         ...
 
     async def close(self) -> None:

@@ -38,3 +38,9 @@ class RewardError(VolleyError):
     """A reward that cannot be imported or has the wrong signature."""
 
     exit_code = 6
+
+
+class LostError(VolleyError):
+    """Something that a run cannot do without is gone: a process, a link. The message names it and the phase."""
+
+    exit_code = 1

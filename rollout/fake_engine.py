@@ -6,10 +6,12 @@ gives, in seconds of the event loop's clock. `fail_at` makes the engine die at t
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rollout.engine import Sampling
+from rollout.transport.stream import TensorMeta
 from rollout.types import Completion
 
 
@@ -21,9 +23,14 @@ class FakeEngine:
         answer: Callable[[Sequence[int], int], tuple[Sequence[int], str]],
         delay: Callable[[int], float] = lambda number: 0.0,
         fail_at: int = 0,
+        capacity: float = math.inf,
     ) -> None:
         self.version = 0
+        self.capacity = capacity
         self.num_requests = 0
+        self.is_dead = False
+        self.connections: list[dict[str, Any]] = []
+        self._num_steps = 0
         self.loaded: list[dict[str, Any]] = []
         self._answer = answer
         self._delay = delay
@@ -46,7 +53,7 @@ class FakeEngine:
     async def _sample(
         self, token_ids: tuple[int, ...], sampling: Sampling, seed: int, sample: int, version: int
     ) -> Completion:
-        draw = seed if sampling.temperature == 0 else (seed, sample)
+        draw = "greedy" if sampling.temperature == 0 else seed + sample
         number = int.from_bytes(hashlib.blake2b(repr((token_ids, draw)).encode(), digest_size=8).digest())
         await asyncio.sleep(self._delay(number))
         tokens, text = self._answer(token_ids, number)
@@ -59,6 +66,26 @@ class FakeEngine:
 
     async def load_weights(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         self.loaded.append(dict(weights))
+        self.version = version
+
+    # What a `RolloutWorker` asks of its engine beside that.
+
+    @property
+    def num_steps(self) -> int:
+        """Ever more, as if it never froze."""
+        self._num_steps += 1
+        return self._num_steps
+
+    async def process_ids(self) -> list[int]:
+        return []
+
+    async def connect(self, init_info: dict[str, Any]) -> None:
+        self.connections.append(init_info)
+
+    async def receive(self, metas: Sequence[TensorMeta]) -> str:
+        return "fake"
+
+    async def commit(self, version: int) -> None:
         self.version = version
 
     async def close(self) -> None:

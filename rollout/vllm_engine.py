@@ -1,18 +1,19 @@
-"""vLLM behind the `Engine` protocol: in this process (`VllmEngine`) or with its core in a child (`AsyncVllmEngine`).
+"""vLLM in this process behind the `Engine` protocol, and what it shares with the engine of a cluster's worker.
 
-In process, one thread owns the engine; the event loop hands it requests and gets completions back. A request takes
-part from the first engine step after the loop's turn in which it was submitted, and an idle engine forgets its prefix
-cache before it starts again: so what is computed depends on the requests and the weights, never on the clock.
+One thread owns the engine; the event loop hands it requests and gets completions back. A request takes part from the
+first engine step after the loop's turn in which it was submitted, and an idle engine forgets its prefix cache before it
+starts again: so what is computed depends on the requests and the weights, never on the clock.
 
 vLLM is asked for `processed_logprobs`: log-probs of the distribution that it really sampled from.
 
-Left out: LoRA, speculative decoding, multi-modal prompts; weights of several hosts (see `rollout/transport`).
+Left out: LoRA, speculative decoding, multi-modal prompts; engines of other processes (`async_vllm_engine`).
 """
 
 import asyncio
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -28,7 +29,7 @@ T = TypeVar("T")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
-def _engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_len: int, seed: int) -> dict[str, Any]:
+def engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_len: int, seed: int) -> dict[str, Any]:
     return {
         "model": model_dir,
         "dtype": DTYPES[dtype],
@@ -48,7 +49,7 @@ def _engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_le
     }
 
 
-def _sampling_params(sampling: Sampling, seed: int) -> Any:
+def sampling_params(sampling: Sampling, seed: int) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
@@ -66,12 +67,19 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
     )
 
 
-def _prompt(token_ids: Sequence[int], version: int) -> dict[str, Any]:
+def logprob_params() -> Any:
+    """Of a request that only asks for its prompt's log-probs, at temperature 1."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def engine_prompt(token_ids: Sequence[int], version: int) -> dict[str, Any]:
     # The salt keeps blocks that were computed under other weights out of the prefix cache's reach.
     return {"prompt_token_ids": list(token_ids), "cache_salt": f"weights-{version}"}
 
 
-def _completion(output: Any, tokenizer: Any, has_stop_strings: bool) -> Completion:
+def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool) -> Completion:
     token_ids = tuple(output.token_ids)
     spans = output.weight_versions
     return Completion(
@@ -89,24 +97,29 @@ def _version(label: str) -> int:
     return 0 if label == "default" else int(label)
 
 
-def _prompt_logprobs(token_ids: Sequence[int], output: Any) -> list[float]:
+def read_prompt_logprobs(token_ids: Sequence[int], output: Any) -> list[float]:
     return [output.prompt_logprobs[i][token_ids[i]].logprob for i in range(1, len(token_ids))]
 
 
-def load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Load checkpoint-format weights into a live vLLM worker, layer by layer and in place.
+def load_into_model(vllm_config: Any, model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Load checkpoint-format weights into a live vLLM model, layer by layer and in place.
 
     The CPU backend keeps a packed copy of the output matrix for its GEMM; with tied embeddings the reload leaves that
     copy as it was (measured: log-probs off by up to 0.48), so embeddings are packed again.
     """
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload.inplace import reload_weights
 
-    with torch.no_grad(), set_current_vllm_config(worker.vllm_config):
-        worker.model_runner.reload_weights(weights_iterator=iter(weights))
-        for layer in worker.model_runner.get_model().modules():
+    with torch.no_grad(), set_current_vllm_config(vllm_config):
+        reload_weights(vllm_config, model, iter(weights), None, True)
+        for layer in model.modules():
             if isinstance(layer, VocabParallelEmbedding):
                 layer.quant_method.process_weights_after_loading(layer)
+
+
+def _load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    load_into_model(worker.vllm_config, worker.model_runner.get_model(), weights)
 
 
 class VllmEngine:
@@ -120,6 +133,8 @@ class VllmEngine:
         self, model_dir: str, tokenizer: Any, config: RolloutConfig, dtype: str, max_model_len: int, seed: int = 0
     ) -> None:
         self.version = 0
+        # It queues by itself, and a synchronous run wants all requests in one engine step.
+        self.capacity = math.inf
         self._tokenizer = tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._turn = asyncio.Lock()
@@ -130,7 +145,7 @@ class VllmEngine:
         self._num_requests = 0
         self._pump_task: asyncio.Task[None] | None = None
         self._interrupt = False
-        args = _engine_args(model_dir, config, dtype, max_model_len, seed)
+        args = engine_args(model_dir, config, dtype, max_model_len, seed)
         self._engine = self._thread.submit(self._start, args).result()
 
     @staticmethod
@@ -143,31 +158,29 @@ class VllmEngine:
         return LLMEngine.from_engine_args(EngineArgs(**args))
 
     def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
-        prompt = _prompt(token_ids, self.version)
+        prompt = engine_prompt(token_ids, self.version)
         return [
             self._enqueue(
                 prompt,
-                _sampling_params(sampling, (seed + i) % 2**63),
-                lambda output: _completion(output.outputs[0], self._tokenizer, bool(sampling.stop)),
+                sampling_params(sampling, (seed + i) % 2**63),
+                lambda output: read_completion(output.outputs[0], self._tokenizer, bool(sampling.stop)),
             )
             for i in range(sampling.num_samples)
         ]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        params = SamplingParams(
-            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-        )
         futures = [
-            self._enqueue(_prompt(ids, self.version), params.clone(), partial(_prompt_logprobs, ids))
+            self._enqueue(engine_prompt(ids, self.version), logprob_params(), partial(read_prompt_logprobs, ids))
             for ids in sequences
         ]
         return list(await asyncio.gather(*futures))
 
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Take new weights (names and tensors of a Hugging Face checkpoint). Requests in flight freeze meanwhile, keep
+        what they have, and go on under the new weights; their completions record both versions."""
+
         def load() -> None:
-            self._engine.collective_rpc(load_into_worker, args=(weights,))
+            self._engine.collective_rpc(_load_into_worker, args=(weights,))
             self._engine.set_weight_version(str(version))
 
         await self._in_turn(load)
@@ -247,94 +260,6 @@ class VllmEngine:
             for request_id in aborted:
                 self._futures.pop(request_id, None)
                 self._reads.pop(request_id, None)
-
-
-class WorkerExtension:
-    """Mixed into vLLM's worker in the engine's child process."""
-
-    def volley_load_weights(self, payload: bytes) -> None:
-        """payload: a safetensors file."""
-        from safetensors.torch import load
-
-        load_into_worker(self, load(payload).items())
-
-
-class AsyncVllmEngine:
-    """The engine with its core in a child process (vLLM's `AsyncLLM`), behind the same protocol.
-
-    Weights go to the child as safetensors bytes in one message; several hosts and GPUs use `rollout/transport`.
-    Construct and use it on one event loop.
-    """
-
-    def __init__(
-        self, model_dir: str, tokenizer: Any, config: RolloutConfig, dtype: str, max_model_len: int, seed: int = 0
-    ) -> None:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        self.version = 0
-        self._tokenizer = tokenizer
-        self._num_requests = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
-        args = _engine_args(model_dir, config, dtype, max_model_len, seed)
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**args, worker_extension_cls="rollout.vllm_engine.WorkerExtension")
-        )
-
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
-        prompt = _prompt(token_ids, self.version)
-        return [
-            self._spawn(self._sample(prompt, _sampling_params(sampling, (seed + i) % 2**63), bool(sampling.stop)))
-            for i in range(sampling.num_samples)
-        ]
-
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        params = SamplingParams(
-            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-        )
-        outputs = await asyncio.gather(
-            *(self._last(self._generate(_prompt(ids, self.version), params.clone())) for ids in sequences)
-        )
-        return [_prompt_logprobs(ids, output) for output, ids in zip(outputs, sequences, strict=True)]
-
-    async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        from safetensors.torch import save
-
-        payload = save({name: tensor.detach().contiguous() for name, tensor in weights})
-        await self._engine.pause_generation(mode="keep", clear_cache=False)
-        await self._engine.collective_rpc("volley_load_weights", args=(payload,))
-        await self._engine.update_weight_version(str(version))
-        await self._engine.resume_generation()
-        self.version = version
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._engine.shutdown()
-
-    def _generate(self, prompt: Any, params: Any) -> AsyncIterator[Any]:
-        self._num_requests += 1
-        return self._engine.generate(prompt, params, str(self._num_requests))
-
-    @staticmethod
-    async def _last(outputs: AsyncIterator[Any]) -> Any:
-        async for output in outputs:
-            if output.finished:
-                return output
-        raise RuntimeError("vLLM ended a request without a final output")
-
-    async def _sample(self, prompt: Any, params: Any, has_stop_strings: bool) -> Completion:
-        output = await self._last(self._generate(prompt, params))
-        return _completion(output.outputs[0], self._tokenizer, has_stop_strings)
-
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def dtype_of(config: RolloutConfig, learner_dtype: str) -> str:

@@ -13,9 +13,9 @@ PACKAGES = {
     "cluster": {"cluster", "learner", "rewards", "rollout"},
 }
 ONLY_IN = {
-    "ray": {"cluster/ray_launcher.py", "cluster/submit.py"},
+    "ray": {"cluster/ray_", "cluster/submit.py"},
     "deepspeed": {"learner/zero.py"},
-    "vllm": {"rollout/vllm_engine.py", "rollout/transport", "learner/weights.py"},
+    "vllm": {"rollout/vllm_engine.py", "rollout/async_vllm_engine.py", "rollout/transport", "learner/weights.py"},
 }
 # What a check of a recipe runs before it knows that anything is worth starting: these start in a blink.
 LIGHT = ("rollout/config.py", "rollout/rows.py", "rollout/model_files.py", "cluster/config.py", "cluster/cli.py")

@@ -6,7 +6,6 @@ raises if the stream broke (which leaves vLLM's update session closed and the ol
 """
 
 import socket
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -33,7 +32,8 @@ class GlooInitInfo(WeightTransferInitInfo):
     world_size: int
     address: str
     bucket_bytes: int
-    timeout_s: float
+    connect_s: float
+    transfer_s: float
 
 
 @dataclass
@@ -70,7 +70,8 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             info.master_port,
             info.rank_offset + self.parallel_config.rank,
             info.world_size,
-            info.timeout_s,
+            info.connect_s,
+            info.transfer_s,
             master_address=info.master_address,
         )
 
@@ -103,7 +104,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         from rollout.vllm_engine import load_into_model
 
         assert self._plan is not None
-        load_into_model(self.model, self.model_config, self._plan.views(self._stream))
+        load_into_model(self.vllm_config, self.model, self._plan.views(self._stream))
 
     def shutdown(self) -> None:
         self._close_group()
@@ -124,7 +125,8 @@ class GlooTrainerInfo(TrainerInitInfo):
     listener: socket.socket | None
     world_size: int
     bucket_bytes: int
-    timeout_s: float
+    connect_s: float
+    transfer_s: float
 
 
 class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
@@ -138,7 +140,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
         trainer = cls(client=client, source=source, is_sender=init_info.is_sender)
         trainer.checksum = ""
         trainer._bucket_bytes = init_info.bucket_bytes
-        trainer._plan = layout(_metas(source))
+        trainer._plan = layout(TensorMeta.of(m.name, m.dtype, m.shape) for m in source.metadata())
         trainer._stream = torch.zeros(trainer._plan.num_bytes if init_info.is_sender else 0, dtype=torch.uint8)
         if init_info.is_sender:
             listener = init_info.listener
@@ -148,7 +150,8 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
                 listener.getsockname()[1],
                 0,
                 init_info.world_size,
-                init_info.timeout_s,
+                init_info.connect_s,
+                init_info.transfer_s,
                 listener=listener,
             )
         return trainer
@@ -171,7 +174,3 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
         if self._group is not None:
             self._group.close()
         self._group = None
-
-
-def _metas(source: Any) -> Sequence[TensorMeta]:
-    return [TensorMeta(meta.name, str(meta.dtype).removeprefix("torch."), tuple(meta.shape)) for meta in source.metadata()]

@@ -1,12 +1,12 @@
 """A model's weights as one stream of bytes in buckets, broadcast over gloo from one sender to many receivers.
 
-Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream. The receiver keeps
-the whole stream in memory of its own until it is complete: a push arrives whole or not at all, and whoever receives it
-can go on working with the old weights meanwhile. That costs one more copy of the model on each receiver; on GPUs, where
-that would hurt, `nccl` loads as it receives.
+Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream. The receiver
+keeps the whole stream in memory of its own until it is complete: a push arrives whole or not at all, and whoever
+receives it can go on working with the old weights meanwhile. That costs one more copy of the model on each receiver; on
+GPUs, where that would hurt, `nccl` loads as it receives.
 
 Each bucket carries a checksum (CRC-32 of its bytes), and the checksums of all buckets are compared by the client. Every
-wait ends after `timeout_s` with a `TransportError` that names the tensor.
+wait has a deadline and ends with a `TransportError` that names the tensor.
 """
 
 import socket
@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rollout.errors import LostError
+
 ALIGNMENT = 64
 """Bytes: every tensor starts at a multiple of it, so that a view of any type can be taken in place."""
 
 
-class TransportError(RuntimeError):
+class TransportError(LostError):
     """A push failed on the way; the message names the phase and the tensor."""
 
 
@@ -36,6 +38,11 @@ class TensorMeta:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype, shape: Iterable[int]) -> "TensorMeta":
+        """From what a tensor says of itself."""
+        return cls(name, str(dtype).removeprefix("torch."), tuple(shape))
 
     @property
     def num_bytes(self) -> int:
@@ -70,7 +77,8 @@ def layout(metas: Iterable[TensorMeta]) -> Layout:
 
 
 class Group:
-    """A gloo process group beside any other: rank 0 sends, all others receive.
+    """A gloo process group beside any other: rank 0 sends, all others receive. connect_s, transfer_s: deadlines of
+    meeting and of one bucket. Raises `TransportError`.
 
     address: of this process's network interface. listener: rank 0's bound socket, where the others meet; a socket given
     by its owner listens on that interface alone, which torch's own would not.
@@ -82,13 +90,14 @@ class Group:
         port: int,
         rank: int,
         num_ranks: int,
-        timeout_s: float,
+        connect_s: float,
+        transfer_s: float,
         listener: socket.socket | None = None,
         master_address: str = "",
     ) -> None:
-        from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, TCPStore
+        from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
-        timeout = timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=connect_s)
         try:
             self._store = TCPStore(
                 master_address or address,
@@ -100,33 +109,32 @@ class Group:
                 multi_tenant=False,
                 master_listen_fd=listener.detach() if listener is not None else None,
             )
-            options = ProcessGroupGloo._Options()
+            options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [ProcessGroupGloo.create_device(hostname=address)]
             options._timeout = timeout
-            self._group: ProcessGroup = ProcessGroupGloo(
-                PrefixStore("weights", self._store), rank, num_ranks, options
-            )
+            self._group = ProcessGroupGloo(PrefixStore("weights", self._store), rank, num_ranks, options)
         except RuntimeError as error:
             raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
-        self._timeout = timeout
+        self._transfer_timeout = timedelta(seconds=transfer_s)
 
     def broadcast(self, bucket: Tensor) -> Any:
         """Start a broadcast from rank 0; returns the work to wait for."""
         options = torch.distributed.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
-        options.timeout = self._timeout
-        return self._group.broadcast([bucket], options)
+        options.timeout = self._transfer_timeout
+        return self._group.broadcast([bucket], options)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Leave the group. Receivers that wait for this side then fail at once."""
         del self._group, self._store
 
 
-def listen(address: str) -> socket.socket:
-    """A listening socket on `address` and a free port."""
+def listen(address: str, port: int = 0) -> socket.socket:
+    """A listening socket on `address`; port 0 is a free one."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    listener.bind((address, 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
     listener.listen(128)
     return listener
 
@@ -145,18 +153,18 @@ def send(
     checksums = []
     failure: TransportError | None = None
     with ThreadPoolExecutor(1) as hasher:
-        for (name, tensor), meta, start in zip(weights, plan.metas, plan.starts, strict=True):
+        for i, ((name, tensor), meta, start) in enumerate(zip(weights, plan.metas, plan.starts, strict=True)):
             assert name == meta.name, f"the weights came as {name} where {meta.name} was announced"
             end = start + meta.num_bytes
             stream[start:end].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
-            is_last = start == plan.starts[-1]
+            is_last = i == len(plan.starts) - 1
             while failure is None and (sent + bucket_bytes <= end or (is_last and sent < plan.num_bytes)):
                 bucket = stream[sent : sent + bucket_bytes]
                 try:
                     pending.append((group.broadcast(bucket), sent))
                 except RuntimeError as error:
                     failure = _failed("send", error, plan, sent)
-                checksums.append(hasher.submit(zlib.crc32, memoryview(bucket.numpy())))
+                checksums.append(hasher.submit(zlib.crc32, bucket.numpy().data))
                 sent += len(bucket)
         for work, offset in pending:
             if failure is None:
@@ -179,7 +187,7 @@ def receive(group: Group, plan: Layout, stream: Tensor, bucket_bytes: int) -> li
             failure = _wait(work, offset, plan, "receive")
             if failure is not None:
                 raise failure
-            checksums.append(hasher.submit(zlib.crc32, memoryview(bucket.numpy())))
+            checksums.append(hasher.submit(zlib.crc32, bucket.numpy().data))
         return [checksum.result() for checksum in checksums]
 
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.buffer import GroupBuffer
 from cluster.config import Recipe, parse_recipe
 from cluster.evaluate import Evaluation
-from cluster.loop import train
+from cluster.loop import Step, train
 from cluster.roll import Roller
 from learner.batch import Advantages, Batch, Update
 from learner.losses import LOSSES
@@ -59,17 +59,10 @@ class KeptLog:
     async def phase(self, name: str) -> AsyncIterator[None]:
         yield
 
-    def step(
-        self,
-        step: int,
-        trained: int,
-        served: int,
-        groups: Sequence[ScoredGroup],
-        update: Update,
-        accounting: dict[str, int],
-    ) -> None:
-        oldest = min(group.first_version for group in groups)
-        self.rows.append({"step": step, "staleness": trained - oldest, "version": served, **accounting})
+    def step(self, done: Step) -> None:
+        oldest = min(group.first_version for group in done.groups)
+        staleness = done.trained - oldest
+        self.rows.append({"step": done.number, "staleness": staleness, "version": done.served, **done.accounting})
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         self.evaluations.append((step, result))
@@ -101,8 +94,8 @@ class World:
         )
 
     async def publish(self, groups: Sequence[ScoredGroup]) -> int:
-        await self.pool.load_weights(lambda: [("w", len(groups))], self.pool.version + 1)
-        return self.pool.version
+        await self.engine.load_weights([("w", len(groups))], self.engine.version + 1)
+        return self.engine.version
 
     async def evaluate(self) -> Evaluation:
         return Evaluation({"pass@1": self.pass_at_1}, ())

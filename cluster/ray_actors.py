@@ -1,0 +1,93 @@
+"""What runs in the processes of a Ray cluster: a rollout worker, a learner rank; and how they are called."""
+
+import asyncio
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+
+# Ray puts the user's directory first on the path; a `rewards.py` there must not stand for our package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cluster.launcher import start_rank
+from rollout.errors import LostError
+from rollout.worker import RolloutWorker
+
+
+class WorkerActor:
+    """A `RolloutWorker` as an actor; asynchronous, so all calls run on one event loop."""
+
+    def __init__(self, model: str, tokenizer: Any, recipe: Any, max_model_len: int, transport: str) -> None:
+        from rollout.vllm_engine import dtype_of
+
+        def build() -> Any:
+            from rollout.async_vllm_engine import AsyncVllmEngine
+
+            dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
+            return AsyncVllmEngine(model, tokenizer, recipe.rollout, dtype, max_model_len, recipe.seed, transport)
+
+        self._worker = RolloutWorker(build, ray.util.get_node_ip_address())
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        return await getattr(self._worker, method)(*arguments)
+
+    async def last(self) -> None:
+        """Never returns: whoever waits for it learns when the actor dies."""
+        await asyncio.Event().wait()
+
+
+class RankActor:
+    """A `LearnerRank` as an actor."""
+
+    def __init__(self) -> None:
+        self._rank: Any = None
+        self._address = ray.util.get_node_ip_address()
+        self._listener: Any = None
+
+    def meet(self) -> tuple[str, int]:
+        """On rank 0: where all ranks will meet."""
+        from rollout.transport.stream import listen
+
+        self._listener = listen(self._address)
+        return self._listener.getsockname()[:2]
+
+    def start(self, recipe: Any, loss: Any, model: Path, rank: int, address: str, port: int) -> None:
+        self._rank = start_rank(
+            recipe,
+            loss,
+            model,
+            rank=rank,
+            num_ranks=recipe.learner.ranks,
+            address=address,
+            port=port,
+            own_address=self._address,
+            listener=self._listener,
+        )
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._rank, method)(*arguments)
+
+    @ray.method(concurrency_group="watch")
+    def last(self) -> None:
+        """See `WorkerActor.last`; in a thread of its own."""
+        threading.Event().wait()
+
+
+async def call(name: str, actor: Any, method: str, *arguments: Any) -> Any:
+    return await answer(f"{name}: {method}", actor.call.remote(method, *arguments))
+
+
+async def answer(what: str, reference: Any) -> Any:
+    """The result of an actor's call; what it raised there is raised here, its death is a `LostError`."""
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except ray.exceptions.RayError as error:
+        raise LostError(f"{what}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,95 @@
+"""All learner ranks as one: what the loop calls the learner, wherever the ranks are."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from learner.batch import Batch, Update
+from rollout.config import TransferConfig
+from rollout.transport.stream import TensorMeta
+
+Call = Callable[..., Awaitable[Any]]
+"""(method of a `LearnerRank`, *arguments) -> its result."""
+
+
+class LearnerGroup:
+    """calls: how to reach each rank, rank 0 first. share: makes of a large argument what travels once for all ranks.
+
+    step: optimizer steps done. pushed_step: the step whose weights were sent last. Every method is a collective of all
+    ranks; the failure of one is the failure of the call.
+    """
+
+    def __init__(self, calls: Sequence[Call], share: Callable[[Any], Any] = lambda value: value) -> None:
+        self._calls = calls
+        self._share = share
+        self._turn = asyncio.Lock()
+        self.step = 0
+        self.pushed_step = 0
+
+    async def update(self, batch: Batch) -> Update:
+        """One optimizer step."""
+        updates = await self._all("update", self._share(batch))
+        self.step += 1
+        result: Update = updates[0]
+        return result
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `LearnerRank.logprobs`."""
+        return list((await self._all("logprobs", sequences))[0])
+
+    async def refresh_reference(self) -> None:
+        """Make the current policy the reference."""
+        await self._all("refresh_reference")
+
+    async def save(self, directory: Path) -> None:
+        """Write every rank's state."""
+        await self._all("save", directory)
+
+    async def load(self, directory: Path, step: int) -> None:
+        """Restore what `save` wrote after `step`."""
+        await self._all("load", directory, step)
+        self.step = step
+
+    async def export(self, directory: Path, tokenizer: Any) -> None:
+        """Write a Hugging Face checkpoint."""
+        await self._all("export", directory, tokenizer)
+
+    async def weight_metas(self) -> Sequence[TensorMeta]:
+        """What a push consists of."""
+        metas: Sequence[TensorMeta] = (await self._all("weight_metas"))[0]
+        return metas
+
+    async def open_transfer(self, transport: str) -> tuple[str, int]:
+        """See `learner.weights.WeightSender.open`."""
+        address, port = (await self._all("open_transfer", transport))[0]
+        return address, port
+
+    async def connect_transfer(self, world_size: int, config: TransferConfig) -> None:
+        """See `learner.weights.WeightSender.connect`."""
+        await self._all("connect_transfer", world_size, config)
+
+    async def send_weights(self) -> str:
+        """See `learner.weights.WeightSender.send`."""
+        step = self.step
+        checksum = str((await self._all("send_weights"))[0])
+        self.pushed_step = step
+        return checksum
+
+    async def close_transfer(self) -> None:
+        """Leave the group of the last push."""
+        await self._all("close_transfer")
+
+    async def close(self) -> None:
+        """Free the ranks."""
+        await self._all("close")
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        # One collective at a time, in the same order on all ranks.
+        async with self._turn, asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(_awaited(call(method, *arguments))) for call in self._calls]
+        return [task.result() for task in running]
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work

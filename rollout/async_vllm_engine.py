@@ -1,0 +1,211 @@
+"""vLLM with its core in processes of its own (`AsyncLLM`): what a rollout worker of a cluster holds.
+
+New weights come through vLLM's weight-transfer API: `connect` to the learner's group, `receive` while requests go on,
+`commit`, which alone pauses them: they freeze, keep what they have, and go on under the new weights.
+
+Left out: what `vllm_engine` leaves out; pipeline and data parallelism inside one engine.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rollout.config import RolloutConfig
+from rollout.engine import Sampling
+from rollout.transport.stream import TensorMeta, TransportError
+from rollout.types import Completion
+from rollout.vllm_engine import (
+    engine_args,
+    engine_prompt,
+    logprob_params,
+    read_completion,
+    read_prompt_logprobs,
+    sampling_params,
+)
+
+POLL_S = 0.005
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker in the engine's processes: what the weight-transfer API does not tell."""
+
+    weight_transfer_engine: Any
+
+    def volley_is_receiving(self) -> bool:
+        return getattr(self.weight_transfer_engine, "is_receiving", False)
+
+    def volley_stream_checksum(self) -> str:
+        return getattr(self.weight_transfer_engine, "checksum", "")
+
+    def volley_process_id(self) -> int:
+        return os.getpid()
+
+
+class AsyncVllmEngine:
+    """Construct and use it on one event loop. transport: the weight-transfer backend ("gloo", "nccl", "ipc").
+
+    version: of the weights being served, -1 while an update that failed half-way makes them unknown. num_steps: engine
+    steps seen so far; a number that stands still with requests in flight is an engine that hangs.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        tokenizer: Any,
+        config: RolloutConfig,
+        dtype: str,
+        max_model_len: int,
+        seed: int = 0,
+        transport: str = "gloo",
+    ) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from rollout.transport.register import register
+
+        register()
+        self.version = 0
+        self.num_steps = 0
+        self._tokenizer = tokenizer
+        self._transport = transport
+        self._num_requests = 0
+        self._num_ranks = config.tensor_parallel
+        self._tasks: set[asyncio.Task[Any]] = set()
+        args = engine_args(model_dir, config, dtype, max_model_len, seed)
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                **args,
+                tensor_parallel_size=config.tensor_parallel,
+                weight_transfer_config={"backend": transport},
+                worker_extension_cls="rollout.async_vllm_engine.WorkerExtension",
+            )
+        )
+        self._count_steps()
+
+    @property
+    def capacity(self) -> int:
+        """Samples that its KV cache serves at once, if they fill on average half of the length they may have."""
+        config = self._engine.vllm_config
+        num_tokens = config.cache_config.num_gpu_blocks * config.cache_config.block_size
+        return max(1, min(config.scheduler_config.max_num_seqs, 2 * num_tokens // config.model_config.max_model_len))
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its processes are gone."""
+        return bool(self._engine.errored)
+
+    async def process_ids(self) -> list[int]:
+        """Of the processes that hold the model."""
+        return list(await self._engine.collective_rpc("volley_process_id"))
+
+    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+        """As `Engine.submit`."""
+        prompt = engine_prompt(token_ids, self.version)
+        return [
+            self._spawn(self._sample(prompt, sampling_params(sampling, (seed + i) % 2**63), bool(sampling.stop)))
+            for i in range(sampling.num_samples)
+        ]
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """As `Engine.logprobs`."""
+        outputs = await asyncio.gather(
+            *(self._last(engine_prompt(ids, self.version), logprob_params()) for ids in sequences)
+        )
+        return [read_prompt_logprobs(ids, output) for output, ids in zip(outputs, sequences, strict=True)]
+
+    async def connect(self, init_info: dict[str, Any]) -> None:
+        """Join the group that weights come through; returns when all of its members have."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        with self._transport_errors():
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def receive(self, metas: Sequence[TensorMeta]) -> str:
+        """Take one push off the wire, while the learner sends; returns the stream's checksum ("" where the backend has
+        none). Over gloo the engine works on meanwhile and an error leaves its weights as they were; the other backends
+        load as they receive, so they pause it, and an error leaves weights that must not be served (version -1)."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        announcement = {
+            "names": [meta.name for meta in metas],
+            "dtype_names": [meta.dtype for meta in metas],
+            "shapes": [list(meta.shape) for meta in metas],
+        }
+        with self._transport_errors():
+            if self._transport != "gloo":
+                await self._engine.pause_generation(mode="keep", clear_cache=False)
+                self.version = -1
+            await self._engine.start_weight_update()
+            await self._engine.update_weights(WeightTransferUpdateRequest(announcement))
+            if self._transport != "gloo":
+                return ""
+            while any(await self._engine.collective_rpc("volley_is_receiving")):
+                await asyncio.sleep(POLL_S)
+            await self._engine.update_weights(WeightTransferUpdateRequest({"last": True}))
+            checksums = set(await self._engine.collective_rpc("volley_stream_checksum"))
+        if len(checksums) > 1:
+            raise TransportError(f"receive: the engine's {self._num_ranks} ranks received different streams")
+        return str(checksums.pop())
+
+    async def commit(self, version: int) -> None:
+        """Load what was received and serve it as `version`."""
+        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        self.version = -1
+        await self._engine.finish_weight_update(str(version))
+        self.version = version
+        await self._engine.resume_generation()
+
+    async def weight_digest(self) -> str:
+        """SHA-256 over the loaded weights of all ranks, to compare engines with each other."""
+        import hashlib
+
+        digests = await self._engine.compute_weight_checksums()
+        return hashlib.sha256(repr([sorted(each.items()) for each in digests]).encode()).hexdigest()
+
+    async def close(self) -> None:
+        """As `Engine.close`."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._engine.shutdown()
+
+    @contextmanager
+    def _transport_errors(self) -> Iterator[None]:
+        """What goes wrong inside the engine's processes comes as a plain exception; the death of one stays as it is."""
+        try:
+            yield
+        except Exception as error:
+            if self.is_dead:
+                raise
+            lines = [line for line in str(error).splitlines() if "TransportError" in line] or [str(error)]
+            raise TransportError(lines[-1].rpartition("TransportError: ")[2].strip("'\"()")) from None
+
+    def _count_steps(self) -> None:
+        """Every message of the core passes here, also those that end no request."""
+        process = self._engine.output_processor.process_outputs
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.num_steps += 1
+            return process(*args, **kwargs)
+
+        self._engine.output_processor.process_outputs = counted
+
+    async def _last(self, prompt: Any, params: Any) -> Any:
+        self._num_requests += 1
+        outputs: AsyncIterator[Any] = self._engine.generate(prompt, params, str(self._num_requests))
+        async for output in outputs:
+            if output.finished:
+                return output
+        raise RuntimeError("vLLM ended a request without a final output")
+
+    async def _sample(self, prompt: Any, params: Any, has_stop_strings: bool) -> Completion:
+        output = await self._last(prompt, params)
+        return read_completion(output.outputs[0], self._tokenizer, has_stop_strings)
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
