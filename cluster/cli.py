@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="start a Ray head on this machine, safely")
     up.add_argument("--port", type=int, default=6379)
     up.add_argument("--dashboard-port", type=int, default=8265)
+    up.add_argument("--metrics-port", type=int, default=8080)
     up.add_argument("--num-cpus", type=int, help="default: what the machine has")
     up.set_defaults(run=_up)
 
@@ -215,7 +216,7 @@ def _init(options: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> int:
     from cluster.submit import up
 
-    up(options.port, options.dashboard_port, options.num_cpus)
+    up(options.port, options.dashboard_port, options.metrics_port, options.num_cpus)
     return 0
 
 

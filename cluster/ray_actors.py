@@ -26,7 +26,8 @@ class WorkerActor:
             from rollout.async_vllm_engine import AsyncVllmEngine
 
             dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
-            return AsyncVllmEngine(model, tokenizer, recipe.rollout, dtype, max_model_len, recipe.seed, transport)
+            engine = (model, tokenizer, recipe.rollout, dtype, max_model_len, recipe.seed, transport)
+            return AsyncVllmEngine(*engine, ray_metrics=recipe.cluster.metrics)
 
         self._worker = RolloutWorker(build, ray.util.get_node_ip_address())
 

@@ -8,9 +8,11 @@ import contextlib
 import ipaddress
 import os
 import socket
+import subprocess
 import urllib.parse
 from dataclasses import dataclass
 
+import psutil
 import ray
 
 from cluster.config import Recipe
@@ -61,6 +63,21 @@ def connect(recipe: Recipe) -> None:
         log_to_driver=False,
         logging_level="ERROR",
         _node_ip_address="127.0.0.1",
+    )
+    _end_with_this_process()
+
+
+def _end_with_this_process() -> None:
+    """Let a private cluster end with a driver that was killed: Ray's agents outlive their raylet (measured: a minute at
+    least). A shell waits for this process to be gone, and then ends what is left."""
+    started = [str(child.pid) for child in psutil.Process().children(recursive=True)]
+    wait = 'while kill -0 "$0" 2>/dev/null; do sleep 1; done; kill -9 "$@" 2>/dev/null'
+    subprocess.Popen(
+        ["sh", "-c", wait, str(os.getpid()), *started],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 

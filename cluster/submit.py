@@ -33,7 +33,7 @@ LEFT_BEHIND = ["runs", ".venv", ".git", "*.safetensors", "*.parquet", "__pycache
 GRAFANA = Path(__file__).resolve().parent.parent / "deploy" / "grafana"
 
 
-def up(port: int, dashboard_port: int, num_cpus: int | None) -> None:
+def up(port: int, dashboard_port: int, metrics_port: int, num_cpus: int | None) -> None:
     """Start a Ray head on this machine: token authentication on, everything on the loopback address."""
     if not TOKEN_FILE.exists():
         write_token(TOKEN_FILE)
@@ -43,6 +43,7 @@ def up(port: int, dashboard_port: int, num_cpus: int | None) -> None:
         print(f"{TOKEN_FILE} was readable by others; its mode is 0600 now")
     arguments = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1"]
     arguments += [f"--dashboard-port={dashboard_port}", "--include-dashboard=true", "--disable-usage-stats"]
+    arguments.append(f"--metrics-export-port={metrics_port}")
     if num_cpus is not None:
         arguments.append(f"--num-cpus={num_cpus}")
     done = _ray("start", *arguments)

@@ -86,10 +86,10 @@ class LearnerGroup:
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         # One collective at a time, in the same order on all ranks.
-        async with self._turn, asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(_awaited(call(method, *arguments))) for call in self._calls]
-        return [task.result() for task in running]
-
-
-async def _awaited(work: Awaitable[Any]) -> Any:
-    return await work
+        async with self._turn:
+            running = [asyncio.ensure_future(call(method, *arguments)) for call in self._calls]
+            try:
+                return list(await asyncio.gather(*running))
+            finally:
+                for each in running:
+                    each.cancel()

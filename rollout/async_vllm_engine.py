@@ -44,7 +44,8 @@ class WorkerExtension:
 
 
 class AsyncVllmEngine:
-    """Construct and use it on one event loop. transport: the weight-transfer backend ("gloo", "nccl", "ipc").
+    """Construct and use it on one event loop. transport: the weight-transfer backend ("gloo", "nccl"). ray_metrics:
+    show vLLM's own metrics in Ray's, as `ray_vllm_*`.
 
     version: of the weights being served, -1 while an update that failed half-way makes them unknown. num_steps: engine
     steps seen so far; a number that stands still with requests in flight is an engine that hangs.
@@ -59,6 +60,7 @@ class AsyncVllmEngine:
         max_model_len: int,
         seed: int = 0,
         transport: str = "gloo",
+        ray_metrics: bool = False,
     ) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -70,6 +72,7 @@ class AsyncVllmEngine:
         self.num_steps = 0
         self._tokenizer = tokenizer
         self._transport = transport
+        self._is_updating = False
         self._num_requests = 0
         self._num_ranks = config.tensor_parallel
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -80,7 +83,8 @@ class AsyncVllmEngine:
                 tensor_parallel_size=config.tensor_parallel,
                 weight_transfer_config={"backend": transport},
                 worker_extension_cls="rollout.async_vllm_engine.WorkerExtension",
-            )
+            ),
+            stat_loggers=_ray_stat_loggers() if ray_metrics else None,
         )
         self._count_steps()
 
@@ -137,7 +141,10 @@ class AsyncVllmEngine:
             if self._transport != "gloo":
                 await self._engine.pause_generation(mode="keep", clear_cache=False)
                 self.version = -1
-            await self._engine.start_weight_update()
+            # What was received whole but never committed, because another engine was lost, is simply sent again.
+            if not self._is_updating:
+                await self._engine.start_weight_update()
+                self._is_updating = True
             await self._engine.update_weights(WeightTransferUpdateRequest(announcement))
             if self._transport != "gloo":
                 return ""
@@ -154,6 +161,7 @@ class AsyncVllmEngine:
         await self._engine.pause_generation(mode="keep", clear_cache=False)
         self.version = -1
         await self._engine.finish_weight_update(str(version))
+        self._is_updating = False
         self.version = version
         await self._engine.resume_generation()
 
@@ -179,6 +187,8 @@ class AsyncVllmEngine:
         except Exception as error:
             if self.is_dead:
                 raise
+            # vLLM closes the session of an update that failed.
+            self._is_updating = False
             lines = [line for line in str(error).splitlines() if "TransportError" in line] or [str(error)]
             raise TransportError(lines[-1].rpartition("TransportError: ")[2].strip("'\"()")) from None
 
@@ -209,3 +219,9 @@ class AsyncVllmEngine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _ray_stat_loggers() -> list[Any]:
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]

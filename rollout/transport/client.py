@@ -141,14 +141,16 @@ class WeightClient:
         sending = asyncio.ensure_future(self._send())
         answers = await _each(receivers, lambda receiver: receiver.receive(self._metas, deadline_s))
         sent, problem = await sending
+        problems = [problem] if problem else []
         for receiver, answer in zip(receivers, answers, strict=True):
             if isinstance(answer, BaseException):
                 continue
             checksum, error = answer
-            problem = problem or error
-            if not problem and checksum != sent:
+            if error:
+                problems.append(f"worker {receiver.name}: {error}")
+            elif not problem and checksum != sent:
                 receiver.lose(f"receive: got {checksum} where the learner sent {sent}")
-        return problem or _lost(receivers)
+        return "; ".join(problems) or _lost(receivers)
 
     async def _send(self) -> tuple[str, str]:
         try:

@@ -79,7 +79,7 @@ class Run:
             pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
 
     def assert_nothing_left(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while left := [p for p in self.family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
             assert time.monotonic() < deadline, [(p.pid, _title(p)) for p in left]
             time.sleep(0.2)
