@@ -1,0 +1,103 @@
+"""The Dockerfiles: pinned, not root, without secrets, and every file that they name is there and is let in."""
+
+import fnmatch
+import re
+from pathlib import Path
+
+import pytest
+from manifests import DEPLOY, documents, pods
+
+ROOT = DEPLOY.parent
+DOCKER = DEPLOY / "docker"
+NAMES = ["Dockerfile.cpu", "Dockerfile.gpu"]
+
+
+def _instructions(name: str) -> list[tuple[str, str]]:
+    """(instruction, arguments), comments dropped and continued lines joined."""
+    lines = [line for line in (DOCKER / name).read_text().splitlines() if not line.startswith("#")]
+    text = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
+
+
+def _arguments(name: str, instruction: str) -> list[str]:
+    return [arguments for found, arguments in _instructions(name) if found == instruction]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_base_is_one_exact_version(name: str) -> None:
+    (base,) = _arguments(name, "FROM")
+    assert re.fullmatch(r"[a-z/]+:\d[\w.-]+", base)
+    assert "latest" not in base
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_as_the_user_that_the_pods_ask_for(name: str) -> None:
+    users = _arguments(name, "USER")
+    (pod,) = {pod["spec"]["securityContext"]["runAsUser"] for pod in pods(documents("rayjob.yaml")[0]).values()}
+    assert users == [f"{pod}:{pod}"]
+    # Nothing is installed or copied after it, so the code is root's and a run cannot change it.
+    after = [found for found, _ in _instructions(name)][[found for found, _ in _instructions(name)].index("USER") :]
+    assert not {"RUN", "COPY", "ADD"} & set(after)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_secrets_and_no_registries(name: str) -> None:
+    text = (DOCKER / name).read_text()
+    assert not re.search(r"https?://", text)
+    assert not re.search(r"(?i)(token|password|api_?key)\s*=", text)
+    assert "ARG" not in [found for found, _ in _instructions(name)]  # build arguments stay in the image's history
+    for command in _arguments(name, "RUN"):
+        if "pip install" in command:
+            assert "--mount=type=secret,id=pip-conf,target=/etc/pip.conf" in command
+            assert "--no-cache-dir" in command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_pinned_requirements_are_installed(name: str) -> None:
+    installs = [command.partition("pip install")[2] for command in _arguments(name, "RUN") if "pip install" in command]
+    assert len(installs) == 2
+    for command in installs:
+        words = command.split()
+        options_with_value = {"-r", "-c", "-e"}
+        values = {words[i + 1] for i, word in enumerate(words) if word in options_with_value}
+        assert [word for word in words if not word.startswith("-") and word not in values] == []
+        for value in values - {"."}:
+            assert (ROOT / value).is_file()
+            for line in (ROOT / value).read_text().splitlines():
+                assert not line or re.match(r"#|-[rc] |[\w.\[\]-]+==", line)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_context_holds_the_code_and_nothing_else(name: str) -> None:
+    lines = (DOCKER / f"{name}.dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    for path in allowed:
+        assert (ROOT / path).exists()
+    assert {"rollout", "learner", "rewards", "cluster", "requirements", "pyproject.toml"} <= allowed
+    for private in (".git", ".venv", "runs", "tests", ".env"):
+        assert not any(fnmatch.fnmatch(private, rule) for rule in allowed)
+    # Rules after the list can only take away again.
+    assert not any(rule.startswith("!") for rule in rules[1 + len(allowed) :])
+
+
+def test_what_the_package_metadata_reads_is_in_the_context() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = (DOCKER / "Dockerfile.cpu.dockerignore").read_text().split()
+    for path in (project["readme"], *project["license-files"]):
+        assert f"!{path}" in allowed
+
+
+def test_both_images_see_the_same_context() -> None:
+    first, second = ((DOCKER / f"{name}.dockerignore").read_text() for name in NAMES)
+    assert first == second
+
+
+def test_the_pods_name_the_image_that_the_readme_builds() -> None:
+    images = {c["image"] for pod in pods(documents("rayjob.yaml")[0]).values() for c in pod["spec"]["containers"]}
+    (image,) = images
+    assert f"-t {image} " in (DEPLOY / "README.md").read_text()
+    assert f"-t {image} " in (Path(DOCKER) / "Dockerfile.gpu").read_text()
