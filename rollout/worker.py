@@ -15,7 +15,9 @@ from rollout.transport.stream import TensorMeta, TransportError
 from rollout.types import Completion
 
 LINGER_S = 0.003
-"""How long a poll waits for more after the first completion, so that few messages carry many."""
+LINGER_FROM = 8
+"""How long a poll waits for more after the first completion, so that few messages carry many, and from how many
+requests on it is worth while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,9 @@ class RolloutWorker:
         self._build = build
         self._address = address
         self._engine: Any = None
-        self._known: set[int] = set()
+        self._unconfirmed: dict[int, int] = {}  # number -> samples whose receipt is not confirmed yet
         self._finished: dict[tuple[int, int], Finished] = {}
-        self._arrival = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None
         self._dead = ""
 
     async def start(self) -> WorkerFacts:
@@ -76,8 +78,8 @@ class RolloutWorker:
     async def submit(self, requests: Sequence[Request]) -> None:
         """Begin what is not known yet."""
         for request in requests:
-            if request.number not in self._known:
-                self._known.add(request.number)
+            if request.number not in self._unconfirmed:
+                self._unconfirmed[request.number] = request.sampling.num_samples
                 futures = self._engine.submit(request.token_ids, request.sampling, request.seed)
                 for sample, future in enumerate(futures):
                     future.add_done_callback(lambda done, n=request.number, i=sample: self._finish(n, i, done))
@@ -85,15 +87,18 @@ class RolloutWorker:
     async def collect(self, confirmed: Sequence[tuple[int, int]], wait_s: float) -> Collected:
         """What has finished since; waits up to `wait_s` seconds for it. confirmed: (number, sample) of what arrived."""
         for key in confirmed:
-            self._finished.pop(key, None)
+            if self._finished.pop(key, None) is not None:
+                self._unconfirmed[key[0]] -= 1
+                if not self._unconfirmed[key[0]]:
+                    del self._unconfirmed[key[0]]
         if not self._finished and not self._dead:
-            self._arrival.clear()
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._arrival.wait()
+            loop = asyncio.get_running_loop()
+            self._arrival = loop.create_future()
+            timer = loop.call_later(wait_s, self._wake)
+            await self._arrival
+            timer.cancel()
+            if len(self._unconfirmed) >= LINGER_FROM:
                 await asyncio.sleep(LINGER_S)
-            except TimeoutError:
-                pass
         return Collected(tuple(self._finished.values()), self._engine.num_steps, self._dead)
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -148,4 +153,8 @@ class RolloutWorker:
             self._finished[number, sample] = Finished(number, sample, None, f"{type(error).__name__}: {error}")
         else:
             self._finished[number, sample] = Finished(number, sample, done.result())
-        self._arrival.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
