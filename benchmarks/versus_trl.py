@@ -8,7 +8,8 @@ tokens, the same reward functions, learning rate, clipping, bf16, no reference m
 without signal kept. TRL gets a venv of its own, `.venv-trl`, that sees this project's torch, transformers and vLLM, so
 both run on the same versions; it is run with its own generation, two threads that sleep when idle. (`--systems
 trl-vllm` runs it with vLLM in its process, which on CPUs ends at the first weight update: TRL 1.16 loads into layers
-whose weights vLLM has packed away.) Volley runs in one process, synchronous and with max_staleness 1.
+whose weights vLLM has packed away.) Volley runs in one process, synchronous and with max_staleness 1, and on a private Ray cluster with one rollout worker
+and one learner rank of one core each (max_staleness 2).
 
 speed: median samples/s over the steps after the first quarter. learning: seconds of training until the mean training
 accuracy of five steps reaches the target, start-up left out on both sides. Prints a table and the ratios.
@@ -35,7 +36,7 @@ TRL_VENV = ROOT / ".venv-trl"
 MODEL = ROOT / "runs" / "demo-warm-up" / "model"
 DATA = ROOT / "runs" / "demo" / "data" / "train.jsonl"
 LR = 1e-4
-SYSTEMS = ("trl-generate", "volley-sync", "volley-async")
+SYSTEMS = ("trl-generate", "volley-sync", "volley-async", "volley-ray")
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 TRL_RUN = """
@@ -108,8 +109,9 @@ def run_trl(vllm: bool, steps: int, seed: int, target: float) -> list[dict[str, 
     return found
 
 
-def run_volley(staleness: int, steps: int, seed: int, target: float) -> list[dict[str, float]]:
+def run_volley(system: str, steps: int, seed: int, target: float) -> list[dict[str, float]]:
     """As `run_trl`, from the run's metrics."""
+    staleness = {"volley-sync": 0, "volley-async": 1, "volley-ray": 2}[system]
     recipe = {
         "name": "versus",
         "model": str(MODEL),
@@ -121,6 +123,7 @@ def run_volley(staleness: int, steps: int, seed: int, target: float) -> list[dic
         "rollout": {"group_size": 8, "max_tokens": 40, "max_replacements": 0},
         "rewards": ["math", {"name": "think_format", "weight": 0.1}],
         "loss": {"name": "grpo", "clip_low": 0.2, "clip_high": 0.28},
+        "launcher": "ray" if system == "volley-ray" else "local",
         "learner": {"dtype": "bf16", "zero_stage": 1, "lr": LR, "max_tokens_per_micro_batch": 8192},
     }
     with tempfile.TemporaryDirectory() as out:
@@ -145,7 +148,7 @@ def run_volley(staleness: int, steps: int, seed: int, target: float) -> list[dic
 def run(system: str, steps: int, seed: int, target: float) -> list[dict[str, float]]:
     if system.startswith("trl"):
         return run_trl(system == "trl-vllm", steps, seed, target)
-    return run_volley(int(system == "volley-async"), steps, seed, target)
+    return run_volley(system, steps, seed, target)
 
 
 def samples_per_s(steps: list[dict[str, float]]) -> float:

@@ -19,6 +19,10 @@ from rollout.errors import ModelError
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+SHORT_TOKENS = 256
+"""Sequences up to which a CPU computes attention without the fused kernel: 28 % of an update of the demo."""
+
+
 class PolicyModel(nn.Module):
     """Wraps a causal language model. `forward` is the only door, so that ZeRO's hooks see every use of a weight."""
 
@@ -26,6 +30,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self._chunk_bytes = chunk_bytes
+        self._attention = "sdpa"
         config = causal_lm.config.get_text_config()
         self._vocab_size = config.vocab_size
         self._softcap = getattr(config, "final_logit_softcapping", None)
@@ -52,6 +57,7 @@ class PolicyModel(nn.Module):
         positions_M: places in the flattened [N * L] of the tokens *before* the targets. attention_mask_NL: 1 for real
         tokens; None when nothing is padded.
         """
+        self._choose_attention(input_ids_NL)
         hidden_NLD = self.causal_lm.base_model(
             input_ids=input_ids_NL, attention_mask=attention_mask_NL, use_cache=False
         ).last_hidden_state
@@ -59,6 +65,14 @@ class PolicyModel(nn.Module):
         return chunked_logprobs(
             hidden_MD, self._head, targets_M, temperature, self._chunk_bytes, self._vocab_size, with_entropy
         )
+
+    def _choose_attention(self, input_ids_NL: Tensor) -> None:
+        """On CPUs the fused kernel's backward pass takes longer than plain matrix products while those are small."""
+        is_short = input_ids_NL.device.type == "cpu" and input_ids_NL.shape[1] <= SHORT_TOKENS
+        attention = "eager" if is_short else "sdpa"
+        if attention != self._attention:
+            self.causal_lm.set_attn_implementation(attention)
+            self._attention = attention
 
     def _head(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.causal_lm.get_output_embeddings()(hidden)

@@ -1,6 +1,7 @@
 """Real vLLM behind the engine protocol."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rollout.async_vllm_engine import AsyncVllmEngine
 from rollout.config import RolloutConfig
 from rollout.engine import Sampling
+from rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
 from rollout.types import Completion
-from rollout.vllm_engine import AsyncVllmEngine
 
 PROMPT = (10, 13, 16, 9, 14, 17, 18)  # 47+38=?
 Run = Callable[[Any], Any]
@@ -125,7 +127,7 @@ def test_teacher_forced_logprobs(vllm_engine: Any, run: Run, reference: Callable
 
 
 def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path) -> None:
-    """AsyncLLM: samples, takes weights while requests are in flight, and closes."""
+    """AsyncLLM: samples, takes weights over gloo while requests are in flight, survives a push that breaks, closes."""
     from transformers import AutoTokenizer
 
     async def everything() -> None:
@@ -134,11 +136,19 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
         try:
             first = await sample(engine, Sampling(3, 1.0, max_tokens=12))
             assert first == await sample(engine, Sampling(3, 1.0, max_tokens=12))
+            assert engine.num_steps > 0
             before = await engine.logprobs([PROMPT])
             weights = {name: tensor * 1.1 for name, tensor in load_file(tiny_model / "model.safetensors").items()}
+            with pytest.raises(TransportError, match="at tensor"):
+                await push(engine, weights, breaks=True)
+            assert (engine.version, await engine.logprobs([PROMPT])) == (0, before)
             futures = engine.submit(PROMPT, Sampling(2, 1.0, max_tokens=110), 1)
             await asyncio.sleep(0.05)
-            await engine.load_weights(weights.items(), 7)
+            received, sent = await push(engine, weights)
+            # Nothing has changed yet; and what is not committed may be sent again.
+            assert (engine.version, received) == (0, sent)
+            assert (await push(engine, weights))[0] == sent
+            await engine.commit(7)
             assert max(c.last_version for c in await asyncio.gather(*futures)) == 7
             assert engine.version == 7
             assert before != await engine.logprobs([PROMPT])
@@ -146,3 +156,30 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             await engine.close()
 
     asyncio.run(everything())
+
+
+async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks: bool = False) -> tuple[str, str]:
+    """Connect and send once; the checksums of what was received and sent. breaks: the sender leaves half-way."""
+    listener = listen("127.0.0.1")
+    address = {"master_address": "127.0.0.1", "master_port": listener.getsockname()[1], "address": "127.0.0.1"}
+    group_info = {"rank_offset": 1, "world_size": 2, "bucket_bytes": 1 << 20, "connect_s": 10.0, "transfer_s": 5.0}
+    plan = layout(TensorMeta.of(name, tensor.dtype, tensor.shape) for name, tensor in weights.items())
+
+    def sending() -> str:
+        group = Group("127.0.0.1", address["master_port"], 0, 2, 10, 5, listener)
+        connected.wait(10)
+        stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
+        if breaks:
+            group.broadcast(stream[: 1 << 20]).wait()
+            group.close()
+            return ""
+        return combined(send(group, plan, weights.items(), stream, 1 << 20))
+
+    connected = threading.Event()
+    sender = asyncio.get_running_loop().run_in_executor(None, sending)
+    await engine.connect({**address, **group_info})
+    connected.set()
+    try:
+        return await engine.receive(plan.metas), await sender
+    finally:
+        await sender
