@@ -66,6 +66,8 @@ def messages(connection: socket.socket) -> Iterator[Any]:
 def main() -> None:
     """Entry point: arguments are the directory of the packages, the socket's number and the parent's process id."""
     _die_with(int(sys.argv[3]))
+    # Whoever stops a run politely signals all of its processes; the step that is to be finished still needs scores.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[2])) as connection:
         connection.set_inheritable(False)
         incoming = messages(connection)

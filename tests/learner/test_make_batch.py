@@ -6,6 +6,7 @@ import pytest
 
 from learner.batch import Advantages, Demonstrations, make_batch
 from learner.losses.dr_grpo import DrGrpo
+from learner.losses.grpo import Grpo
 from learner.losses.rloo import Rloo
 from learner.losses.sft import Sft
 from rollout.types import Completion, Prompt, Score, ScoredGroup
@@ -66,3 +67,20 @@ def test_demonstrations_need_no_advantages():
     batch = make_batch([group(1, [1.0], [0])], Sft(), version=0)
     assert len(batch.rows) == 1
     assert batch.signal == Demonstrations()
+
+
+def test_rows_without_advantage_are_left_to_the_normalizer():
+    groups = [group(1, [1.0, 1.0], [0, 0]), group(2, [1.0, 0.0], [0, 0])]
+    batch = make_batch(groups, DrGrpo(), version=0)
+    kept = batch.with_gradient(DrGrpo())
+    assert [row.completion_ids[0] for row in kept.rows] == [20, 21]
+    assert kept.signal == Advantages((0.5, -0.5))
+    assert len(batch.rows) == 4
+    assert batch.with_gradient(Grpo(beta=0.1)) is batch, "a reference pulls on every row"
+
+
+def test_a_batch_without_any_advantage_keeps_one_row_and_an_empty_one_stays_empty():
+    batch = make_batch([group(1, [1.0, 1.0], [0, 0])], DrGrpo(), version=0)
+    assert len(batch.with_gradient(DrGrpo()).rows) == 1
+    empty = make_batch([group(1, [math.nan, math.nan], [0, 0])], DrGrpo(), version=0)
+    assert empty.with_gradient(DrGrpo()).rows == ()

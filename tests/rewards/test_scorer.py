@@ -388,3 +388,20 @@ def test_preflight_of_a_module_that_hangs(tmp_path: Path) -> None:
         check_rewards([RewardConfig(f"{path}:f")], {"prompt"})
     assert time.monotonic() - started < 5
     assert not children_of(os.getpid())
+
+
+def test_a_polite_stop_of_all_processes_costs_no_item(file: Path) -> None:
+    """`ray job stop` signals every process of a job, and the step under way is still to be scored."""
+
+    async def main() -> list[Score]:
+        async with Scorer([RewardConfig(f"{file}:length")], QUICK) as scorer:
+            await scorer.score(prompt(), completion("warm"))
+            items = [asyncio.ensure_future(scorer.score(prompt(), completion("x" * n))) for n in range(200)]
+            await asyncio.sleep(0)
+            for pid in children_of(os.getpid()):
+                os.kill(pid, signal.SIGTERM)
+            return list(await asyncio.gather(*items))
+
+    found = run(main())
+    assert [score.reward for score in found] == [float(n) for n in range(200)]
+    assert not any(score.unscorable for score in found)
