@@ -3,32 +3,29 @@
 import asyncio
 import contextlib
 import gc
+import hashlib
 import math
 import os
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster import checkpoint
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
-from cluster.config import Recipe
 from cluster.dataset_source import DatasetSource
 from cluster.diagnose import diagnose, explain
 from cluster.evaluate import Evaluation, evaluate
 from cluster.launcher import make_launcher
-from cluster.loop import Source, Step, train
-from cluster.metrics import METRICS, RunLog, group_metrics, read_rows, residual
-from cluster.progress import Progress
+from cluster.loop import Source, train
+from cluster.metrics import METRICS, read_rows
+from cluster.record import Record
 from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
 from rewards.scorer import Scorer
-from rollout.arrow import write_groups
-from rollout.engine import EngineLost
+from rollout.engine import EngineLost, Sampling
 from rollout.errors import CheckpointError, ModelError
 from rollout.types import ScoredGroup
 
@@ -73,6 +70,7 @@ class Training:
                 self._learner, self._pool = self._launcher.learner, self._launcher.pool
                 self._roller = Roller(self._pool, scorer, recipe.seed)
                 self._source = self._make_source()
+                self._rounding = await self._measure_rounding()
                 done = restored.step if restored else 0
                 self._record = Record(self._directory, recipe, self._roller, done, self._launcher.show)
                 # Not before: while models load, Ctrl-C should simply end the process.
@@ -175,12 +173,33 @@ class Training:
             "weight_version": self._version,
             "source": self._source.state(),
             "lineage": self._parts.lineage,
+            "rounding": self._rounding,
             "wall_s": self._record.wall_s,
         }
         keep = self._recipe.keep_checkpoints
         await checkpoint.write(self._directory.checkpoints, step, state, self._learner.save, keep)
 
+    async def _measure_rounding(self) -> str:
+        """The bits that the engine computes for fixed requests under the model's own weights; "" for asynchronous runs.
+
+        A synchronous run is a pure function of its recipe as long as the engine's processes round alike. On CPUs one in
+        some dozens was seen not to (by 1e-6, cause unknown), and a resume should not be silently inexact.
+        """
+        if self._recipe.max_staleness or not self._pool.engines:
+            return ""
+        prompt = self._parts.prompts.prompt_at(0).token_ids
+        sampling = Sampling(NUM_PARITY_SEQUENCES, 1.0, max_tokens=min(16, self._recipe.rollout.max_tokens))
+        engine = self._pool.engines[0]
+        drawn = await asyncio.gather(*engine.submit(prompt, sampling, 0))
+        read = await engine.logprobs([prompt + completion.token_ids for completion in drawn])
+        return hashlib.sha256(repr(([completion.logprobs for completion in drawn], read)).encode()).hexdigest()[:16]
+
     async def _restore(self, restored: checkpoint.Checkpoint) -> None:
+        if restored.state.get("rounding", self._rounding) != self._rounding:
+            self._say(
+                "this process's engine rounds otherwise than the one that wrote the checkpoint, so the run goes on "
+                "close to but not exactly as it would have; stop it and --resume again for a process that rounds alike"
+            )
         await self._learner.load(restored.learner, restored.step)
         self._source.restore(restored.state["source"])
         self._version = restored.state["weight_version"]
@@ -211,98 +230,3 @@ class Training:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, interrupt)
-
-
-class Record:
-    """What the run leaves behind of every step: metrics, samples, progress."""
-
-    def __init__(
-        self,
-        directory: RunDirectory,
-        recipe: Recipe,
-        roller: Roller,
-        done: int,
-        show: Callable[[dict[str, float]], None],
-    ) -> None:
-        """done: steps that a resumed run has behind it. show: what else is to see each row."""
-        self._directory = directory
-        self._recipe = recipe
-        self._roller = roller
-        self._show = show
-        self._log = RunLog(directory.path, recipe, done)
-        for path in directory.rollouts.glob("step-*.parquet"):
-            if int(path.stem.removeprefix("step-")) > done:
-                path.unlink()
-        self._progress = Progress(recipe.steps, done)
-        self._seconds: dict[str, float] = {}
-        self._busy = (0.0, 0.0)
-        self._started = time.perf_counter()
-        self._step_started = self._started
-        self.extra: dict[str, float] = {}
-        self.last_evaluation: dict[str, float] = {}
-        self.evaluated_step = -1
-
-    @property
-    def wall_s(self) -> float:
-        return time.perf_counter() - self._started
-
-    def restore(self, wall_s: float) -> None:
-        """Count on from the seconds that the run took before."""
-        self._started -= wall_s
-
-    @asynccontextmanager
-    async def phase(self, name: str) -> AsyncIterator[None]:
-        """Time a part of a step. Waiting for groups has its own deadline, which starts anew with every arrival."""
-        started = time.perf_counter()
-        deadline_s = None if name == "wait" else self._recipe.deadline_s
-        try:
-            async with asyncio.timeout(deadline_s) as limit:
-                yield
-        except TimeoutError:
-            if limit.expired():
-                raise TimeoutError(f"{name}: not done after {deadline_s:g} s (deadline_s)") from None
-            raise
-        finally:
-            self._seconds[name] = time.perf_counter() - started
-
-    def step(self, done: Step) -> None:
-        now = time.perf_counter()
-        busy = (self._roller.generating.seconds, self._roller.scoring.seconds)
-        seconds = {"generate": busy[0] - self._busy[0], "score": busy[1] - self._busy[1], **self._seconds}
-        samples = group_metrics(done.groups, done.trained)
-        taken = now - self._step_started
-        learning = seconds.get("update", 0.0) + seconds.get("publish", 0.0)
-        row = {
-            "step": done.number,
-            "weight_version": done.served,
-            "wall_s": self.wall_s,
-            **{f"seconds/{name}": value for name, value in seconds.items()},
-            "samples_per_s": samples["samples"] / taken,
-            "rollout_idle_share": max(0.0, 1.0 - seconds["generate"] / taken),
-            "learner_idle_share": max(0.0, 1.0 - learning / taken),
-            **samples,
-            **dict.fromkeys(("logprob_mismatch_mean", "logprob_mismatch_max"), math.nan),
-            # To the reference where there is one, else to the policy that sampled.
-            "kl": done.update.metrics.get("kl_behaviour", math.nan),
-            **done.update.metrics,
-            **self.extra,
-            **done.accounting,
-            "accounting_residual": residual(done.accounting),
-        }
-        self._busy, self._step_started, self._seconds, self.extra = busy, now, {}, {}
-        self._log.step(row)
-        self._show(row)
-        self._progress.step(row)
-        if self._recipe.save_rollouts:
-            path = self._directory.rollouts / f"step-{done.number:06d}.parquet"
-            write_groups(path, done.groups, done.number)
-
-    def evaluation(self, step: int, result: Evaluation) -> None:
-        self.last_evaluation, self.evaluated_step = result.metrics, step
-        self._log.evaluation(step, result.metrics)
-        self._progress.evaluation(result.metrics)
-        self._step_started = time.perf_counter()
-
-    def close(self) -> None:
-        self._progress.close()
-        self._log.close()
