@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from cluster.buffer import GroupBuffer
+from cluster.launcher import tune_interpreter
 from cluster.roll import Roller
-from cluster.training import tune_interpreter
 from rollout.engine import Sampling
 from rollout.fake_engine import FakeEngine
 from rollout.pool import RolloutPool

@@ -8,8 +8,8 @@ tokens, the same reward functions, learning rate, clipping, bf16, no reference m
 without signal kept. TRL gets a venv of its own, `.venv-trl`, that sees this project's torch, transformers and vLLM, so
 both run on the same versions; it is run with its own generation, two threads that sleep when idle. (`--systems
 trl-vllm` runs it with vLLM in its process, which on CPUs ends at the first weight update: TRL 1.16 loads into layers
-whose weights vLLM has packed away.) Volley runs in one process, synchronous and with max_staleness 1, and on a private Ray cluster with one rollout worker
-and one learner rank of one core each (max_staleness 2).
+whose weights vLLM has packed away.) Volley runs in one process, synchronous and with max_staleness 1, and on a private
+Ray cluster with one rollout worker and one learner rank of one core each (max_staleness 2).
 
 speed: median samples/s over the steps after the first quarter. learning: seconds of training until the mean training
 accuracy of five steps reaches the target, start-up left out on both sides. Prints a table and the ratios.

@@ -64,7 +64,7 @@ class ClusterConfig:
     anybody's code. worker_cpus, rank_cpus: cores of one rollout worker and one learner rank (0: an equal share, 16 at
     most). start_s: how long a worker or rank may take to load the model. stall_s: how long an engine may make no step
     with requests in flight before it counts as frozen. max_restarts: of one worker in a row. metrics: show the run's
-    numbers in Ray's metrics."""
+    numbers in Ray's metrics (but for a private cluster, which nobody watches)."""
 
     address: str = ""
     allow_unauthenticated: bool = False

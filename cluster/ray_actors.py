@@ -11,7 +11,7 @@ import ray
 # Ray puts the user's directory first on the path; a `rewards.py` there must not stand for our package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.launcher import start_rank
+from cluster.launcher import start_rank, tune_interpreter
 from rollout.errors import LostError
 from rollout.worker import RolloutWorker
 
@@ -19,15 +19,18 @@ from rollout.worker import RolloutWorker
 class WorkerActor:
     """A `RolloutWorker` as an actor; asynchronous, so all calls run on one event loop."""
 
-    def __init__(self, model: str, tokenizer: Any, recipe: Any, max_model_len: int, transport: str) -> None:
+    def __init__(
+        self, model: str, tokenizer: Any, recipe: Any, max_model_len: int, transport: str, metrics: bool
+    ) -> None:
         from rollout.vllm_engine import dtype_of
 
         def build() -> Any:
             from rollout.async_vllm_engine import AsyncVllmEngine
 
             dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
+            tune_interpreter()
             engine = (model, tokenizer, recipe.rollout, dtype, max_model_len, recipe.seed, transport)
-            return AsyncVllmEngine(*engine, ray_metrics=recipe.cluster.metrics)
+            return AsyncVllmEngine(*engine, ray_metrics=metrics)
 
         self._worker = RolloutWorker(build, ray.util.get_node_ip_address())
 
@@ -55,6 +58,7 @@ class RankActor:
         return self._listener.getsockname()[:2]
 
     def start(self, recipe: Any, loss: Any, model: Path, rank: int, address: str, port: int) -> None:
+        tune_interpreter()
         self._rank = start_rank(
             recipe,
             loss,

@@ -50,6 +50,8 @@ def connect(recipe: Recipe) -> None:
         with _readable_errors(address):
             ray.init(address=address, namespace="volley", log_to_driver=False, logging_level="ERROR")
         return
+    # Its agent would take a tenth of a core to collect what nobody looks at.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     cores = len(os.sched_getaffinity(0))
     wanted = recipe.rollout.workers * max(recipe.cluster.worker_cpus, 1) + recipe.learner.ranks * max(
         recipe.cluster.rank_cpus, 1

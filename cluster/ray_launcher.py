@@ -22,6 +22,7 @@ from cluster.build import Parts
 from cluster.launcher import environment
 from cluster.ray_actors import RankActor, WorkerActor, answer, call, first_line
 from cluster.ray_metrics import RayMetrics
+from cluster.ray_token import cluster_address
 from learner.group import Call, LearnerGroup
 from rollout.errors import LostError
 from rollout.pool import RolloutPool
@@ -66,7 +67,9 @@ class RayLauncher:
         self._restarts = 0
         self._push: dict[str, float] = {}
         self._closing = False
-        self._metrics = RayMetrics(self._recipe.name) if self._recipe.cluster.metrics else None
+        # A private cluster has no dashboard, so nobody would look.
+        self._shows_metrics = self._recipe.cluster.metrics and bool(cluster_address(self._recipe))
+        self._metrics = RayMetrics(self._recipe.name) if self._shows_metrics else None
 
     async def start(self) -> None:
         """Connect, reserve what the run needs, and load the model everywhere at once."""
@@ -201,7 +204,12 @@ class RayLauncher:
                 max_concurrency=100_000,
             )
             .remote(
-                str(self._parts.model.path), self._parts.tokenizer, recipe, self._parts.max_model_len, self._transport
+                str(self._parts.model.path),
+                self._parts.tokenizer,
+                recipe,
+                self._parts.max_model_len,
+                self._transport,
+                self._shows_metrics,
             )
         )
         slot.engine = RemoteEngine(

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import gc
 import hashlib
 import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ from cluster.build import Parts
 from cluster.dataset_source import DatasetSource
 from cluster.diagnose import diagnose, explain
 from cluster.evaluate import Evaluation, evaluate
-from cluster.launcher import make_launcher
+from cluster.launcher import make_launcher, tune_interpreter
 from cluster.loop import Source, train
 from cluster.metrics import METRICS, read_rows
 from cluster.record import Record
@@ -31,17 +29,6 @@ from rollout.types import ScoredGroup
 
 NUM_PARITY_SEQUENCES = 8
 CLOSE_TIMEOUT_S = 10.0
-SWITCH_INTERVAL_S = 2e-4
-"""How long a thread may be kept waiting for the interpreter. Learner and engine call thousands of short kernels and
-come back for it after each; with Python's 5 ms they spend much of the step waiting for each other."""
-
-
-def tune_interpreter() -> None:
-    """For a process of many short-lived objects beside large lasting ones: see SWITCH_INTERVAL_S; and the garbage
-    collector looks less often, and never at what is there already (twice as many trajectories/s in the controller)."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
 
 
 class Training:
