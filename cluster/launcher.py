@@ -34,14 +34,16 @@ come back for it after each; with Python's 5 ms they spend much of the step wait
 class Launcher(Protocol):
     """Starts learner and engines, keeps them alive, and moves the weights from one to the others.
 
-    pool: empty where the recipe needs no engine. push: make all engines serve the learner's weights as `version`.
-    watch: never returns, and raises when something is lost without which the run cannot go on. metrics: what a step's
-    row should hold of the launcher's doings. show: puts a step's row where the launcher's own monitoring is.
+    prepare: refuses what cannot be, before anything is written. pool: empty where the recipe needs no engine. push:
+    make all engines serve the learner's weights as `version`. watch: never returns, and raises when something is lost
+    without which the run cannot go on. metrics: what a step's row should hold of the launcher's doings. show: puts a
+    step's row where the launcher's own monitoring is.
     """
 
     learner: LearnerGroup
     pool: RolloutPool
 
+    async def prepare(self) -> None: ...
     async def start(self) -> None: ...
     async def push(self, version: int) -> None: ...
     async def watch(self) -> None: ...
@@ -69,6 +71,9 @@ class LocalLauncher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._engine: VllmEngine | None = None
         self.pool = RolloutPool()
+
+    async def prepare(self) -> None:
+        """Nothing that could be refused."""
 
     async def start(self) -> None:
         """Load the model into the learner, then into the engine: vLLM joins the learner's process group."""

@@ -24,7 +24,7 @@ from cluster.ray_actors import RankActor, WorkerActor, answer, call, first_line
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_token import cluster_address
 from learner.group import Call, LearnerGroup
-from rollout.errors import LostError
+from rollout.errors import ConfigError, LostError
 from rollout.pool import RolloutPool
 from rollout.remote_engine import RemoteEngine
 from rollout.transport.client import WeightClient
@@ -71,11 +71,18 @@ class RayLauncher:
         self._shows_metrics = self._recipe.cluster.metrics and bool(cluster_address(self._recipe))
         self._metrics = RayMetrics(self._recipe.name) if self._shows_metrics else None
 
-    async def start(self) -> None:
-        """Connect, reserve what the run needs, and load the model everywhere at once."""
+    async def prepare(self) -> None:
+        """Connect, and see whether the cluster is large enough."""
         await asyncio.to_thread(ray_cluster.connect, self._recipe)
-        self._needs = ray_cluster.needs_of(self._recipe)
+        try:
+            self._needs = ray_cluster.needs_of(self._recipe)
+        except ConfigError:
+            ray_cluster.disconnect()
+            raise
         self._transport = ray_cluster.transport_of(self._recipe, self._needs)
+
+    async def start(self) -> None:
+        """Reserve what the run needs, and load the model everywhere at once."""
         self._vital = asyncio.get_running_loop().create_future()
         needs = self._needs
         rank_bundle = {"CPU": needs.rank_cpus, "GPU": needs.rank_gpus}

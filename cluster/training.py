@@ -49,9 +49,10 @@ class Training:
         restored = checkpoint.latest(self._directory.checkpoints, self._say) if resume else None
         if restored is not None:
             self._check_lineage(restored.state)
+        self._launcher = make_launcher(parts, self._say)
+        await self._launcher.prepare()
         self._directory.open(recipe)
         async with Scorer(recipe.rewards, recipe.scorer) as scorer:
-            self._launcher = make_launcher(parts, self._say)
             try:
                 await self._launcher.start()
                 self._learner, self._pool = self._launcher.learner, self._launcher.pool

@@ -140,6 +140,19 @@ def test_without_the_right_token_nothing_is_said_to_anybody(head: Path, tmp_path
     assert time.monotonic() - started < 8
 
 
+def test_more_than_the_cluster_has_is_refused_by_role(head: Path, workspace: Path) -> None:
+    path = recipe(workspace, "greedy", launcher="ray", cluster={"address": f"127.0.0.1:{PORT}", "worker_cpus": 64})
+    refused = volley(head, workspace, "train", str(path))
+    assert refused.returncode == 2, refused.stderr
+    assert (
+        "the cluster has 4 CPUs, and the recipe needs 66: 1 rollout workers x 64 + 1 learner ranks x 2"
+        in refused.stderr
+    )
+    refused = volley(head, workspace, "train", str(path), "cluster.worker_cpus=1", "transfer.backend=nccl")
+    assert (refused.returncode, "the cluster has no GPU" in refused.stderr) == (2, True), refused.stderr
+    assert not (workspace / "runs" / "greedy" / "metrics.jsonl").exists()
+
+
 def test_nobody_at_the_address(tmp_path: Path) -> None:
     started = time.monotonic()
     refused = volley(tmp_path, tmp_path, "status", "job", RAY_API_SERVER_ADDRESS="http://127.0.0.1:9")
