@@ -129,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run_name", metavar="RUN")
         command.set_defaults(run=_status if name == "status" else _stop)
 
+    scale = commands.add_parser("scale", help="change how many rollout workers a run on a cluster has")
+    scale.add_argument("run_name", metavar="RUN")
+    scale.add_argument("wanted", metavar="rollouts=N")
+    scale.set_defaults(run=_scale)
+
     logs = commands.add_parser("logs", help="print a submitted run's log")
     logs.add_argument("run_name", metavar="RUN")
     logs.add_argument("--follow", action="store_true", help="until it ends")
@@ -248,6 +253,17 @@ def _stop(options: argparse.Namespace) -> int:
     from cluster.submit import stop
 
     return stop(options.run_name)
+
+
+def _scale(options: argparse.Namespace) -> int:
+    key, _, number = options.wanted.partition("=")
+    if key != "rollouts" or not number.isdigit() or int(number) < 1:
+        raise ConfigError(f"'{options.wanted}' is not a number of workers; write rollouts=4.")
+    prepare_token()
+    from cluster.submit import scale
+
+    scale(options.run_name, int(number))
+    return 0
 
 
 def _logs(options: argparse.Namespace) -> int:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 # Ray puts the user's directory first on the path; a `rewards.py` there must not stand for our package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.launcher import start_rank, tune_interpreter
+from cluster.config import Recipe
+from cluster.launcher import environment, start_rank, tune_interpreter
 from rollout.errors import LostError
 from rollout.worker import RolloutWorker
 
@@ -80,6 +83,24 @@ class RankActor:
         threading.Event().wait()
 
 
+class ControlActor:
+    """Where `volley scale` leaves word for a run's driver. workers: how many rollout workers are wanted."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def ask(self, workers: int) -> None:
+        self._workers = workers
+
+    def wanted(self) -> int:
+        return self._workers
+
+
+def control_name(run: str) -> str:
+    """Of a run's `ControlActor`."""
+    return f"{run}:control"
+
+
 async def call(name: str, actor: Any, method: str, *arguments: Any) -> Any:
     return await answer(f"{name}: {method}", actor.call.remote(method, *arguments))
 
@@ -96,3 +117,22 @@ async def answer(what: str, reference: Any) -> Any:
 
 def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reserve(bundles: list[dict[str, float]], strategy: str) -> PlacementGroup:
+    """Places for actors; a resource of 0 is not asked for."""
+    return placement_group([{name: n for name, n in bundle.items() if n} for bundle in bundles], strategy=strategy)
+
+
+def actor_options(
+    recipe: Recipe, role: str, cpus: float, gpus: float, group: PlacementGroup, bundle: int
+) -> dict[str, Any]:
+    """Of an actor in a reserved place, with a name that says run and role, and threads for the cores that it owns."""
+    variables = {**environment(recipe, max(1, int(cpus))), "VLLM_LOGGING_LEVEL": "ERROR"}
+    return {
+        "name": f"{recipe.name}:{role}",
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, bundle),
+        "runtime_env": {"env_vars": variables},
+    }

@@ -19,6 +19,7 @@ from cluster.config import Recipe
 from cluster.ray_token import cluster_address, has_token
 from rollout.errors import ConfigError
 
+NAMESPACE = "volley"
 PROBE_S = 2.0
 
 
@@ -48,7 +49,7 @@ def connect(recipe: Recipe) -> None:
     if address:
         check_reachable(address, recipe.cluster.allow_unauthenticated)
         with _readable_errors(address):
-            ray.init(address=address, namespace="volley", log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
         return
     # Its agent would take a tenth of a core to collect what nobody looks at.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
@@ -58,7 +59,7 @@ def connect(recipe: Recipe) -> None:
     )
     ray.init(
         address="local",
-        namespace="volley",
+        namespace=NAMESPACE,
         # More processes than cores is slow, but on one machine it is the user's own choice.
         num_cpus=max(cores, int(wanted + 0.999)),
         include_dashboard=False,

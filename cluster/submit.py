@@ -22,7 +22,7 @@ from typing import Any
 from cluster.config import RUNS, RUNS_VARIABLE, Recipe
 from cluster.diagnose import diagnose, explain
 from cluster.metrics import METRICS, read_rows
-from cluster.ray_cluster import is_loopback, split_address
+from cluster.ray_cluster import NAMESPACE, is_loopback, split_address
 from cluster.ray_token import TOKEN_FILE, write_token
 from rollout.errors import ConfigError, LostError
 
@@ -149,6 +149,27 @@ def stop(run: str) -> int:
             return 0
         time.sleep(0.5)
     raise LostError(f"volley stop: {job.submission_id} did not end within {STOP_S + 10} s")
+
+
+def scale(run: str, workers: int) -> None:
+    """Ask a run for so many rollout workers; from a machine of the cluster."""
+    import ray
+
+    from cluster.ray_actors import control_name
+
+    try:
+        ray.init(os.environ.get("RAY_ADDRESS", "auto"), namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"volley scale: no cluster is reached from this machine ({' '.join(str(error).split())[:200]}); run it on "
+            "one of the cluster's machines, or set RAY_ADDRESS."
+        ) from None
+    try:
+        control = ray.get_actor(control_name(run))
+    except ValueError:
+        raise ConfigError(f"volley scale: the cluster has no run '{run}' that is training.") from None
+    ray.get(control.ask.remote(workers))
+    print(f"asked {run} for {workers} rollout workers; they join after a verified push")
 
 
 def connect() -> Any:

@@ -87,6 +87,12 @@ def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, wo
     status = volley(head, workspace, "status", "job")
     assert "RUNNING" in status.stdout
     assert re.search(r"step \d+", status.stdout)
+    scaled = volley(head, workspace, "scale", "job", "rollouts=2", RAY_ADDRESS=f"127.0.0.1:{PORT}")
+    assert scaled.returncode == 0, scaled.stdout + scaled.stderr
+    deadline = time.monotonic() + 100
+    while rows(workspace, "job")[-1]["rollout_workers"] != 2:
+        assert time.monotonic() < deadline, volley(head, workspace, "logs", "job").stdout[-3000:]
+        time.sleep(0.5)
     check_metrics(rows(workspace, "job")[-1])
     check_dashboard(head)
     started = time.monotonic()
