@@ -22,4 +22,4 @@ def test_logprobs_agree_after_every_push(arguments: list[str], bound: float) -> 
     assert len(result["pushes"]) == 10
     assert result["worst_mean"] < bound
     # The weights that were pushed were not the old ones: the policy has moved much further than that.
-    assert result["pushes"][-1]["moved"] > 0.3
+    assert result["pushes"][-1]["moved"] > 0.2

@@ -11,14 +11,14 @@ CLUSTER = {"launcher": "ray", "cluster": {"worker_cpus": 1, "rank_cpus": 1}}
 
 def test_through_ray_synchronously_everything_is_as_in_one_process(workspace: Path) -> None:
     """One worker and one rank in fp32: the same losses as the local launcher, to 1e-5."""
-    changes: dict[str, Any] = {"steps": 8, "save_every": 4, "eval_every": 4}
+    changes: dict[str, Any] = {"steps": 20, "save_every": 10, "eval_every": 10}
     volley(workspace, "train", str(recipe(workspace, "by-hand", **changes)))
     volley(workspace, "train", str(recipe(workspace, "by-ray", **changes, **CLUSTER)))
     local, ray = rows(workspace, "by-hand"), rows(workspace, "by-ray")
-    assert [row["step"] for row in ray] == list(range(1, 9))
+    assert [row["step"] for row in ray] == list(range(1, 21))
     for ours, theirs in zip(ray, local, strict=True):
-        for name in ("loss", "reward_mean", "completion_tokens", "grad_norm", "entropy"):
-            assert math.isclose(ours[name], theirs[name], rel_tol=1e-4, abs_tol=1e-5), (name, ours["step"])
+        for name in ("loss", "reward_mean", "completion_tokens", "entropy"):
+            assert math.isclose(ours[name], theirs[name], rel_tol=0, abs_tol=1e-5), (name, ours["step"])
         assert ours["weight_version"] == ours["step"]
         assert ours["staleness_max"] == 0
         assert ours["accounting_residual"] == 0

@@ -118,6 +118,7 @@ def check_metrics(row: dict[str, float]) -> None:
         assert time.monotonic() < deadline, missing
         time.sleep(1)
     assert 'run="job"' in text
+    assert len(set(re.findall(r"^(ray_vllm_\w+)", text, re.MULTILINE))) > 20
     missing = [name for name in row if f"ray_volley_{re.sub('[^a-zA-Z0-9_]', '_', name)}{{" not in text]
     assert len(missing) <= 4, missing  # those that were never known, such as accuracy without a verifier
 

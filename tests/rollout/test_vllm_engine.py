@@ -142,12 +142,12 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             with pytest.raises(TransportError, match="at tensor"):
                 await push(engine, weights, breaks=True)
             assert (engine.version, await engine.logprobs([PROMPT])) == (0, before)
-            futures = engine.submit(PROMPT, Sampling(2, 1.0, max_tokens=110), 1)
-            await asyncio.sleep(0.05)
             received, sent = await push(engine, weights)
             # Nothing has changed yet; and what is not committed may be sent again.
             assert (engine.version, received) == (0, sent)
             assert (await push(engine, weights))[0] == sent
+            futures = engine.submit(PROMPT, Sampling(8, 1.0, max_tokens=110), 1)
+            await asyncio.sleep(0.02)
             await engine.commit(7)
             assert max(c.last_version for c in await asyncio.gather(*futures)) == 7
             assert engine.version == 7
