@@ -44,16 +44,16 @@ class LearnerGroup:
 
     async def save(self, directory: Path) -> None:
         """Write every rank's state."""
-        await self._all("save", directory)
+        await self._all("save", directory.absolute())
 
     async def load(self, directory: Path, step: int) -> None:
         """Restore what `save` wrote after `step`."""
-        await self._all("load", directory, step)
+        await self._all("load", directory.absolute(), step)
         self.step = step
 
     async def export(self, directory: Path, tokenizer: Any) -> None:
         """Write a Hugging Face checkpoint."""
-        await self._all("export", directory, tokenizer)
+        await self._all("export", directory.absolute(), tokenizer)
 
     async def weight_metas(self) -> Sequence[TensorMeta]:
         """What a push consists of."""

@@ -34,10 +34,10 @@ class ModelFacts:
 
 
 def resolve_model(name: str) -> Path:
-    """The local directory of `name`: itself, or the hub's snapshot of that name (downloaded on first use)."""
+    """The absolute local directory of `name`: itself, or the hub's snapshot of that name (downloaded on first use)."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return path.absolute()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"model: the directory '{name}' does not exist; give a model directory or a hub name.")
     from huggingface_hub import snapshot_download
