@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from whole_run import ENGINE, RANK, WORKER, rows, running
 
@@ -44,19 +46,80 @@ def test_all_rollout_workers_dead_and_the_run_goes_on(workspace: Path) -> None:
         run.assert_nothing_left()
 
 
-def test_a_lost_learner_rank_ends_the_job_and_resume_goes_on(workspace: Path) -> None:
-    changes: dict[str, Any] = {"learner": {"ranks": 2}, "rollout": {"workers": 1}, "cluster": {"rank_cpus": 0.5}}
-    with running(workspace, "rank-lost", **changes) as run:
+ONE_EACH: dict[str, Any] = {
+    "rollout": {"workers": 1},
+    "max_staleness": 0,
+    "cluster": {"worker_cpus": 1, "rank_cpus": 0.5},
+}
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Path, moment: str) -> None:
+    """Before: while the step's samples are generated. Within: in its forward and backward passes. After: as soon as it is
+    logged."""
+    name = f"rank-lost-{moment}"
+    with running(workspace, name, learner={"ranks": 2}, **ONE_EACH) as run:
         run.wait_for(7)
         victims = run.find(RANK)
         assert len(victims) == 2
+        if moment == "before":
+            wait_until_busy(run.find(ENGINE)[0])
+        if moment == "within":
+            wait_until_busy(victims[1])
         os.kill(victims[1].pid, signal.SIGKILL)
         assert run.end(60) == 1
         assert re.search(r"volley: learner rank [01]: died", run.log.read_text()), run.log.read_text()[-3000:]
         run.assert_nothing_left()
-    with running(workspace, "rank-lost", "--resume", **changes) as run:
+    with running(workspace, name, "--resume", learner={"ranks": 2}, **ONE_EACH) as run:
         assert run.end() == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once()
+
+
+def wait_until_busy(process: psutil.Process) -> None:
+    """Until it has computed for 30 ms from now on."""
+    start, deadline = sum(process.cpu_times()[:2]), time.monotonic() + 20
+    while sum(process.cpu_times()[:2]) - start < 0.03:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_driver_killed_while_it_saves_resumes_from_the_checkpoint_before(workspace: Path) -> None:
+    with running(workspace, "killed-saving", **ONE_EACH, save_every=4) as run:
+        run.wait_for(7)
+        torn = workspace / "runs" / "killed-saving" / "checkpoints" / ".writing-000008"
+        deadline = time.monotonic() + 60
+        while not torn.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        run.look()
+        run.process.kill()
+        run.process.wait()
+        assert [each.name for each in torn.parent.glob("step-*")] == ["step-000004"], (
+            "the save was over before the signal"
+        )
+        run.assert_nothing_left()
+    with running(workspace, "killed-saving", "--resume", **ONE_EACH, save_every=4) as run:
+        assert run.end() == 0, run.log.read_text()[-3000:]
+        run.assert_each_prompt_trained_once()
+
+
+def test_while_the_learner_stands_still_rollouts_wait_and_memory_stays(workspace: Path) -> None:
+    with running(workspace, "stalled", rollout={"workers": 1}) as run:
+        run.wait_for(8)
+        (rank,), (engine,) = run.find(RANK), run.find(ENGINE)
+        rank.suspend()
+        time.sleep(5)  # all slots fill
+        held = [psutil.Process(run.process.pid), engine]
+        before = [process.memory_info().rss for process in held], engine.cpu_times().user, run.steps()
+        time.sleep(15)
+        after = [process.memory_info().rss for process in held], engine.cpu_times().user, run.steps()
+        assert after[2] == before[2]
+        assert after[1] - before[1] < 3, "the engine goes on generating"
+        assert all(new - old < 20e6 for new, old in zip(after[0], before[0], strict=True)), (before, after)
+        rank.resume()
+        assert run.end() == 0, run.log.read_text()[-3000:]
+        run.assert_each_prompt_trained_once()
+        assert all(row["in_flight"] + row["queued"] <= 12 for row in rows(workspace, "stalled"))
 
 
 def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Path) -> None:

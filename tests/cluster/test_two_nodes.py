@@ -1,5 +1,6 @@
 """A run over two machines: the learner's two ranks on one, rollouts on the other, and a cable that is pulled."""
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -51,14 +52,37 @@ def test_weights_cross_between_machines_and_a_cut_cable_comes_back(workspace: Pa
             assert "lost: rollout worker" in run.log.read_text()
 
 
-def cut_in_a_push(run: Run, node: Node, seconds: float) -> int:
-    """Pull the cable when a quarter of the weights has come in, and put it back. Returns the steps done before."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
+    workspace: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with two_nodes(tmp_path, (4, 3), "40mbit") as nodes:
+        head, other = nodes
+        changes = over(head, rank_cpus=2, worker_cpus=3) | {"steps": 12, "env": head.variables}
+        name = f"push-{number.name}"
+        with running(workspace, name, around=head.around, **changes) as run:
+            run.wait_for(3)
+            wait_for_a_push(run, other)
+            (engine,) = other.find(ENGINE)
+            engine.send_signal(number)
+            finish(run, nodes, 12)
+            assert re.search(r"lost: rollout worker 0.0: (receive|collect|generate)", run.log.read_text())
+            assert rows(workspace, name)[-1]["rollout_restarts"] == 1
+
+
+def wait_for_a_push(run: Run, node: Node) -> None:
+    """Until a quarter of the weights has come in at the node, without a pause."""
     size = rows(run.workspace, run.name)[-1]["push_bytes"]
     start, quiet_since = node.received_bytes(), time.monotonic()
     while node.received_bytes() - start < size / 4:
         if time.monotonic() - quiet_since > 0.5:
             start, quiet_since = node.received_bytes(), time.monotonic()
         time.sleep(0.01)
+
+
+def cut_in_a_push(run: Run, node: Node, seconds: float) -> int:
+    """Pull the cable in the middle of a push, and put it back. Returns the steps done before."""
+    wait_for_a_push(run, node)
     node.plug("down")
     steps = run.steps()
     time.sleep(seconds)
