@@ -99,6 +99,8 @@ def two_nodes(directory: Path, cpus: tuple[int, int], rate: str = "") -> Iterato
     try:
         try:
             for node in nodes:
+                if node.name in ip("netns", "list"):
+                    node.end()  # left by a session that was killed
                 ip("netns", "add", node.name)
                 made.append(node)
             ip("link", "add", nodes[0].cable, "netns", nodes[0].name, "type", "veth", "peer", "name", nodes[1].cable)
