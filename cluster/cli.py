@@ -6,14 +6,16 @@ Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data, 4 checkp
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.config import RUNS, Recipe, load_recipe
+from cluster.config import RUNS, Recipe, load_recipe, read_content
 from cluster.ray_token import prepare_token
+from cluster.stages import stage_names, train_all
 from rollout.errors import ConfigError, VolleyError
 
 
@@ -147,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from cluster.run_directory import RunDirectory
 
+    content = read_content(options.recipe, options.overrides)
+    if "stage" not in content and (names := stage_names(content)):
+        return _train_stages(options, str(content.get("name")), names)
     recipe = load_recipe(options.recipe, options.overrides)
     directory = RunDirectory(recipe.directory)
     resume = options.resume or (options.auto_resume and directory.has_checkpoint)
@@ -166,6 +171,26 @@ def _train(options: argparse.Namespace) -> int:
     finally:
         directory.close()
     return 0
+
+
+def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -> int:
+    """All stages in turn. What can be wrong in any of them is said before the first starts."""
+    from cluster.build import build, plan_text
+    from cluster.run_directory import RunDirectory
+
+    resume = options.resume or options.auto_resume
+    first: Recipe | None = None
+    for name in names:
+        recipe = load_recipe(options.recipe, [*options.overrides, f"stage={name}"])
+        if not resume and not options.dry_run:
+            RunDirectory(recipe.directory).check(False, False)
+        # The model of an earlier stage is not there yet; it will be like the first one's.
+        parts = build(recipe if first is None else dataclasses.replace(recipe, model=first.model))
+        first = first or recipe
+        if options.dry_run:
+            print(plan_text(parts))
+    arguments = [options.recipe, *options.overrides]
+    return 0 if options.dry_run else train_all(names, run, arguments, resume, RUNS)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
