@@ -66,7 +66,8 @@ def build(recipe: Recipe) -> Parts:
     scored = ("prompt", "answer") if any(term.name == "math" for term in recipe.rewards) else ("prompt",)
     rows = read_rows(recipe.data.train, recipe.data.columns, scored if is_sampled else ("prompt", "completion"))
     test_rows = read_rows(recipe.data.test, recipe.data.columns, scored) if recipe.data.test else None
-    check_rewards(recipe.rewards, _columns(rows if is_sampled else test_rows))
+    group_size = recipe.rollout.group_size if is_sampled else 0
+    check_rewards(recipe.rewards, _columns(rows if is_sampled else test_rows), group_size)
     if recipe.data.test and not recipe.rewards:
         raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
     tokenizer = load_tokenizer(facts)
