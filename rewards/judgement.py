@@ -18,10 +18,10 @@ from rollout.errors import RewardError
 MAX_PRINCIPLES = 64 << 10
 POINTS = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
-# Our own tags, and what chat templates of common models use as control tokens.
+_TAG = re.compile(r"<(?=\s*/?\s*judged_)", re.IGNORECASE)
+# What chat templates of common models use as control tokens: a server would read them as such.
 _CONTROL = re.compile(
-    r"<(?=\s*/?\s*judged_)|<(?=[|｜])|<(?=/?s>)|<(?=/?(?:bos|eos|pad|unk|think)>)|<(?=(?:start|end)_of_turn>)"
-    r"|<(?=</?SYS>>)|\[(?=/?INST\])",
+    r"<(?=[|｜])|<(?=/?s>)|<(?=/?(?:bos|eos|pad|unk|think)>)|<(?=(?:start|end)_of_turn>)|<(?=</?SYS>>)|\[(?=/?INST\])",
     re.IGNORECASE,
 )
 
@@ -85,8 +85,8 @@ def read_winner(text: str) -> float:
 
 
 def neutralise(text: str) -> str:
-    """`text` with a space inside whatever could pass for our tags or for a control token of a chat template."""
-    return _CONTROL.sub(lambda found: found.group() + " ", text)
+    """`text` with another bracket where our tags begin, and a space inside control tokens of chat templates."""
+    return _CONTROL.sub(lambda found: found.group() + " ", _TAG.sub("‹", text))
 
 
 def read_principles(path: str) -> str:

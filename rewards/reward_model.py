@@ -12,13 +12,11 @@ on the clock, and padding changes a sum's last bits.
 """
 
 import asyncio
-import json
 import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rewards.config import RewardConfig
@@ -59,23 +57,22 @@ class RewardModel:
         self._scored = self._truncated = self._batches = 0
 
     async def check(self, group_size: int) -> None:
-        """Looks at the model's configuration; nothing is loaded."""
-        directory = Path(self._options.model).expanduser()
-        if not directory.is_dir():
-            return  # a hub name: found out at the start
+        """Looks at the model's configuration; no weights are loaded."""
+        from transformers import AutoConfig
+
+        model = self._options.model
         try:
-            outputs = json.loads((directory / "config.json").read_text())
-            architectures = outputs.get("architectures") or [""]
-        except (OSError, ValueError, AttributeError):
-            raise self._error(f"{directory} has no readable config.json; give the directory of a saved model") from None
-        if not any("SequenceClassification" in name for name in architectures):
-            raise self._error(
-                f"{directory} holds a {architectures[0] or 'model of unknown kind'}; it must be a sequence-"
-                "classification model with one output"
-            )
+            config = AutoConfig.from_pretrained(model)
+        except Exception as error:  # files and hub raise many kinds
+            raise self._error(f"'{model}' is no model directory or hub name that loads ({_line(error)})") from None
+        kinds = config.architectures or ["model of unknown kind"]
+        if not any("SequenceClassification" in kind for kind in kinds):
+            raise self._error(f"'{model}' is a {kinds[0]}; it must be a sequence-classification model with one output")
+        if config.num_labels != 1:
+            raise self._error(f"'{model}' has {config.num_labels} outputs; a reward model has one")
 
     async def start(self) -> None:
-        """Load the model. Raises RewardError where it has not one output or does not load."""
+        """Load the model. Raises RewardError where it does not load."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     async def close(self) -> None:
@@ -131,41 +128,45 @@ class RewardModel:
         options = self._options
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                options.model, dtype=getattr(torch, DTYPES[options.dtype])
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                options.model, dtype=getattr(torch, DTYPES[options.dtype]), output_loading_info=True
             )
             self._model: Any = model.to(options.device).eval()
         except Exception as error:  # files, hub, device: each raises its own kind
             raise self._error(f"'{options.model}' does not load ({_line(error)})") from None
-        if model.config.num_labels != 1:
-            raise self._error(f"'{options.model}' has {model.config.num_labels} outputs; a reward model has one")
-        if self._tokenizer.pad_token_id is None:
-            if self._tokenizer.eos_token_id is None:
-                raise self._error(f"the tokenizer of '{options.model}' has neither a pad nor an end token; add one")
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        # Decoder models find a sequence's last token by it.
-        model.config.pad_token_id = self._tokenizer.pad_token_id
+        if found["missing_keys"]:
+            # transformers would fill them with random numbers.
+            raise self._error(f"'{options.model}' has no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
+        self._pad_id: int | None = model.config.get_text_config().pad_token_id
 
     def _score(self, items: Sequence[Item]) -> list[Outcome]:
         """In the thread: the items' outcomes, in their order, batch by batch of similar length."""
-        token_ids = [self._encode(item) for item in items]
-        order = sorted(range(len(items)), key=lambda i: len(token_ids[i]))
         outcomes: list[Outcome] = [Outcome(math.nan)] * len(items)
+        token_ids: dict[int, list[int]] = {}
+        for place, item in enumerate(items):
+            try:
+                token_ids[place] = self._encode(item)
+            except Exception as error:  # a chat template is a program that came with the model
+                outcomes[place] = self._unscorable(f"the text cannot be encoded ({_line(error)})")
+        order = sorted(token_ids, key=lambda place: len(token_ids[place]))
         for start in range(0, len(order), self._options.batch_size):
             places = order[start : start + self._options.batch_size]
-            for place, value in zip(places, self._forward([token_ids[i] for i in places]), strict=True):
-                error = "" if math.isfinite(value) else f"reward '{self.config.label}': the model's output is {value}"
-                outcomes[place] = Outcome(math.nan if error else value, error)
+            for place, value in zip(places, self._forward([token_ids[each] for each in places]), strict=True):
+                finite = math.isfinite(value)
+                outcomes[place] = Outcome(value) if finite else self._unscorable(f"the model's output is {value}")
         return outcomes
 
     def _encode(self, item: Item) -> list[int]:
         """Token ids of prompt and response; too long ones keep their end, where the response is."""
-        if item.messages and getattr(self._tokenizer, "chat_template", None):
+        is_chat = bool(item.messages and getattr(self._tokenizer, "chat_template", None))
+        if is_chat:
             chat = [*item.messages, {"role": "assistant", "content": item.response}]
             text = self._tokenizer.apply_chat_template(chat, tokenize=False)
         else:
             text = item.prompt + item.response
-        ids: list[int] = self._tokenizer(text, add_special_tokens=not item.messages, verbose=False)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"]
+        if not ids:
+            raise ValueError("prompt and response have no tokens")
         self._scored += 1
         self._truncated += len(ids) > self._options.max_tokens
         return ids[-self._options.max_tokens :]
@@ -174,17 +175,24 @@ class RewardModel:
         import torch
 
         self._batches += 1
-        length = max(1, *map(len, sequences))
-        token_ids = torch.full((len(sequences), length), self._tokenizer.pad_token_id)
+        pad_id = self._pad_id
+        if pad_id is None:
+            # Such a model reads its output at the last token, which `transformers` finds as the last of another id.
+            pad_id = next(number for number in range(len(sequences) + 1) if all(ids[-1] != number for ids in sequences))
+            self._model.config.get_text_config().pad_token_id = pad_id
+        token_ids = torch.full((len(sequences), max(map(len, sequences))), pad_id)
         mask = torch.zeros_like(token_ids)
         for row, ids in enumerate(sequences):
-            token_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+            token_ids[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
         device = self._options.device
         with torch.inference_mode():
             logits = self._model(input_ids=token_ids.to(device), attention_mask=mask.to(device)).logits
         values: list[float] = logits[:, 0].float().cpu().tolist()
         return values
+
+    def _unscorable(self, reason: str) -> Outcome:
+        return Outcome(math.nan, f"reward '{self.config.label}': {reason}")
 
     def _failed(self, error: Exception) -> RewardError:
         return self._error(
