@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from chat_endpoint import MODEL, Endpoint, Reply, closed_port
 
 from rewards.chat_client import ChatClient
+from rewards.fake_endpoint import MODEL, Endpoint, Reply, closed_port
 from rewards.item import Unscorable
 from rollout.errors import RewardError
 

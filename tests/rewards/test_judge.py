@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_endpoint import MODEL, Endpoint, Reply, closed_port
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.config import RewardConfig
+from rewards.fake_endpoint import MODEL, Endpoint, Reply, closed_port
 from rewards.item import Item, Unscorable
 from rewards.judge import Judge, meetings, win_shares
 from rewards.judgement import neutralise, read_score, read_winner

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_endpoint import closed_port
 
 from rewards.config import RewardConfig
+from rewards.fake_endpoint import closed_port
 from rewards.scorer import Scorer, check_rewards
 from rollout.errors import RewardError
 from rollout.types import Completion, Prompt, Score

@@ -1,4 +1,5 @@
-"""A real HTTP server that speaks like an OpenAI-compatible endpoint, and misbehaves as a test wants it to."""
+"""A chat endpoint without a model, for tests of judges: a real HTTP server that speaks like an OpenAI-compatible one,
+and misbehaves as a test tells it to."""
 
 import asyncio
 import json
