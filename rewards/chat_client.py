@@ -103,7 +103,7 @@ class ChatClient:
             )
         try:
             models = [str(each["id"]) for each in json.loads(body)["data"]] if status == 200 else None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             models = None
         if models is None:
             raise RewardError(

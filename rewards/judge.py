@@ -117,7 +117,7 @@ class Judge:
         metrics["unscorable_share"] = _share(new["unscorable"], new["judgements"])
         if self._options.mode == "pairwise":
             metrics["position_bias"] = _share(new["first_wins"], new["decided"])
-            metrics["inconsistent"] = _share(new["inconsistent"], new["pairs"])
+            metrics["inconsistent"] = _share(new["inconsistent"], new["orders"])
         return metrics
 
     async def _score(self, items: Sequence[Item]) -> list[Outcome]:
@@ -128,38 +128,35 @@ class Judge:
         return [by_text[item.response] for item in items]
 
     async def _compare(self, items: Sequence[Item]) -> list[Outcome]:
+        texts, prompt = [item.response for item in items], show_prompt(items[0])
         pairs = meetings(len(items), self._options.opponents)
         orders = [order for i, j in pairs for order in ((i, j), (j, i))]
-        found = dict(zip(orders, await all_of([self._meet(items, *order) for order in orders]), strict=True))
-        for i, j in pairs:
-            self._count_pair(found[i, j].value, found[j, i].value, items[i].response == items[j].response)
-        shares = win_shares(len(items), {order: outcome.value for order, outcome in found.items()})
+        matches = list(dict.fromkeys((texts[i], texts[j]) for i, j in orders if texts[i] != texts[j]))
+        shown = [f"{prompt}\n{show('response_A', first)}\n{show('response_B', second)}" for first, second in matches]
+        verdicts = await all_of([self._judge(WINNER, text) for text in shown])
+        found = dict(zip(matches, verdicts, strict=True))
+        self._count_pairs({match: verdict.value for match, verdict in found.items()})
+        outcomes = {(i, j): found.get((texts[i], texts[j]), Outcome(0.5)) for i, j in orders}
+        shares = win_shares(len(items), {order: outcome.value for order, outcome in outcomes.items()})
+        alone = f"reward '{self.config.label}': there is no other response to compare with"
         reasons = [
-            next((found[order].error for order in orders if i in order and found[order].error), "")
+            next((outcome.error for order, outcome in outcomes.items() if i in order and outcome.error), alone)
             for i in range(len(items))
         ]
-        alone = f"reward '{self.config.label}': there is no other response to compare with"
         return [
-            Outcome(share, (reason or alone) if math.isnan(share) else "")
-            for share, reason in zip(shares, reasons, strict=True)
+            Outcome(share, reason if math.isnan(share) else "") for share, reason in zip(shares, reasons, strict=True)
         ]
 
-    async def _meet(self, items: Sequence[Item], i: int, j: int) -> Outcome:
-        """The points of response i, shown first, against j."""
-        first, second = items[i].response, items[j].response
-        if first == second:
-            return Outcome(0.5)
-        shown = [show_prompt(items[i]), show("response_A", first), show("response_B", second)]
-        return await self._judge(WINNER, "\n".join(shown))
-
-    def _count_pair(self, forward: float, backward: float, equal: bool) -> None:
-        if equal or math.isnan(forward) or math.isnan(backward):
-            return
-        self._counts["pairs"] += 1
-        self._counts["inconsistent"] += forward != 1.0 - backward
-        for points in (forward, backward):
-            self._counts["decided"] += points != 0.5
-            self._counts["first_wins"] += points == 1.0
+    def _count_pairs(self, points: dict[tuple[str, str], float]) -> None:
+        """Of the pairs of which both orders came to a verdict. points: of the response shown first."""
+        for (first, second), forward in points.items():
+            backward = points[second, first]
+            if math.isnan(forward + backward):
+                continue
+            self._counts["orders"] += 1
+            self._counts["inconsistent"] += forward != 1.0 - backward
+            self._counts["decided"] += forward != 0.5
+            self._counts["first_wins"] += forward == 1.0
 
     async def _judge(self, question: Question, shown: str) -> Outcome:
         explain = self._options.explain

@@ -106,12 +106,19 @@ def test_a_judge_that_prefers_a_place_moves_nothing() -> None:
 
 def test_ties_count_half_and_equal_responses_are_not_asked() -> None:
     outcomes, endpoint, metrics = judged(
-        lambda request: winner(request, lambda a, b: 0), ["a", "b", "a"], mode="pairwise"
+        lambda request: winner(request, lambda a, b: 0), ["a", "b", "a", "a"], mode="pairwise"
     )
-    assert [outcome.value for outcome in outcomes] == [0.5, 0.5, 0.5]
-    assert len(endpoint.requests) == 4
+    assert [outcome.value for outcome in outcomes] == [0.5, 0.5, 0.5, 0.5]
+    assert len(endpoint.requests) == 2
     assert metrics["inconsistent"] == 0.0
     assert math.isnan(metrics["position_bias"]), "nothing was decided"
+
+
+def test_equal_responses_get_equal_shares() -> None:
+    responses = ["xx", "x", "xx", "xxx"]
+    outcomes, endpoint, _ = judged(lambda request: winner(request, longer), responses, mode="pairwise")
+    assert [outcome.value for outcome in outcomes] == pytest.approx([1.5 / 3, 0.0, 1.5 / 3, 1.0])
+    assert len(endpoint.requests) == 3 * 2
 
 
 def test_a_pair_with_one_order_lost_does_not_count() -> None:
