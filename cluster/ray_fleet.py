@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.build import Parts
 from cluster.ray_actors import ControlActor, WorkerActor, actor_options, answer, call, control_name, reserve
@@ -87,7 +88,11 @@ class RayFleet:
         for slot in self._slots:
             assert slot.engine is not None
             self.pool.add(slot.engine)
-        control = ray.remote(ControlActor).options(name=control_name(self._recipe.name), num_cpus=0)
+        # Beside the driver: anywhere else it could be lost alone.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        control = ray.remote(ControlActor).options(
+            name=control_name(self._recipe.name), num_cpus=0, scheduling_strategy=here
+        )
         self._control = control.remote(len(self._slots))
         self._spawn(self._follow_control())
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from learner.batch import Batch, Update
+from learner.batch import Batch, Row, Update
 from rollout.config import TransferConfig
 from rollout.transport.stream import TensorMeta
 
@@ -38,22 +38,26 @@ class LearnerGroup:
         """See `LearnerRank.logprobs`."""
         return list((await self._all("logprobs", sequences))[0])
 
+    async def record_reference(self, rows: Sequence[Row], file: Path) -> None:
+        """Make the policy as it is now the reference of `rows`."""
+        await self._all("record_reference", self._share(rows), file.absolute())
+
     async def refresh_reference(self) -> None:
         """Make the current policy the reference."""
         await self._all("refresh_reference")
 
     async def save(self, directory: Path) -> None:
         """Write every rank's state."""
-        await self._all("save", directory)
+        await self._all("save", directory.absolute())
 
     async def load(self, directory: Path, step: int) -> None:
         """Restore what `save` wrote after `step`."""
-        await self._all("load", directory, step)
+        await self._all("load", directory.absolute(), step)
         self.step = step
 
     async def export(self, directory: Path, tokenizer: Any) -> None:
         """Write a Hugging Face checkpoint."""
-        await self._all("export", directory, tokenizer)
+        await self._all("export", directory.absolute(), tokenizer)
 
     async def weight_metas(self) -> Sequence[TensorMeta]:
         """What a push consists of."""

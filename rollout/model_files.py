@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from rollout.errors import ModelError
 
 MAX_HEADER_BYTES = 100 << 20
@@ -34,10 +36,10 @@ class ModelFacts:
 
 
 def resolve_model(name: str) -> Path:
-    """The local directory of `name`: itself, or the hub's snapshot of that name (downloaded on first use)."""
+    """The absolute local directory of `name`: itself, or the hub's snapshot of that name (downloaded on first use)."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return path.absolute()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"model: the directory '{name}' does not exist; give a model directory or a hub name.")
     from huggingface_hub import snapshot_download
@@ -97,6 +99,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"model: '{file}' holds no JSON object; copy the model again.")
     return config
+
+
+def weights_fingerprint(facts: ModelFacts) -> str:
+    """128 bits of the content of the model's weights and configuration."""
+    digest = xxhash.xxh3_128((facts.path / "config.json").read_bytes())
+    for file in sorted(facts.path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _count_parameters(path: Path) -> int:

@@ -8,13 +8,11 @@ Legend: N sequences of a micro-batch, T completion tokens of the longest one (sh
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-
-from rollout.errors import ConfigError
 
 MAX_LOG_RATIO = 20.0
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -26,7 +24,9 @@ class MicroBatch:
 
     logprobs_NT: of the policy, at the sampling temperature, with gradient. behaviour_NT: of the distribution that
     sampled. reference_NT: of the frozen reference policy, None for losses that have none. mask_NT: 1 for completion
-    tokens, 0 for padding. advantages_N: zeros for losses that read none. Padded places hold finite numbers.
+    tokens, 0 for padding. advantages_N: zeros for losses that read none. pairs_P2 (int64): places in N of the chosen
+    and the rejected completion of each of P pairs, none for losses that read none. labels_N: 1 for desirable
+    completions, 0 for the others. baseline: KTO's z, of the whole batch. Padded places hold finite numbers.
     """
 
     logprobs_NT: Tensor
@@ -34,6 +34,9 @@ class MicroBatch:
     reference_NT: Tensor | None
     mask_NT: Tensor
     advantages_N: Tensor
+    pairs_P2: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
+    labels_N: Tensor = field(default_factory=lambda: torch.zeros(0))
+    baseline: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,11 @@ class LossSum:
 
 
 class Loss(Protocol):
-    """One method's objective. signal: "advantages" or "demonstrations", what `batch.make_batch` must provide."""
+    """One method's objective. signal: "advantages", "pairs", "labels" or "demonstrations", what `batch.make_batch` must
+    provide. whitens: whether advantages are divided by their spread over the whole batch."""
 
     signal: ClassVar[str]
+    whitens: ClassVar[bool]
 
     @property
     def needs_reference(self) -> bool:
@@ -64,43 +69,13 @@ class Loss(Protocol):
         """One group's rewards to its advantages, [G] -> [G]; empty for losses that read none."""
         ...
 
-    def normalizer(self, num_tokens: int, num_sequences: int) -> float:
-        """What the global sum is divided by, from the global counts of completion tokens and sequences."""
+    def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
+        """What the global sum is divided by, from the global counts of completion tokens, sequences and pairs."""
         ...
 
     def loss_sum(self, micro: MicroBatch) -> LossSum:
         """The sum over the micro-batch and its metrics."""
         ...
-
-
-def clipped_policy_loss(
-    micro: MicroBatch, clip_low: float, clip_high: float, beta: float = 0.0, kl: str = "k3"
-) -> LossSum:
-    """The clipped surrogate that the policy losses share, summed over the micro-batch:
-
-        - sum_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A) + beta sum_t KL_t,   rho_t = pi(y_t) / mu(y_t)
-
-    rho is taken against the log-probs of the rollout, so the importance correction of stale samples is in it. Its
-    logarithm is clamped to +-20 against overflow; beyond that a token gives no gradient.
-    Metrics: clip_share, the share of tokens whose clipped branch is active (they give no gradient); kl, with a
-    reference, always the k3 estimate.
-    """
-    mask_NT, advantages_N1 = micro.mask_NT, micro.advantages_N[:, None]
-    log_ratio_NT = (micro.logprobs_NT - micro.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio_NT = log_ratio_NT.exp()
-    free_NT = ratio_NT * advantages_N1
-    clipped_NT = ratio_NT.clamp(1 - clip_low, 1 + clip_high) * advantages_N1
-    loss = -(torch.minimum(free_NT, clipped_NT) * mask_NT).sum()
-
-    num_tokens = mask_NT.sum()
-    metrics = {"clip_share": (((clipped_NT < free_NT) * mask_NT).sum(), num_tokens)}
-    assert beta == 0 or micro.reference_NT is not None, "a KL term needs reference log-probs"
-    if micro.reference_NT is not None:
-        if beta:
-            loss = loss + beta * (kl_estimate(kl, micro.logprobs_NT, micro.reference_NT) * mask_NT).sum()
-        k3_NT = kl_estimate("k3", micro.logprobs_NT.detach(), micro.reference_NT)
-        metrics["kl"] = ((k3_NT * mask_NT).sum(), num_tokens)
-    return LossSum(loss, metrics)
 
 
 def kl_estimate(kind: str, logprobs_NT: Tensor, reference_NT: Tensor) -> Tensor:
@@ -119,9 +94,6 @@ def kl_estimate(kind: str, logprobs_NT: Tensor, reference_NT: Tensor) -> Tensor:
     return d_NT.expm1() - d_NT
 
 
-def check_clip(clip_low: float, clip_high: float) -> None:
-    """Raise `ConfigError` unless the clipping range makes sense."""
-    if not 0 < clip_low <= 1:
-        raise ConfigError(f"loss.clip_low is {clip_low}; it must be above 0 and at most 1.")
-    if not 0 < clip_high < float("inf"):
-        raise ConfigError(f"loss.clip_high is {clip_high}; it must be above 0 and finite.")
+def sequence_sums(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Sums over the completion tokens of each sequence, [N]."""
+    return (values_NT * mask_NT).sum(dim=1)

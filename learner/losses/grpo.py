@@ -11,42 +11,14 @@ the same samples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from learner.advantages import group_relative
-from learner.losses.common import KL_ESTIMATORS, LossSum, MicroBatch, check_clip, clipped_policy_loss
-from rollout.errors import ConfigError
+from learner.losses.clipped import ClippedLoss
 
 
 @dataclass(frozen=True)
-class Grpo:
-    """clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. beta: weight of the KL to the
-    reference policy; 0 loads none. kl: its estimator, "k1", "k2" or "k3"."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta: float = 0.0
-    kl: str = "k3"
-
-    signal: ClassVar[str] = "advantages"
-    min_group_size: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        check_clip(self.clip_low, self.clip_high)
-        if not 0 <= self.beta < float("inf"):
-            raise ConfigError(f"loss.beta is {self.beta}; it must be 0 (no reference policy) or more.")
-        if self.kl not in KL_ESTIMATORS:
-            raise ConfigError(f"loss.kl is '{self.kl}'; it must be one of {', '.join(KL_ESTIMATORS)}.")
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.beta > 0
+class Grpo(ClippedLoss):
+    """Options: those of `ClippedLoss`."""
 
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:
         return group_relative(rewards_G)
-
-    def normalizer(self, num_tokens: int, num_sequences: int) -> float:
-        return num_tokens
-
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
-        return clipped_policy_loss(micro, self.clip_low, self.clip_high, self.beta, self.kl)

@@ -5,37 +5,20 @@
 
 Advantage: the RLOO estimator of arXiv 2402.14740. Departures from the paper, whose gradient is
 1/G sum_i A_i grad log pi(y_i): the ratio and its clipping, which make stale samples usable (on fresh samples rho is 1
-and the gradients agree), and the mean over the tokens of the global batch instead of over sequences. Leaves out: the
-KL penalty that the paper puts into the reward.
+and the gradients agree), and the mean over the tokens of the global batch instead of over sequences. The paper puts
+its KL penalty into the reward; here it is the loss's, off by default.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from learner.advantages import leave_one_out
-from learner.losses.common import LossSum, MicroBatch, check_clip, clipped_policy_loss
+from learner.losses.clipped import ClippedLoss
 
 
 @dataclass(frozen=True)
-class Rloo:
-    """clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-
-    signal: ClassVar[str] = "advantages"
-    min_group_size: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_clip(self.clip_low, self.clip_high)
+class Rloo(ClippedLoss):
+    """Options: those of `ClippedLoss`."""
 
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:
         return leave_one_out(rewards_G)
-
-    def normalizer(self, num_tokens: int, num_sequences: int) -> float:
-        return num_tokens
-
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
-        return clipped_policy_loss(micro, self.clip_low, self.clip_high)

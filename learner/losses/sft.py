@@ -18,13 +18,14 @@ class Sft:
     """No options."""
 
     signal: ClassVar[str] = "demonstrations"
+    whitens: ClassVar[bool] = False
     min_group_size: ClassVar[int] = 1
     needs_reference: ClassVar[bool] = False
 
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:
         return []
 
-    def normalizer(self, num_tokens: int, num_sequences: int) -> float:
+    def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_tokens
 
     def loss_sum(self, micro: MicroBatch) -> LossSum:

@@ -6,12 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 import yaml
 
+from rollout.arrow import read_groups
+
 VOLLEY = str(Path(sys.executable).with_name("volley"))
+STEPS = 25
+WORKER, ENGINE, RANK = "ray::WorkerActor", "VLLM::EngineCore", "ray::RankActor"
 TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share"}
 
 
@@ -88,3 +97,100 @@ def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(rows(workspace, name)) < num_all, "the run was over before the signal came"
+
+
+class Run:
+    """A run on Ray under way, and its processes. around: a command that the run is started by."""
+
+    def __init__(
+        self, workspace: Path, name: str, flags: tuple[str, ...] = (), around: tuple[str, ...] = (), **changes: Any
+    ) -> None:
+        self.workspace, self.name = workspace, name
+        base: dict[str, Any] = {
+            "steps": STEPS,
+            "max_staleness": 2,
+            "save_every": 5,
+            "launcher": "ray",
+            "deadline_s": 120,
+            "rollout": {"workers": 2, "max_replacements": 0, "max_tokens": 24},
+            "cluster": {"worker_cpus": 0.5, "rank_cpus": 1, "stall_s": 8},
+            "transfer": {"connect_s": 20, "transfer_s": 10, "commit_s": 20},
+        }
+        variables = changes.pop("env", {})
+        for key, value in changes.items():
+            base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value
+        self.path = recipe(workspace, name, **base)
+        self.log = workspace / f"{name}.log"
+        self.process = subprocess.Popen(
+            [*around, VOLLEY, "train", str(self.path), *flags],
+            cwd=workspace,
+            env={**environment(), **variables},
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        self.family: dict[int, psutil.Process] = {}
+
+    def steps(self) -> int:
+        path = self.workspace / "runs" / self.name / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def wait_for(self, steps: int, timeout_s: float = 200) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.steps() < steps:
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            self.look()
+            time.sleep(0.05)
+
+    def look(self) -> None:
+        """Remember every process that the run ever had."""
+        if psutil.pid_exists(self.process.pid):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self.family.setdefault(child.pid, child)
+
+    def find(self, title: str) -> list[psutil.Process]:
+        self.look()
+        return [p for p in self.family.values() if p.is_running() and title_of(p).startswith(title)]
+
+    def end(self, timeout_s: float = 200) -> int:
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+
+    def assert_nothing_left(self) -> None:
+        deadline = time.monotonic() + 60
+        while left := [p for p in self.family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+            assert time.monotonic() < deadline, [(p.pid, title_of(p)) for p in left]
+            time.sleep(0.2)
+
+    def assert_each_prompt_trained_once(self, steps: int = STEPS) -> None:
+        found = rows(self.workspace, self.name)
+        assert [row["step"] for row in found] == list(range(1, steps + 1))
+        assert all(row["accounting_residual"] == 0 for row in found)
+        assert max(row["staleness_max"] for row in found) <= 2
+        directory = self.workspace / "runs" / self.name / "rollouts"
+        groups = [g for step in range(1, steps + 1) for g in read_groups(directory / f"step-{step:06d}.parquet")]
+        counts = Counter(group.prompt.ordinal for group in groups)
+        assert counts == Counter(range(4 * steps))
+        assert all(len(group.completions) == 4 for group in groups)
+
+
+def title_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def running(workspace: Path, name: str, *flags: str, around: tuple[str, ...] = (), **changes: Any) -> Iterator[Run]:
+    run = Run(workspace, name, flags, around, **changes)
+    try:
+        yield run
+    finally:
+        run.look()
+        run.process.kill()
+        for process in run.family.values():
+            with suppress(psutil.Error):
+                process.kill()
