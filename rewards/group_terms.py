@@ -8,6 +8,7 @@ no user code in it, and its own deadlines. A new one is one file, and one entry 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -109,10 +110,11 @@ def read_options(kind: type[T], options: Mapping[str, Any], name: str) -> T:
 
 
 def _typed(hint: Any, value: Any, option: str, name: str) -> Any:
-    plain = typing.get_origin(hint) or hint
-    if plain is float and type(value) is int:
-        value = float(value)
-    if type(value) is not plain:
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "keys and values"}
-        raise RewardError(f"reward '{name}': the option '{option}' is no {words[plain].removeprefix('a ')}; mend it.")
+    kind = typing.get_origin(hint) or hint
+    if kind is float and type(value) in (int, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML 1.1 reads 1e-6 as text, which nobody means
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+        raise RewardError(f"reward '{name}': the option '{option}' must be {words.get(kind, 'keys with values')}.")
     return value

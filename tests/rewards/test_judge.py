@@ -380,8 +380,11 @@ def test_metrics_are_of_the_time_since_they_were_last_asked_for() -> None:
     [
         ({"modell": "x"}, "no option 'modell'; did you mean 'model'?"),
         ({"api_key": "sk-secret"}, "no option 'api_key'; did you mean 'api_key_env'?"),
-        ({"model": None}, "'model' is no text"),
-        ({"retries": "3"}, "'retries' is no whole number"),
+        ({"model": None}, "'model' must be text"),
+        ({"retries": "3"}, "'retries' must be a whole number"),
+        ({"explain": 1}, "'explain' must be true or false"),
+        ({"temperature": math.nan}, "'temperature' must be a finite number"),
+        ({"extra": ["a"]}, "'extra' must be keys with values"),
         ({"timeout_s": -1}, "timeout_s is -1.0; it must be above 0"),
         ({"mode": "pairs"}, "mode is 'pairs'; it must be one of score, pairwise"),
         ({"max_in_flight": 0}, "max_in_flight is 0; it must be at least 1"),
