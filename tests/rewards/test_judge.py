@@ -358,6 +358,24 @@ def test_beside_other_terms() -> None:
     assert metrics["taste/unscorable_share"] == pytest.approx(1 / 3)
 
 
+def test_why_a_plain_term_failed_stays_the_reason() -> None:
+    async def main() -> Score:
+        async with Endpoint(lambda _: Reply('{"score": 10}')) as endpoint:
+            terms = [RewardConfig("math"), RewardConfig("judge", options=options(endpoint.url))]
+            async with Scorer(terms) as scorer:
+                prompt = Prompt(0, 0, "question", (1, 2), "", {})
+                completion = Completion((1,), (0.0,), r"\boxed{18}", "stop", 0, 0)
+                plain = await scorer.score(prompt, completion)
+                assert plain.unscorable.startswith("reward 'math'"), "the row has no answer"
+                (score,) = await scorer.finish(prompt, [completion], [plain])
+                assert score.unscorable == plain.unscorable
+                return score
+
+    score = asyncio.run(main())
+    assert math.isnan(score.reward)
+    assert score.terms["judge"] == 1.0
+
+
 def test_metrics_are_of_the_time_since_they_were_last_asked_for() -> None:
     async def main() -> tuple[dict[str, float], dict[str, float]]:
         async with Endpoint(lambda _: Reply('{"score": 5}')) as endpoint:

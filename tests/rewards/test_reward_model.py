@@ -92,6 +92,24 @@ def test_batches_give_what_each_sequence_gives_alone(model: Path) -> None:
     assert metrics == {"scored": 10.0, "truncated": 0.0, "batch_mean": 10 / 3}
 
 
+def test_an_encoder_does_not_see_the_padding(char_tokenizer: Any, tmp_path: Path) -> None:
+    """Attention in both directions: only the mask keeps padding out."""
+    from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(char_tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **shape)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    char_tokenizer.save_pretrained(tmp_path)
+    texts = ["x" * (n - 1) + "<y z!"[n % 5] for n in LENGTHS]
+    (found,), _ = scored(tmp_path, [[item(text) for text in texts]])
+    network = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for text, outcome in zip(texts, found, strict=True):
+        token_ids = char_tokenizer("7+11=" + text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            assert outcome.value == pytest.approx(float(network(token_ids).logits[0, 0]), abs=1e-5)
+
+
 def test_responses_that_end_with_the_padding_token(model: Path) -> None:
     """Where the configuration names a padding token, it is the model's own affair; else every token counts."""
     texts = ["ab", "abc<pad>", "<eos>", "a<pad><pad>"]
