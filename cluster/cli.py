@@ -101,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and say how to mend what would fail")
     doctor.set_defaults(run=_doctor)
 
+    audit = commands.add_parser("audit", help="check a data set and say what it predicts")
+    audit.add_argument("data", help="a .jsonl or .parquet file, a directory, or a hub name")
+    audit.add_argument("--model", default="", help="a model directory or hub name, to count in its tokens")
+    audit.add_argument("--test", default="", help="the held-out data, to look for leakage")
+    audit.add_argument("--columns", nargs="+", default=[], metavar="OURS=YOURS", help="for instance prompt=question")
+    audit.add_argument("--json", action="store_true", help="print one JSON object")
+    audit.set_defaults(run=_audit)
+
     init = commands.add_parser("init", help="propose a recipe for your data")
     init.add_argument("--data", required=True, help="a .jsonl or .parquet file, a directory, or a hub name")
     init.add_argument("--model", help="a model directory or hub name")
@@ -204,6 +212,16 @@ def _doctor(options: argparse.Namespace) -> int:
     from cluster.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from cluster.audit import audit, parse_columns
+    from cluster.audit_report import print_findings, print_json
+
+    findings, table = audit(options.data, options.model, options.test, parse_columns(options.columns))
+    if options.json:
+        return print_json(options.data, table.kind, len(table.rows), findings)
+    return print_findings(findings)
 
 
 def _init(options: argparse.Namespace) -> int:
