@@ -5,7 +5,7 @@ Texts are references into the rows, not copies; what is added is 8 bytes a text 
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,9 +62,8 @@ def make_table(rows: Rows, kind: DataKind) -> Table:
     table.texts = {name: [] for name in ("prompt", *parts)}
     label = kind.columns.get("label", "")
     for index, row in enumerate(rows.values):
-        values = {ours: row.get(theirs) for ours, theirs in kind.columns.items()}
         try:
-            prompt, texts = _read(values, parts, rows.where(index), kind)
+            prompt, texts = _read(row, parts, rows.where(index), kind)
         except DataError as error:
             table.broken.append(str(error))
             continue
@@ -94,11 +93,17 @@ def combined(keys: Sequence[Keys]) -> Keys:
     return total
 
 
-def _read(values: dict[str, Any], parts: Sequence[str], where: str, kind: DataKind) -> tuple[Any, dict[str, str]]:
+def _read(row: Mapping[str, Any], parts: Sequence[str], where: str, kind: DataKind) -> tuple[Any, dict[str, str]]:
     """The prompt as it stands there, and the text of every part."""
+    values: dict[str, Any] = {ours: row.get(theirs) for ours, theirs in kind.columns.items()}
     for name, value in values.items():
         if value is None:
-            raise DataError(f"{where}: '{kind.columns[name]}' is missing or null; give it a value, or remove the row.")
+            problem = (
+                f"'{kind.columns[name]}' is null"
+                if kind.columns[name] in row
+                else f"there is no '{kind.columns[name]}'"
+            )
+            raise DataError(f"{where}: {problem}; give it a value, or remove the row.")
     if kind.kind == "pairs":
         values = _split(values, where)
     prompt = values["prompt"]

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data, 4 checkp
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -112,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="propose a recipe for your data")
     init.add_argument("--data", required=True, help="a .jsonl or .parquet file, a directory, or a hub name")
     init.add_argument("--model", help="a model directory or hub name")
+    init.add_argument("--concise", action="store_true", help="of pairs, the method for concise answers (SimPO)")
+    init.add_argument("--low-memory", action="store_true", help="of pairs, the method without a reference model (ORPO)")
+    init.add_argument("--spin", action="store_true", help="of demonstrations, self-play instead of SFT")
+    init.add_argument("--loss", default="", help="the method by name; one that does not fit says which do")
     init.add_argument("--out", default="recipe.yaml", help="where to write it (default: recipe.yaml)")
     init.set_defaults(run=_init)
 
@@ -225,13 +230,15 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
+    from cluster.init_method import Wishes
     from cluster.init_recipe import propose
 
     out = Path(options.out)
     if out.exists():
         raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
-    text = propose(options.data, options.model)
+    text = propose(options.data, options.model, Wishes(options.concise, options.low_memory, options.spin, options.loss))
     out.write_text(text)
+    print("\n".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())))
     print(f"wrote {out}; look through it, then: volley train {out} --dry-run")
     return 0
 

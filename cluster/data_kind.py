@@ -82,8 +82,8 @@ def find_kind(rows: Rows, given: Mapping[str, str]) -> DataKind:
         kind = _unlabelled(rows, columns)
     if "prompt" not in kind.columns and not (kind.kind == "pairs" and _are_conversations(rows, kind.columns)):
         raise DataError(
-            f"{rows.spec}: none of its columns ({', '.join(names)}) is known as a prompt; call it 'prompt', or write "
-            "the recipe by hand with data.columns: {prompt: COLUMN}."
+            f"{rows.spec}: none of its columns ({', '.join(names)}) is known as a prompt; call it 'prompt', or name "
+            "it (for volley audit with --columns prompt=COLUMN, in a recipe with data.columns: {prompt: COLUMN})."
         )
     return kind
 
