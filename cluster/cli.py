@@ -6,13 +6,13 @@ Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data, 4 checkp
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.cli_data import add_data_commands
 from cluster.config import RUNS, Recipe, load_recipe
 from cluster.ray_token import prepare_token
 from rollout.errors import ConfigError, VolleyError
@@ -102,23 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and say how to mend what would fail")
     doctor.set_defaults(run=_doctor)
 
-    audit = commands.add_parser("audit", help="check a data set and say what it predicts")
-    audit.add_argument("data", help="a .jsonl or .parquet file, a directory, or a hub name")
-    audit.add_argument("--model", default="", help="a model directory or hub name, to count in its tokens")
-    audit.add_argument("--test", default="", help="the held-out data, to look for leakage")
-    audit.add_argument("--columns", nargs="+", default=[], metavar="OURS=YOURS", help="for instance prompt=question")
-    audit.add_argument("--json", action="store_true", help="print one JSON object")
-    audit.set_defaults(run=_audit)
-
-    init = commands.add_parser("init", help="propose a recipe for your data")
-    init.add_argument("--data", required=True, help="a .jsonl or .parquet file, a directory, or a hub name")
-    init.add_argument("--model", help="a model directory or hub name")
-    init.add_argument("--concise", action="store_true", help="of pairs, the method for concise answers (SimPO)")
-    init.add_argument("--low-memory", action="store_true", help="of pairs, the method without a reference model (ORPO)")
-    init.add_argument("--spin", action="store_true", help="of demonstrations, self-play instead of SFT")
-    init.add_argument("--loss", default="", help="the method by name; one that does not fit says which do")
-    init.add_argument("--out", default="recipe.yaml", help="where to write it (default: recipe.yaml)")
-    init.set_defaults(run=_init)
+    add_data_commands(commands)
 
     up = commands.add_parser("up", help="start a Ray head on this machine, safely")
     up.add_argument("--port", type=int, default=6379)
@@ -217,30 +201,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from cluster.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
-
-
-def _audit(options: argparse.Namespace) -> int:
-    from cluster.audit import audit, parse_columns
-    from cluster.audit_report import print_findings, print_json
-
-    findings, table = audit(options.data, options.model, options.test, parse_columns(options.columns))
-    if options.json:
-        return print_json(options.data, table.kind, len(table.rows), findings)
-    return print_findings(findings)
-
-
-def _init(options: argparse.Namespace) -> int:
-    from cluster.init_method import Wishes
-    from cluster.init_recipe import propose
-
-    out = Path(options.out)
-    if out.exists():
-        raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
-    text = propose(options.data, options.model, Wishes(options.concise, options.low_memory, options.spin, options.loss))
-    out.write_text(text)
-    print("\n".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())))
-    print(f"wrote {out}; look through it, then: volley train {out} --dry-run")
-    return 0
 
 
 def _up(options: argparse.Namespace) -> int:
