@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import Recipe, dump_recipe
-from cluster.dataset_source import Demonstrations
+from cluster.dataset_source import COLUMNS_OF, DatasetGroups
 from cluster.parse import parse
 from learner.losses import LOSSES
 from learner.losses.common import Loss
@@ -19,7 +19,7 @@ from rewards.scorer import check_rewards
 from rollout.errors import ConfigError, ModelError
 from rollout.model_files import ModelFacts, inspect_model, resolve_model
 from rollout.prompts import PromptSet
-from rollout.rows import Rows, read_rows
+from rollout.rows import Rows, column_names, read_rows
 from rollout.types import Prompt
 
 MAX_PROMPT_TOKENS = 4096
@@ -28,58 +28,110 @@ ENGINE_DTYPES = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, checked. prompts: of the training data. demonstrations: the training data of supervised
-    losses, None where groups are sampled. test_prompts: in file order. max_model_len: prompt + completion tokens at
-    most."""
+    """What a run is made of, checked. prompts: of the training data. dataset: its completions, None where the policy
+    gives all of them. is_sampled: whether the policy gives any. test_prompts: in file order. max_model_len: prompt +
+    completion tokens at most."""
 
     recipe: Recipe
     model: ModelFacts
     tokenizer: Any
     loss: Loss
     prompts: PromptSet
-    demonstrations: Demonstrations | None
+    dataset: DatasetGroups | None
+    is_sampled: bool
     test_prompts: tuple[Prompt, ...]
     max_model_len: int
 
     @property
     def needs_engine(self) -> bool:
-        return self.demonstrations is None or bool(self.test_prompts)
+        return self.is_sampled or bool(self.test_prompts)
+
+    @property
+    def records_reference(self) -> bool:
+        """Whether all that a reference will be asked for is known before the first step, and it never changes."""
+        return self.loss.needs_reference and not self.is_sampled and not self.recipe.reference.refresh_every
 
     @property
     def lineage(self) -> dict[str, str]:
         """What must not change between a checkpoint and its resume."""
-        data = self.demonstrations or self.prompts
+        data = self.dataset or self.prompts
         return {"data": data.fingerprint[:16], "model": _model_fingerprint(self.model), "seed": str(self.recipe.seed)}
 
 
 def build(recipe: Recipe) -> Parts:
     """Check everything and read the data. Raises the `VolleyError` of what is wrong."""
     loss = build_loss(recipe)
-    is_sampled = loss.signal == "advantages"
-    if is_sampled and not recipe.rewards:
+    completions = _completions(recipe, loss)
+    is_sampled, has_dataset = completions != "dataset", completions != "policy"
+    if is_sampled and recipe.rollout.group_size < (1 if has_dataset else loss.min_group_size):
         raise ConfigError(
-            f"the recipe has no rewards, but {recipe.loss.name} learns from them; add for instance rewards: [math]."
+            f"rollout.group_size is {recipe.rollout.group_size}, but {recipe.loss.name} compares a group's completions "
+            f"with each other; set it to at least {loss.min_group_size}."
         )
     facts = inspect_model(resolve_model(recipe.model), recipe.trust_remote_code)
     _check_attention(facts)
     recipe = _with_prompt_limit(recipe, facts, is_sampled)
     scored = ("prompt", "answer") if any(term.name == "math" for term in recipe.rewards) else ("prompt",)
-    rows = read_rows(recipe.data.train, recipe.data.columns, scored if is_sampled else ("prompt", "completion"))
+    signal = "demonstrations" if completions == "both" else loss.signal
+    needed = ("prompt", *COLUMNS_OF[signal]) if has_dataset else scored
+    rows = read_rows(recipe.data.train, recipe.data.columns, needed)
     test_rows = read_rows(recipe.data.test, recipe.data.columns, scored) if recipe.data.test else None
-    check_rewards(recipe.rewards, _columns(rows if is_sampled else test_rows))
+    check_rewards(recipe.rewards, _columns(test_rows if has_dataset else rows))
     if recipe.data.test and not recipe.rewards:
         raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
     tokenizer = load_tokenizer(facts)
     prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
-    demonstrations = None
-    if not is_sampled:
-        demonstrations = Demonstrations(prompts, tokenizer, facts.max_length, recipe.data.on_long)
+    dataset = None
+    if has_dataset:
+        dataset = DatasetGroups(prompts, tokenizer, signal, facts.max_length, recipe.data.on_long)
     test_prompts: tuple[Prompt, ...] = ()
     if test_rows is not None:
         test_prompts = tuple(PromptSet(test_rows, tokenizer, recipe.data, recipe.seed).in_order())
         test_prompts = test_prompts[: recipe.eval.max_prompts or None]
     max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
-    return Parts(recipe, facts, tokenizer, loss, prompts, demonstrations, test_prompts, max_model_len)
+    return Parts(recipe, facts, tokenizer, loss, prompts, dataset, is_sampled, test_prompts, max_model_len)
+
+
+def _completions(recipe: Recipe, loss: Loss) -> str:
+    """Who answers the prompts: "dataset", "policy" or "both". Raises `ConfigError` where that cannot be."""
+    name, chosen = recipe.loss.name, recipe.data.completions
+    names = column_names(recipe.data.train, recipe.data.columns)
+    fits = [signal for signal, columns in COLUMNS_OF.items() if names.issuperset(columns)]
+    if chosen == "auto":
+        chosen = "policy" if loss.signal == "advantages" else "dataset"
+        # Where both could be, a data set with all that the loss reads is there to be learned from.
+        if loss.signal in ("pairs", "labels") and loss.signal not in fits and recipe.rewards:
+            chosen = "policy"
+    if loss.signal == "advantages" and chosen != "policy":
+        raise ConfigError(
+            f"data.completions is '{chosen}', but {name} learns from the policy's own samples; remove it."
+        )
+    if chosen == "both" and loss.signal != "pairs":
+        raise ConfigError(
+            f"data.completions is 'both', which makes pairs of the data's completion and the policy's, but {name} does "
+            f"not read pairs; use one of {_losses_of('pairs')}."
+        )
+    if chosen == "policy" and loss.signal == "demonstrations":
+        raise ConfigError(f"data.completions is 'policy', but {name} imitates a data set's completions; remove it.")
+    if chosen == "dataset" and loss.signal not in fits and loss.signal != "demonstrations":
+        other = f"; it fits {', '.join(_losses_of(each) for each in fits)}" if fits else ""
+        raise ConfigError(
+            f"{recipe.data.train}: {name} reads the columns {' and '.join(COLUMNS_OF[loss.signal])}, and there are "
+            f"{', '.join(sorted(names))}{other}. Name the columns with data.columns, or give rewards, so that {name} "
+            "learns from the policy's own samples."
+        )
+    if chosen == "policy" and not recipe.rewards:
+        raise ConfigError(f"the recipe has no rewards, but {name} learns from them; add for instance rewards: [math].")
+    if chosen == "both" and recipe.rewards and not recipe.data.test:
+        raise ConfigError(
+            "data.completions is 'both': the data's completion counts as 1 and the policy's as 0, so rewards would say "
+            "nothing; remove them."
+        )
+    return chosen
+
+
+def _losses_of(signal: str) -> str:
+    return ", ".join(name for name, kind in LOSSES.items() if kind.signal == signal)
 
 
 def build_loss(recipe: Recipe) -> Loss:
@@ -91,11 +143,6 @@ def build_loss(recipe: Recipe) -> Loss:
     if "max_tokens" in typing.get_type_hints(kind) and not options.get("max_tokens"):
         options["max_tokens"] = recipe.rollout.max_tokens
     loss: Loss = parse(kind, options, "loss")
-    if recipe.rollout.group_size < loss.min_group_size:
-        raise ConfigError(
-            f"rollout.group_size is {recipe.rollout.group_size}, but {name} compares a group's completions with "
-            f"each other; set it to at least {loss.min_group_size}."
-        )
     if recipe.reference.refresh_every and not loss.needs_reference:
         raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
     return loss
@@ -115,20 +162,24 @@ def plan_text(parts: Parts) -> str:
     """What `--dry-run` prints: the resolved recipe, the batch arithmetic, and the memory it will take."""
     recipe, facts = parts.recipe, parts.model
     lines = [dump_recipe(recipe).rstrip(), "", "# batch"]
-    if parts.demonstrations is None:
+    num_rows = len(parts.dataset or parts.prompts)
+    passes = recipe.steps * recipe.groups_per_step / num_rows
+    if parts.is_sampled:
         samples = recipe.groups_per_step * recipe.rollout.group_size
         lines.append(
             f"{recipe.groups_per_step} groups x {recipe.rollout.group_size} completions = {samples} samples a step, at "
-            f"most {samples * recipe.rollout.max_tokens:,} completion tokens; {recipe.steps} steps = "
-            f"{recipe.steps * recipe.groups_per_step / len(parts.prompts):.2f} passes over {len(parts.prompts):,} rows"
+            f"most {samples * recipe.rollout.max_tokens:,} completion tokens; {recipe.steps} steps = {passes:.2f} "
+            f"passes over {num_rows:,} rows"
         )
         slots = (recipe.max_staleness + 1) * recipe.groups_per_step
         lines.append(f"{slots} groups in flight at most; samples are at most {recipe.max_staleness} versions old")
+        if recipe.publish_every > 1:
+            share = recipe.publish_every * recipe.groups_per_step / num_rows
+            lines.append(f"a round of {recipe.publish_every} steps under the same weights = {share:.2f} passes")
     else:
-        passes = recipe.steps * recipe.groups_per_step / len(parts.demonstrations)
         lines.append(
-            f"{recipe.groups_per_step} demonstrations a step; {recipe.steps} steps = {passes:.2f} passes over "
-            f"{len(parts.demonstrations):,}"
+            f"{recipe.groups_per_step} {parts.loss.signal} a step; {recipe.steps} steps = {passes:.2f} passes over "
+            f"{num_rows:,}"
         )
     lines.append(
         f"{parts.prompts.num_dropped_long} prompts dropped as too long; {len(parts.test_prompts)} test prompts"
@@ -151,7 +202,7 @@ def memory_lines(parts: Parts) -> list[str]:
         "weights": weight * n / shard[3],
         "gradients": weight * n / shard[2],
         "optimizer state" + (" (host)" if learner.cpu_offload else ""): (8 * n + master) / shard[1],
-        "reference": weight * n if parts.loss.needs_reference else 0,
+        "reference": weight * n if parts.loss.needs_reference and not parts.records_reference else 0,
         # About 16 numbers of the hidden size a token and layer live until the backward pass; 1 with checkpointing.
         "activations": learner.max_tokens_per_micro_batch
         * facts.hidden_size

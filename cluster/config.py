@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cluster.parse import parse, read_yaml
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, SignalConfig
 from rewards.config import RewardConfig, ScorerConfig
 from rollout.config import DataConfig, RolloutConfig, TransferConfig
 from rollout.errors import ConfigError
@@ -103,13 +103,17 @@ class ParityConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """End the run early, with success, as soon as an evaluation reaches `pass_at_1` (0: never)."""
+    """End the run early, with success. pass_at_1: as soon as an evaluation reaches it. indistinguishable: as soon as a
+    round of a method with a refreshed reference (SPIN) ends in which the preference accuracy stayed below it, on
+    average over its second half; 0.5 is chance. 0: never."""
 
     pass_at_1: float = 0.0
+    indistinguishable: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pass_at_1 <= 1:
-            raise ConfigError(f"stop_at.pass_at_1 is {self.pass_at_1}; it must be between 0 and 1.")
+        for name in ("pass_at_1", "indistinguishable"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"stop_at.{name} is {getattr(self, name)}; it must be between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class Recipe:
     rewards: tuple[RewardConfig, ...] = ()
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -210,6 +215,8 @@ class Recipe:
             )
         if self.eval_every and not self.data.test:
             raise ConfigError("eval_every is set but data.test names no test data; add data.test or set eval_every: 0.")
+        if self.stop_at.indistinguishable and not self.reference.refresh_every:
+            raise ConfigError("stop_at.indistinguishable needs rounds; set reference.refresh_every.")
         if self.stop_at.pass_at_1 and not self.eval_every:
             raise ConfigError("stop_at.pass_at_1 needs evaluations on the way; set eval_every.")
 

@@ -78,7 +78,9 @@ class LocalLauncher:
     async def start(self) -> None:
         """Load the model into the learner, then into the engine: vLLM joins the learner's process group."""
         parts = self._parts
-        rank = self._thread.submit(lambda: start_rank(parts.recipe, parts.loss, parts.model.path)).result()
+        rank = self._thread.submit(
+            lambda: start_rank(parts.recipe, parts.loss, parts.model.path, parts.records_reference)
+        ).result()
         self._rank = rank
         self.learner = LearnerGroup([_in_thread(self._thread, rank)])
         if parts.needs_engine:
@@ -140,8 +142,8 @@ def num_threads(recipe: Recipe) -> int:
     return max(1, cores // 2 if recipe.max_staleness else cores)
 
 
-def start_rank(recipe: Recipe, loss: Loss, model: Path, **place: Any) -> "LearnerRank":
-    """The learner, or one rank of it. model: a directory. place: see `LearnerRank`."""
+def start_rank(recipe: Recipe, loss: Loss, model: Path, records_reference: bool, **place: Any) -> "LearnerRank":
+    """The learner, or one rank of it. model: a directory. records_reference, place: see `LearnerRank`."""
     from learner.rank import LearnerRank
 
     return LearnerRank(
@@ -152,6 +154,7 @@ def start_rank(recipe: Recipe, loss: Loss, model: Path, **place: Any) -> "Learne
         recipe.rollout.temperature,
         recipe.seed,
         trust_remote_code=recipe.trust_remote_code,
+        records_reference=records_reference,
         **place,
     )
 

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 from cluster.config import Recipe
@@ -85,27 +86,30 @@ async def train(
     """
     async with asyncio.TaskGroup() as tasks:
         source.start(tasks)
-        saved = learner.step
+        saved, accuracies = learner.step, list[float]()
         while learner.step < recipe.steps:
             async with log.phase("wait"):
                 groups = await _unless(stop, source.take(recipe.groups_per_step))
             if groups is None:
                 break
             async with log.phase("update"):
-                update = await learner.update(make_batch(groups, loss, version))
+                update = await learner.update(make_batch(groups, loss, version, recipe.signal))
             step, trained = learner.step, version
             if step % recipe.publish_every == 0:
                 async with log.phase("publish"):
                     version = await publish(groups)
+            accuracies.append(update.metrics.get("preference_accuracy", 1.0))
+            reached = False
             if recipe.reference.refresh_every and step % recipe.reference.refresh_every == 0:
                 await learner.refresh_reference()
+                reached = fmean(accuracies[len(accuracies) // 2 :]) < recipe.stop_at.indistinguishable
+                accuracies.clear()
             log.step(Step(step, trained, version, groups, update, source.accounting()))
-            reached = False
             if recipe.eval_every and step % recipe.eval_every == 0:
                 async with log.phase("evaluate"):
                     result = await evaluate()
                 log.evaluation(step, result)
-                reached = 0 < recipe.stop_at.pass_at_1 <= result.metrics["pass@1"]
+                reached |= 0 < recipe.stop_at.pass_at_1 <= result.metrics["pass@1"]
             if recipe.save_every and step % recipe.save_every == 0:
                 async with log.phase("save"):
                     await save(step)

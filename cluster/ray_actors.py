@@ -60,12 +60,15 @@ class RankActor:
         self._listener = listen(self._address)
         return self._listener.getsockname()[:2]
 
-    def start(self, recipe: Any, loss: Any, model: Path, rank: int, address: str, port: int) -> None:
+    def start(
+        self, recipe: Any, loss: Any, model: Path, records_reference: bool, rank: int, address: str, port: int
+    ) -> None:
         tune_interpreter()
         self._rank = start_rank(
             recipe,
             loss,
             model,
+            records_reference,
             rank=rank,
             num_ranks=recipe.learner.ranks,
             address=address,

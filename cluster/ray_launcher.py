@@ -134,7 +134,7 @@ class RayLauncher:
             ) from None
 
     async def _start_ranks(self, group: PlacementGroup) -> None:
-        recipe, needs = self._recipe, self._needs
+        parts, recipe, needs = self._parts, self._recipe, self._needs
         actor_class = ray.remote(concurrency_groups={"watch": 1})(RankActor)
         for rank in range(needs.ranks):
             options = actor_options(recipe, f"learner-{rank}", needs.rank_cpus, needs.rank_gpus, group, rank)
@@ -148,7 +148,9 @@ class RayLauncher:
                     *(
                         answer(
                             f"learner rank {rank}: start",
-                            actor.start.remote(recipe, self._parts.loss, self._parts.model.path, rank, address, port),
+                            actor.start.remote(
+                                recipe, parts.loss, parts.model.path, parts.records_reference, rank, address, port
+                            ),
                         )
                         for rank, actor in enumerate(self._ranks)
                     )

@@ -7,11 +7,13 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster import checkpoint
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
+from cluster.config import RUNS
 from cluster.dataset_source import DatasetSource
 from cluster.diagnose import diagnose, explain
 from cluster.evaluate import Evaluation, evaluate
@@ -22,10 +24,12 @@ from cluster.record import Record
 from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
+from learner.batch import Labels, Row, can_learn_from, make_batch
 from rewards.scorer import Scorer
 from rollout.engine import EngineLost, Sampling
 from rollout.errors import CheckpointError, ModelError
-from rollout.types import ScoredGroup
+from rollout.model_files import weights_fingerprint
+from rollout.types import Prompt, ScoredGroup
 
 NUM_PARITY_SEQUENCES = 8
 CLOSE_TIMEOUT_S = 10.0
@@ -64,6 +68,8 @@ class Training:
                 # Not before: while models load, Ctrl-C should simply end the process.
                 self._handle_signals()
                 try:
+                    if parts.records_reference:
+                        await self._record_reference()
                     if restored is not None:
                         await self._restore(restored)
                     return await self._train()
@@ -98,6 +104,8 @@ class Training:
             self._record.evaluation(self._learner.step, await self._evaluate())
         if self._stop.is_set():
             self._say(f"stopped at step {self._learner.step} with a checkpoint; go on with --resume")
+        elif self._learner.step < recipe.steps:
+            self._say(f"stop_at is reached at step {self._learner.step}")
         await self._learner.export(self._directory.model, self._parts.tokenizer)
         found = diagnose(read_rows(self._directory.path / METRICS))
         for line in explain(found, recipe.max_staleness, recipe.launcher != "local") if found else ():
@@ -107,18 +115,39 @@ class Training:
 
     def _make_source(self) -> Source:
         recipe, parts = self._recipe, self._parts
-        if parts.demonstrations is not None:
-            return DatasetSource(parts.demonstrations, lambda: self._version)
-        sampling = recipe.rollout.sampling
+        if parts.dataset is not None and not parts.is_sampled:
+            return DatasetSource(parts.dataset, lambda: self._version)
         return GroupBuffer(
-            parts.prompts.prompt_at,
-            lambda prompt: self._roller(prompt, sampling),
+            (parts.dataset or parts.prompts).prompt_at,
+            self._roll,
             recipe.groups_per_step,
             recipe.max_staleness,
-            lambda group: parts.loss.min_group_size == 1 or group.has_signal,
+            lambda group: can_learn_from(group, parts.loss, recipe.signal),
             round(recipe.rollout.max_replacements * recipe.groups_per_step),
             recipe.deadline_s,
         )
+
+    async def _roll(self, prompt: Prompt) -> ScoredGroup:
+        group = await self._roller(prompt, self._recipe.rollout.sampling)
+        if self._parts.dataset is None:
+            return group
+        shown = self._parts.dataset.group_of(prompt, group.first_version)
+        own = tuple(replace(score, reward=0.0) for score in group.scores)
+        return ScoredGroup(prompt, shown.completions + group.completions, shown.scores + own)
+
+    async def _record_reference(self) -> None:
+        """Have the reference's log-probs of all rows of the run computed, or read where an earlier run left them."""
+        parts, recipe = self._parts, self._recipe
+        assert parts.dataset is not None
+        rows: list[Row] = []
+        for step in range(recipe.steps):
+            first = step * recipe.groups_per_step
+            groups = [parts.dataset.group_at(first + i, 0) for i in range(recipe.groups_per_step)]
+            batch = make_batch(groups, parts.loss, 0, recipe.signal)
+            rows += batch.rows + (batch.signal.mismatched if isinstance(batch.signal, Labels) else ())
+        exactly = f"{weights_fingerprint(parts.model)}/{recipe.learner.dtype}/{recipe.rollout.temperature}"
+        file = f"{hashlib.sha256(exactly.encode()).hexdigest()[:16]}-{parts.lineage['data']}.parquet"
+        await self._learner.record_reference(rows, RUNS / ".reference" / file)
 
     async def _publish(self, groups: Sequence[ScoredGroup]) -> int:
         self._version += 1

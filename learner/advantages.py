@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 _FLOAT_NOISE = 1e-9
 _STD_EPSILON = 1e-4
+_BATCH_EPSILON = 1e-8
 
 
 def group_relative(rewards_G: Sequence[float]) -> list[float]:
@@ -38,6 +39,15 @@ def leave_one_out(rewards_G: Sequence[float]) -> list[float]:
         return [0.0] * len(rewards_G)
     total = math.fsum(rewards_G)
     return [reward - (total - reward) / (len(rewards_G) - 1) for reward in rewards_G]
+
+
+def scaled_by_spread(advantages: Sequence[float]) -> list[float]:
+    """a / (std + 1e-8) over a whole batch of centred advantages: REINFORCE++, arXiv 2501.03262. std as above, around 0,
+    the mean of centred groups; exact zeros stay zeros."""
+    if len(advantages) < 2:
+        return list(advantages)
+    std = math.sqrt(math.fsum(advantage**2 for advantage in advantages) / (len(advantages) - 1))
+    return [advantage / (std + _BATCH_EPSILON) for advantage in advantages]
 
 
 def _all_equal(rewards: Sequence[float]) -> bool:

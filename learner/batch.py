@@ -4,10 +4,14 @@ Unscorable completions carry no signal and are left out; the caller has counted 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from learner.advantages import scaled_by_spread
+from learner.config import SignalConfig
 from learner.losses.common import Loss
+from learner.pairs import group_pairs
 from rollout.types import ScoredGroup
 
 
@@ -16,7 +20,7 @@ class Row:
     """One sequence to learn from.
 
     prompt_ids: [P]. completion_ids: [T]. behaviour_logprobs: [T] of the distribution that sampled them (zeros for
-    demonstrations). staleness: weight versions between sampling its first token and this batch.
+    what stands in a data set). staleness: weight versions between sampling its first token and this batch.
     """
 
     prompt_ids: tuple[int, ...]
@@ -37,20 +41,49 @@ class Advantages:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """The signal of pair losses. pairs: (row of the chosen, row of the rejected). units: rows that some pair joins, so
+    that they must be computed together; every row is in one."""
+
+    pairs: tuple[tuple[int, int], ...]
+    units: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The signal of label losses: whether each row is desirable, [N]. mismatched: prompts with the completions of other
+    prompts, from which KTO estimates how far the policy is from its reference."""
+
+    values: tuple[bool, ...]
+    mismatched: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstrations:
     """The signal of supervised losses: every row is to be imitated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one optimizer step learns from, over all ranks and micro-batches."""
+    """What one optimizer step learns from, over all ranks and micro-batches. facts: what is worth knowing of how it was
+    made (`pair_yield`, `desirable_share`, ...)."""
 
     rows: tuple[Row, ...]
-    signal: Advantages | Demonstrations
+    signal: Advantages | Pairs | Labels | Demonstrations
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_completion_tokens(self) -> int:
         return sum(len(row.completion_ids) for row in self.rows)
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.signal.pairs) if isinstance(self.signal, Pairs) else 0
+
+    @property
+    def units(self) -> Sequence[Sequence[int]]:
+        """Rows that must be in one micro-batch."""
+        return self.signal.units if isinstance(self.signal, Pairs) else [(i,) for i in range(len(self.rows))]
 
     def with_gradient(self, loss: Loss) -> "Batch":
         """Without the rows that cannot move the weights, at least one row: a policy loss without a reference (so
@@ -59,7 +92,8 @@ class Batch:
         if not isinstance(self.signal, Advantages) or loss.needs_reference or not self.rows:
             return self
         kept = [i for i, value in enumerate(self.signal.values) if value != 0.0] or [0]
-        return Batch(tuple(self.rows[i] for i in kept), Advantages(tuple(self.signal.values[i] for i in kept)))
+        signal = Advantages(tuple(self.signal.values[i] for i in kept))
+        return Batch(tuple(self.rows[i] for i in kept), signal, self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +104,72 @@ class Update:
     metrics: Mapping[str, float]
 
 
-def make_batch(groups: Sequence[ScoredGroup], loss: Loss, version: int) -> Batch:
+def make_batch(groups: Sequence[ScoredGroup], loss: Loss, version: int, config: SignalConfig | None = None) -> Batch:
     """The batch of `groups` for `loss`; `version` is the weight version that is about to be updated."""
+    config = config or SignalConfig()
+    if loss.signal == "pairs":
+        return _pair_batch(groups, version, config)
     rows: list[Row] = []
+    rewards: list[float] = []
     advantages: list[float] = []
     for group in groups:
         kept = [i for i, reward in enumerate(group.rewards) if not math.isnan(reward)]
-        for i in kept:
-            completion = group.completions[i]
-            rows.append(
-                Row(
-                    group.prompt.token_ids,
-                    completion.token_ids,
-                    completion.logprobs,
-                    version - completion.first_version,
-                )
-            )
+        rows += [_row(group, i, version) for i in kept]
+        rewards += [group.rewards[i] for i in kept]
         if loss.signal == "advantages":
             advantages += loss.advantages([group.rewards[i] for i in kept])
-    signal = Advantages(tuple(advantages)) if loss.signal == "advantages" else Demonstrations()
-    return Batch(tuple(rows), signal)
+    if loss.signal == "advantages":
+        return Batch(tuple(rows), Advantages(tuple(scaled_by_spread(advantages) if loss.whitens else advantages)))
+    if loss.signal == "labels":
+        values = tuple(reward >= config.threshold for reward in rewards)
+        facts = {"desirable_share": sum(values) / len(values)} if values else {}
+        return Batch(tuple(rows), Labels(values, _mismatched(rows)), facts)
+    return Batch(tuple(rows), Demonstrations())
+
+
+def can_learn_from(group: ScoredGroup, loss: Loss, config: SignalConfig) -> bool:
+    """Whether `make_batch` would make of this group anything that moves the weights."""
+    if loss.signal == "advantages":
+        return group.has_signal
+    if loss.signal == "pairs":
+        return bool(group_pairs(group.rewards, [c.token_ids for c in group.completions], config).pairs)
+    return not all(map(math.isnan, group.rewards))
+
+
+def _pair_batch(groups: Sequence[ScoredGroup], version: int, config: SignalConfig) -> Batch:
+    """Only the completions that are in a pair become rows."""
+    rows: list[Row] = []
+    pairs: list[tuple[int, int]] = []
+    units: list[tuple[int, ...]] = []
+    dropped: Counter[str] = Counter(tied=0, unscorable=0, same=0)
+    for group in groups:
+        found = group_pairs(group.rewards, [c.token_ids for c in group.completions], config)
+        if found.dropped:
+            dropped[found.dropped] += 1
+            continue
+        place = {i: len(rows) + k for k, i in enumerate(sorted({i for pair in found.pairs for i in pair}))}
+        rows += [_row(group, i, version) for i in place]
+        pairs += [(place[chosen], place[rejected]) for chosen, rejected in found.pairs]
+        units.append(tuple(place.values()))
+    facts: dict[str, float] = {"pairs": len(pairs), "pair_yield": len(units) / max(1, len(groups))}
+    facts |= {f"pairs_dropped/{reason}": float(count) for reason, count in dropped.items()}
+    if pairs:
+        facts["chosen_length_mean"] = sum(len(rows[i].completion_ids) for i, _ in pairs) / len(pairs)
+        facts["rejected_length_mean"] = sum(len(rows[i].completion_ids) for _, i in pairs) / len(pairs)
+    return Batch(tuple(rows), Pairs(tuple(pairs), tuple(units)), facts)
+
+
+def _row(group: ScoredGroup, index: int, version: int) -> Row:
+    completion = group.completions[index]
+    return Row(group.prompt.token_ids, completion.token_ids, completion.logprobs, version - completion.first_version)
+
+
+def _mismatched(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Each prompt with the completion of the next row that has another prompt; none where all prompts are the same."""
+    found = []
+    for i, row in enumerate(rows):
+        others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
+        other = next((each for each in others if each.prompt_ids != row.prompt_ids), None)
+        if other is not None:
+            found.append(Row(row.prompt_ids, other.completion_ids, other.behaviour_logprobs, other.staleness))
+    return tuple(found)

@@ -54,3 +54,22 @@ class LearnerConfig:
             raise ConfigError(f"learner.min_lr_share is {self.min_lr_share}; it must be between 0 and 1.")
         if self.cpu_offload and self.zero_stage == 0:
             raise ConfigError("learner.cpu_offload needs learner.zero_stage 1, 2 or 3; stage 0 has nothing to offload.")
+
+
+@dataclass(frozen=True)
+class SignalConfig:
+    """How rewards become what pair and label losses read.
+
+    pairs: "best_worst" (one pair a group) or "all" (every ordered pair of a group). margin: the smallest gap of rewards
+    that makes a pair; ties never do. threshold: a completion with at least this reward is desirable.
+    """
+
+    pairs: str = "best_worst"
+    margin: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.pairs not in ("best_worst", "all"):
+            raise ConfigError(f"signal.pairs is '{self.pairs}'; it must be 'best_worst' or 'all'.")
+        if not 0 <= self.margin < float("inf"):
+            raise ConfigError(f"signal.margin is {self.margin}; it must be 0 or more.")

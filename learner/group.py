@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from learner.batch import Batch, Update
+from learner.batch import Batch, Row, Update
 from rollout.config import TransferConfig
 from rollout.transport.stream import TensorMeta
 
@@ -37,6 +37,10 @@ class LearnerGroup:
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `LearnerRank.logprobs`."""
         return list((await self._all("logprobs", sequences))[0])
+
+    async def record_reference(self, rows: Sequence[Row], file: Path) -> None:
+        """Make the policy as it is now the reference of `rows`."""
+        await self._all("record_reference", self._share(rows), file.absolute())
 
     async def refresh_reference(self) -> None:
         """Make the current policy the reference."""

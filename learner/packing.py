@@ -42,6 +42,17 @@ def plan(lengths: Sequence[int], max_tokens: int, num_ranks: int = 1) -> list[li
     return [[order[start + rank : end : num_ranks] for start, end in passes] for rank in range(num_ranks)]
 
 
+def plan_units(
+    units: Sequence[Sequence[int]], lengths: Sequence[int], max_tokens: int, num_ranks: int = 1
+) -> list[list[list[int]]]:
+    """As `plan`, for rows that must stay together: `units` of row indices. A unit counts as the largest one of them
+    does, which is exact where all are of one size, as best-and-worst pairs are."""
+    size = max((len(unit) for unit in units), default=1)
+    longest = [max(lengths[i] for i in unit) for unit in units]
+    planned = plan(longest, max(1, max_tokens // size), num_ranks)
+    return [[[i for unit in batch for i in units[unit]] for batch in rank] for rank in planned]
+
+
 def padding_share(ranks: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int]) -> float:
     """The share of the plan's tokens that are padding, between 0 and 1."""
     batches = [[lengths[i] for i in batch] for rank in ranks for batch in rank if batch]

@@ -5,10 +5,8 @@ batch, so the result does not depend on how many ranks or micro-batches there ar
 """
 
 import contextlib
-import copy
 import ctypes
 import math
-import resource
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.batch import Advantages, Batch, Row, Update
+from learner.batch import Advantages, Batch, Labels, Pairs, Row, Update
 from learner.config import LearnerConfig
-from learner.losses.common import Loss, MicroBatch, kl_estimate
+from learner.losses.common import Loss, MicroBatch
 from learner.model import PolicyModel, load_policy
-from learner.packing import Collated, collate, padding_share, plan
+from learner.observe import Sums, observed, peak_memory_bytes
+from learner.packing import Collated, collate, padding_share, plan, plan_units
+from learner.reference import FrozenCopy, Reference, record
 from learner.weights import WeightSender, named_weights, state_dict
 from learner.zero import ZeroEngine, start_process_group
 from rollout.config import TransferConfig
@@ -34,7 +34,8 @@ TRIM_EVERY = 8
 class LearnerRank:
     """temperature: of the sampling distribution, by which logits are divided. total_steps: for the schedule.
     address, port: where the ranks meet, on rank 0's machine; listener: there, rank 0's bound socket. own_address: of
-    this machine, for sending weights. step: optimizer steps done."""
+    this machine, for sending weights. records_reference: the caller will say `record_reference` before the first
+    update, so no second model is loaded. step: optimizer steps done."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class LearnerRank:
         address: str = "127.0.0.1",
         own_address: str = "127.0.0.1",
         listener: socket.socket | None = None,
+        records_reference: bool = False,
     ) -> None:
         start_process_group(rank, num_ranks, address, port, listener)
         self.step = 0
@@ -64,11 +66,11 @@ class LearnerRank:
         torch.manual_seed(seed)
         model = load_policy(model_dir, config, trust_remote_code)
         self._pad_id = model.causal_lm.config.pad_token_id or 0
-        self._reference: PolicyModel | None = None
-        if loss.needs_reference:
-            self._reference = copy.deepcopy(model).requires_grad_(False).eval()
+        self._reference: Reference | None = None
+        if loss.needs_reference and not records_reference:
+            self._reference = FrozenCopy(model, temperature)
         self._zero = ZeroEngine(model, config)
-        if self._reference is not None:
+        if isinstance(self._reference, FrozenCopy):
             self._reference.to(self._zero.device)
         self._sender = WeightSender(self._zero, rank)
         self._own_address = own_address
@@ -77,19 +79,19 @@ class LearnerRank:
         """One optimizer step on `batch`. Raises `FloatingPointError` when loss or gradient is not finite; the weights
         in memory are then not to be used."""
         torch.manual_seed(self._seed + self.step)
-        normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows))
+        normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows), batch.num_pairs)
         batch = batch.with_gradient(self._loss)
         lr = learning_rate(self._config, self.step, self._total_steps)
         if not batch.rows:
             # Not one completion could be scored; the run has counted them and goes on.
             self.step += 1
-            return Update({"loss": math.nan, "grad_norm": 0.0, "lr": lr})
+            return Update({"loss": math.nan, "grad_norm": 0.0, "lr": lr, **batch.facts})
         lengths = [row.num_tokens for row in batch.rows]
-        shares = plan(lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
+        shares = plan_units(batch.units, lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
         mine = shares[self._rank]
-        sums = _Sums()
+        sums, baseline = Sums(), self._baseline(batch)
         for i, indices in enumerate(mine):
-            self._micro_step(batch, indices, normalizer, i == len(mine) - 1, sums)
+            self._micro_step(batch, indices, normalizer, baseline, i == len(mine) - 1, sums)
         sums.reduce(self._num_ranks, self._zero.device)
         if not math.isfinite(sums.loss):
             raise FloatingPointError(f"learner: the loss of step {self.step + 1} is {sums.loss}; lower learner.lr")
@@ -106,24 +108,25 @@ class LearnerRank:
                 "lr": lr,
                 "padding_share": padding_share(shares, lengths),
                 "peak_memory_bytes": peak_memory_bytes(),
+                **({"kl_baseline": baseline} if isinstance(batch.signal, Labels) else {}),
                 **sums.means(),
+                **batch.facts,
             }
         )
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs at temperature 1 of every token but the first, as the engine's `logprobs`; for parity. All ranks
         call it together."""
-        rows = [Row(tuple(ids[:1]), tuple(ids[1:]), (0.0,) * (len(ids) - 1), 0) for ids in sequences]
-        result: list[list[float]] = [[] for _ in rows]
-        for indices in plan([row.num_tokens for row in rows], self._config.max_tokens_per_micro_batch)[0]:
-            data = collate(rows, indices, [0.0] * len(rows), self._pad_id).to(self._zero.device)
-            with torch.no_grad():
-                values, _ = self._zero.forward(*data.model_inputs, 1.0, False)
-            for i, part in zip(
-                indices, values.cpu().split([len(rows[i].completion_ids) for i in indices]), strict=True
-            ):
-                result[i] = part.tolist()
-        return result
+        return self._logprobs(
+            [Row(tuple(ids[:1]), tuple(ids[1:]), (0.0,) * (len(ids) - 1), 0) for ids in sequences], 1.0
+        )
+
+    def record_reference(self, rows: Sequence[Row], file: Path) -> None:
+        """Make the policy as it is now the reference of `rows`, which must be all that updates will read, and keep
+        their log-probs in `file` for the next run. All ranks call it together."""
+        self._reference = record(
+            rows, file, lambda missing: self._logprobs(missing, self._temperature), self._from_rank_0, self._rank == 0
+        )
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `learner.weights`."""
@@ -151,29 +154,25 @@ class LearnerRank:
 
     def refresh_reference(self) -> None:
         """Make the current policy the reference."""
-        assert self._reference is not None
-        own = dict(self._reference.causal_lm.named_parameters())
-        with torch.no_grad():
-            for name, tensor in self.named_weights():
-                own[name].copy_(tensor)
+        assert isinstance(self._reference, FrozenCopy)
+        self._reference.refresh(self.named_weights())
 
     def save(self, directory: Path) -> None:
         """Write this rank's state (weights, optimizer, reference); all ranks call it together."""
         self._zero.save(directory)
-        if self._reference is not None and self._rank == 0:
+        if isinstance(self._reference, FrozenCopy) and self._rank == 0:
             from safetensors.torch import save_file
 
-            tensors = {name: p.detach().cpu() for name, p in self._reference.causal_lm.named_parameters()}
-            save_file(tensors, directory / "reference.safetensors")
+            save_file(self._reference.state(), directory / "reference.safetensors")
 
     def load(self, directory: Path, step: int) -> None:
         """Restore what `save` wrote after `step`."""
         self._zero.load(directory)
         self.step = step
-        if self._reference is not None:
+        if isinstance(self._reference, FrozenCopy):
             from safetensors.torch import load_file
 
-            self._reference.causal_lm.load_state_dict(load_file(directory / "reference.safetensors"), strict=False)
+            self._reference.restore(load_file(directory / "reference.safetensors"))
 
     def export(self, directory: Path, tokenizer: Any) -> None:
         """Write a Hugging Face checkpoint (weights in the learner's dtype) that transformers and vLLM load."""
@@ -188,28 +187,88 @@ class LearnerRank:
         self._sender.close()
         self._zero.close()
 
-    def _micro_step(self, batch: Batch, indices: list[int], normalizer: float, is_last: bool, sums: "_Sums") -> None:
+    def _logprobs(self, rows: Sequence[Row], temperature: float) -> list[list[float]]:
+        """Of the completion tokens of `rows` under the policy; each rank computes a share, and all have the result."""
+        found: dict[int, list[float]] = {}
+        lengths = [row.num_tokens for row in rows]
+        for indices in plan(lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)[self._rank]:
+            data = collate(rows, indices or [0], [0.0] * len(rows), self._pad_id).to(self._zero.device)
+            with torch.no_grad():
+                values_M, _ = self._zero.forward(*data.model_inputs, temperature, False)
+            parts = values_M.cpu().split([len(rows[i].completion_ids) for i in indices or [0]])
+            found |= {i: part.tolist() for i, part in zip(indices, parts, strict=False)}
+        if self._num_ranks > 1:
+            everyone: list[Any] = [None] * self._num_ranks
+            torch.distributed.all_gather_object(everyone, found)
+            found = {i: values for each in everyone for i, values in each.items()}
+        return [found[i] for i in range(len(rows))]
+
+    def _from_rank_0(self, value: Any) -> Any:
+        if self._num_ranks == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _baseline(self, batch: Batch) -> float:
+        """KTO's z: the mean log-ratio of prompts with other prompts' completions, at least 0."""
+        if not isinstance(batch.signal, Labels) or not batch.signal.mismatched:
+            return 0.0
+        rows = batch.signal.mismatched
+        policy = self._logprobs(rows, self._temperature)
+        total = math.fsum(map(math.fsum, policy)) - math.fsum(map(math.fsum, self._reference_logprobs(rows)))
+        return max(0.0, total / len(rows))
+
+    def _reference_logprobs(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Of the completion tokens of `rows` under the reference; every rank computes all of them."""
+        assert self._reference is not None
+        result: list[list[float]] = [[] for _ in rows]
+        for indices in plan([row.num_tokens for row in rows], self._config.max_tokens_per_micro_batch)[0]:
+            data = collate(rows, indices, [0.0] * len(rows), self._pad_id).to(self._zero.device)
+            values_NT = self._reference.logprobs_NT([rows[i] for i in indices], data).cpu()
+            for i, values_T in zip(indices, values_NT, strict=True):
+                result[i] = values_T[: len(rows[i].completion_ids)].tolist()
+        return result
+
+    def _micro_step(
+        self, batch: Batch, indices: list[int], normalizer: float, baseline: float, is_last: bool, sums: Sums
+    ) -> None:
         """Forward and backward of one micro-batch; an empty one (ranks must keep step) runs a row without weight."""
         values = batch.signal.values if isinstance(batch.signal, Advantages) else (0.0,) * len(batch.rows)
         data = collate(batch.rows, indices or [0], values, self._pad_id).to(self._zero.device)
         logprobs_M, entropy_M = self._zero.forward(*data.model_inputs, self._temperature)
-        micro = self._micro_batch(data, logprobs_M)
         if not indices:
-            self._zero.backward(micro.logprobs_NT.sum() * 0.0, is_last)
+            self._zero.backward(logprobs_M.sum() * 0.0, is_last)
             return
+        micro = self._micro_batch(batch, indices, data, logprobs_M, baseline)
         result = self._loss.loss_sum(micro)
         # DeepSpeed averages over ranks, and the normalizer counts all of them.
         self._zero.backward(result.loss * (self._num_ranks / normalizer), is_last)
         sums.add(float(result.loss.detach()) / normalizer, result.metrics)
-        sums.add(0.0, _observed(data, micro, entropy_M, self._loss.signal))
+        sums.add(0.0, observed(data, micro, entropy_M, self._loss.signal))
 
-    def _micro_batch(self, data: Collated, logprobs_M: Tensor) -> MicroBatch:
+    def _micro_batch(
+        self, batch: Batch, indices: list[int], data: Collated, logprobs_M: Tensor, baseline: float
+    ) -> MicroBatch:
+        signal, device = batch.signal, self._zero.device
+        place = {index: n for n, index in enumerate(indices)}
+        pairs = (
+            [(place[w], place[loser]) for w, loser in signal.pairs if w in place] if isinstance(signal, Pairs) else []
+        )
+        labels = [signal.values[i] for i in indices] if isinstance(signal, Labels) else []
         reference_NT = None
         if self._reference is not None:
-            with torch.no_grad():
-                reference_M, _ = self._reference(*data.model_inputs, self._temperature, False)
-            reference_NT = data.scatter(reference_M)
-        return MicroBatch(data.scatter(logprobs_M), data.behaviour_NT, reference_NT, data.mask_NT, data.advantages_N)
+            reference_NT = self._reference.logprobs_NT([batch.rows[i] for i in indices], data)
+        return MicroBatch(
+            data.scatter(logprobs_M),
+            data.behaviour_NT,
+            reference_NT,
+            data.mask_NT,
+            data.advantages_N,
+            torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2),
+            torch.tensor(labels, dtype=torch.float32, device=device),
+            baseline,
+        )
 
 
 def learning_rate(config: LearnerConfig, step: int, total_steps: int) -> float:
@@ -226,66 +285,3 @@ def trim_heap() -> None:
     heap fragments: 60 steps of the demo's model grew by 0.9 GB without this and by nothing with it (20 ms a call)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def peak_memory_bytes() -> int:
-    """The device's peak, or the process's resident peak on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _observed(data: Collated, micro: MicroBatch, entropy_M: Tensor, signal: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is worth knowing of every update, whatever the loss: entropy, and for sampled completions how far policy
-    and behaviour lie apart (k3 estimate of KL(behaviour || policy); |difference| of log-probs, on fresh samples only,
-    where it is numerical noise)."""
-    with torch.no_grad():
-        mask_NT, num_tokens = micro.mask_NT, micro.mask_NT.sum()
-        metrics = {"entropy": (entropy_M.sum(), num_tokens)}
-        if signal != "advantages":
-            return metrics
-        metrics["kl_behaviour"] = (
-            (kl_estimate("k3", micro.behaviour_NT, micro.logprobs_NT) * mask_NT).sum(),
-            num_tokens,
-        )
-        fresh_NT = mask_NT * data.fresh_N[:, None]
-        if fresh_NT.any():
-            gap_NT = (micro.logprobs_NT - micro.behaviour_NT).abs() * fresh_NT
-            metrics["logprob_mismatch_mean"] = (gap_NT.sum(), fresh_NT.sum())
-            metrics["logprob_mismatch_max"] = (gap_NT.amax(), fresh_NT.new_ones(()))
-        return metrics
-
-
-class _Sums:
-    """Sums and counts over micro-batches and ranks; names ending in _max keep the largest value."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self._values: dict[str, tuple[float, float]] = {}
-
-    def add(self, loss: float, metrics: dict[str, tuple[Tensor, Tensor]]) -> None:
-        self.loss += loss
-        for name, (value, count) in metrics.items():
-            self._merge(name, float(value), float(count))
-
-    def _merge(self, name: str, value: float, count: float) -> None:
-        old_value, old_count = self._values.get(name, (0.0, 0.0))
-        if name.endswith("_max"):
-            self._values[name] = (max(old_value, value), 1.0)
-        else:
-            self._values[name] = (old_value + value, old_count + count)
-
-    def reduce(self, num_ranks: int, device: torch.device) -> None:
-        """Add up over all ranks."""
-        if num_ranks == 1:
-            return
-        everyone: list[Any] = [None] * num_ranks
-        torch.distributed.all_gather_object(everyone, (self.loss, self._values))
-        self.loss, self._values = 0.0, {}
-        for loss, values in everyone:
-            self.loss += loss
-            for name, (value, count) in values.items():
-                self._merge(name, value, count)
-
-    def means(self) -> dict[str, float]:
-        return {name: value / count if count else math.nan for name, (value, count) in self._values.items()}

@@ -78,3 +78,20 @@ def completion_text(value: Any, where: str) -> str:
     if not value:
         raise DataError(f"{where}: the completion is empty; give it text, or remove the row.")
     return value
+
+
+def with_split_conversations(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row whose `chosen` and `rejected` are whole conversations, as many preference data sets have them, with what
+    both share as its `prompt` and the last messages as its answers; any other row as it is.
+
+    Raises `DataError` where the two conversations differ in more than their last message.
+    """
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not (isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1):
+        return row
+    if chosen[:-1] != rejected[:-1]:
+        raise DataError(
+            f"{where}: chosen and rejected are conversations that differ in more than their last message, so there is "
+            "no one prompt that both answer; let them share all but the last message."
+        )
+    return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}

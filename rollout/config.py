@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from rollout.engine import Sampling
 from rollout.errors import ConfigError
 
+COLUMNS = ("prompt", "answer", "completion", "chosen", "rejected", "label")
+"""Of a data set, as Volley calls them."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -12,11 +15,14 @@ class DataConfig:
 
     train, test: a .jsonl or .parquet file, a directory of `datasets`, or a Hugging Face data set name
     (`name`, `name:split` or `name/config:split`). columns: our name -> the data's name, for `prompt`, `answer`,
-    `completion`. answer_after: keep only what follows the last occurrence of this text in the answer
-    (GSM8K: "####"). prompt_template: text with `{prompt}`; makes a raw prompt of a plain column. as_chat: wrap a
-    text prompt as one user message and apply the model's chat template. system: system message, with chat only.
+    `completion`, `chosen`, `rejected`, `label`. answer_after: keep only what follows the last occurrence of this text
+    in the answer (GSM8K: "####"). prompt_template: text with `{prompt}`; makes a raw prompt of a plain column. as_chat:
+    wrap a text prompt as one user message and apply the model's chat template. system: system message, with chat only.
     max_prompt_tokens: 0 is what the model's length leaves beside
     rollout.max_tokens, 4096 at most. on_long: what to do with longer prompts: "drop" (counted) or "refuse".
+    completions: who answers the prompts: "dataset" (chosen and rejected; completion and label; completion), "policy",
+    "both" (SPIN: the data's completion against the policy's own) or "auto": the data set where it has the columns that
+    the loss reads, else the policy.
     """
 
     train: str
@@ -28,12 +34,18 @@ class DataConfig:
     system: str = ""
     max_prompt_tokens: int = 0
     on_long: str = "drop"
+    completions: str = "auto"
 
     def __post_init__(self) -> None:
-        known = ("prompt", "answer", "completion")
         for name in self.columns:
-            if name not in known:
-                raise ConfigError(f"data.columns: '{name}' is not a column Volley reads; it reads {', '.join(known)}.")
+            if name not in COLUMNS:
+                raise ConfigError(
+                    f"data.columns: '{name}' is not a column Volley reads; it reads {', '.join(COLUMNS)}."
+                )
+        if self.completions not in ("auto", "dataset", "policy", "both"):
+            raise ConfigError(
+                f"data.completions is '{self.completions}'; it must be 'auto', 'dataset', 'policy' or 'both'."
+            )
         if self.on_long not in ("drop", "refuse"):
             raise ConfigError(f"data.on_long is '{self.on_long}'; it must be 'drop' or 'refuse'.")
         if self.max_prompt_tokens < 0:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from rollout.errors import ModelError
 
 MAX_HEADER_BYTES = 100 << 20
@@ -97,6 +99,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"model: '{file}' holds no JSON object; copy the model again.")
     return config
+
+
+def weights_fingerprint(facts: ModelFacts) -> str:
+    """128 bits of the content of the model's weights and configuration."""
+    digest = xxhash.xxh3_128((facts.path / "config.json").read_bytes())
+    for file in sorted(facts.path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _count_parameters(path: Path) -> int:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollout.chat import with_split_conversations
+from rollout.config import COLUMNS
 from rollout.errors import DataError
 
-COLUMNS = ("prompt", "answer", "completion")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -44,7 +45,8 @@ def read_rows(spec: str, columns: Mapping[str, str], needed: Sequence[str]) -> R
 
     columns: our name -> the data's name (by default they are the same); one column of the data may serve several of
     ours. Other columns keep their names, except that a column which is called like one of ours, but was mapped from
-    another, is left out. needed: our names that every row must have, not null.
+    another, is left out. Whole conversations as chosen and rejected are split into prompt and answers (see
+    `rollout.chat`). needed: our names that every row must have, not null.
 
     Raises `DataError`, naming the place, for a missing file, an unreadable row, no rows, a missing column or a null.
     """
@@ -53,7 +55,7 @@ def read_rows(spec: str, columns: Mapping[str, str], needed: Sequence[str]) -> R
     values: list[dict[str, Any]] = []
     digest = hashlib.sha256()
     for index, row in enumerate(raw):
-        value = _rename(row, sources)
+        value = with_split_conversations(_rename(row, sources), _place(spec, index, lines))
         for name in needed:
             if value.get(name) is None:
                 raise _missing(_place(spec, index, lines), name, sources[name], row)
@@ -62,6 +64,13 @@ def read_rows(spec: str, columns: Mapping[str, str], needed: Sequence[str]) -> R
     if not values:
         raise DataError(f"{spec}: there are no rows in it; a data set needs at least one.")
     return Rows(spec, values, lines, digest.hexdigest())
+
+
+def column_names(spec: str, columns: Mapping[str, str]) -> set[str]:
+    """Of the first row of `spec`, under our names. Raises as `read_rows` does."""
+    raw, _ = _read_raw(spec)
+    sources = {name: columns.get(name, name) for name in COLUMNS}
+    return set(with_split_conversations(_rename(next(iter(raw), {}), sources), spec))
 
 
 def _place(spec: str, index: int, lines: Sequence[int] | None) -> str:

@@ -31,8 +31,8 @@ GUARDS = {"none": (0.0, 0.0), "tis": (0.0, 2.0), "icepop": (0.5, 5.0), "geometri
 @dataclass(frozen=True)
 class ClippedLoss:
     """clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. beta: weight of the KL to the
-    reference policy; 0 loads none. kl: its estimator, "k1", "k2" or "k3". guard: "none", "tis", "icepop" or "geometric";
-    guard_low, guard_high: its bounds, 0 for its own defaults."""
+    reference policy; 0 loads none. kl: its estimator, "k1", "k2" or "k3". guard: "none", "tis", "icepop" or
+    "geometric"; guard_low, guard_high: its bounds, 0 for its own defaults."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -97,8 +97,8 @@ class ClippedLoss:
         return self.guard_low or low, self.guard_high or high
 
     def _surrogate(self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The sum to be minimised, and where clipping is active. The logarithm of the ratio came clamped to +-20 against
-        overflow; beyond that a token gives no gradient."""
+        """The sum to be minimised, and where clipping is active. The logarithm of the ratio came clamped to +-20
+        against overflow; beyond that a token gives no gradient."""
         ratio_NT, advantages_N1 = log_ratio_NT.exp(), micro.advantages_N[:, None]
         free_NT = ratio_NT * advantages_N1
         clipped_NT = ratio_NT.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_N1

@@ -24,9 +24,9 @@ class MicroBatch:
 
     logprobs_NT: of the policy, at the sampling temperature, with gradient. behaviour_NT: of the distribution that
     sampled. reference_NT: of the frozen reference policy, None for losses that have none. mask_NT: 1 for completion
-    tokens, 0 for padding. advantages_N: zeros for losses that read none. pairs_P2 (int64): places in N of the chosen and
-    the rejected completion of each of P pairs, none for losses that read none. labels_N: 1 for desirable completions, 0
-    for the others. baseline: KTO's z, of the whole batch. Padded places hold finite numbers.
+    tokens, 0 for padding. advantages_N: zeros for losses that read none. pairs_P2 (int64): places in N of the chosen
+    and the rejected completion of each of P pairs, none for losses that read none. labels_N: 1 for desirable
+    completions, 0 for the others. baseline: KTO's z, of the whole batch. Padded places hold finite numbers.
     """
 
     logprobs_NT: Tensor

@@ -2,9 +2,10 @@
 
     L = -log sigmoid(h),   h = beta [ log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l) ]
 
-arXiv 2305.18290, equation 7. With label_smoothing e the labels are taken for wrong with probability e (conservative DPO,
-in the same authors' note): L = -(1 - e) log sigmoid(h) - e log sigmoid(-h). SPIN's logistic loss (arXiv 2401.01335,
-equation 4.7) is the same function, with demonstrations as chosen and the last round's own samples as rejected.
+arXiv 2305.18290, equation 7. With label_smoothing e the labels are taken for wrong with probability e (conservative
+DPO, in a note of the same authors): L = -(1 - e) log sigmoid(h) - e log sigmoid(-h). SPIN's logistic loss (arXiv
+2401.01335, equation 4.7) is the same function, with demonstrations as chosen and the last round's own samples as
+rejected.
 """
 
 from dataclasses import dataclass

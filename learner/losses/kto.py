@@ -3,9 +3,9 @@
     L = w_D (1 - sigmoid(beta (R - z)))   for desirable y,    w_U (1 - sigmoid(beta (z - R)))   for undesirable y
     R = log pi(y) - log pi_ref(y),   z = max(0, mean over mismatched (x, y') of log pi(y'|x) - log pi_ref(y'|x))
 
-arXiv 2402.01306, equation 8: z estimates KL(pi || pi_ref) from prompts with the completions of other prompts, without a
-gradient. Here it is taken over the whole batch, whatever its micro-batches and ranks. Where every prompt of the batch is
-the same there is no mismatched completion, and z is 0.
+arXiv 2402.01306, equation 8: z estimates KL(pi || pi_ref) from prompts with the completions of other prompts, without
+a gradient. Here it is taken over the whole batch, whatever its micro-batches and ranks. Where every prompt of the batch
+is the same there is no mismatched completion, and z is 0.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What losses over pairs share: the sums they read and the metrics of the family.
 
-Legend: P pairs of a micro-batch; w the chosen (winner), l the rejected (loser) completion. Log-probs of a completion are
-sums over its tokens.
+Legend: P pairs of a micro-batch; w the chosen (winner), l the rejected (loser) completion. Log-probs of a completion
+are sums over its tokens.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,10 @@ class PairSums:
         reference_N = torch.zeros_like(lengths_N)
         if micro.reference_NT is not None:
             reference_N = sequence_sums(micro.reference_NT, micro.mask_NT)
-        w, l = micro.pairs_P2.unbind(dim=1)
-        return cls(logprobs_N[w], logprobs_N[l], reference_N[w], reference_N[l], lengths_N[w], lengths_N[l])
+        won, lost = micro.pairs_P2.unbind(dim=1)
+        return cls(
+            logprobs_N[won], logprobs_N[lost], reference_N[won], reference_N[lost], lengths_N[won], lengths_N[lost]
+        )
 
     @property
     def log_ratio_chosen_P(self) -> Tensor:
@@ -66,9 +68,9 @@ class PairSums:
 def pair_result(loss_P: Tensor, chosen_P: Tensor, rejected_P: Tensor, sums: PairSums) -> LossSum:
     """The loss's sum and the family's metrics, means over pairs. chosen_P, rejected_P: the implicit rewards.
 
-    implicit_reward_chosen, implicit_reward_rejected, implicit_margin; preference_accuracy, the share of pairs whose chosen
-    side has the larger one, ties half; chosen_logprob and rejected_logprob per token, because a falling one of the chosen
-    is the known failure of DPO (arXiv 2402.13228).
+    implicit_reward_chosen, implicit_reward_rejected, implicit_margin; preference_accuracy, the share of pairs whose
+    chosen side has the larger one, ties half; chosen_logprob and rejected_logprob per token, because a falling one of
+    the chosen is the known failure of DPO (arXiv 2402.13228).
     """
     with torch.no_grad():
         margin_P, num_pairs = chosen_P - rejected_P, loss_P.new_tensor(float(len(loss_P)))
@@ -81,7 +83,8 @@ def pair_result(loss_P: Tensor, chosen_P: Tensor, rejected_P: Tensor, sums: Pair
             "chosen_logprob": sums.chosen_P / sums.chosen_lengths_P.clamp(min=1),
             "rejected_logprob": sums.rejected_P / sums.rejected_lengths_P.clamp(min=1),
         }
-        return LossSum(loss_P.sum(), {name: (value.detach().sum(), num_pairs) for name, value in values.items()})
+        metrics = {name: (value.sum(), num_pairs) for name, value in values.items()}
+    return LossSum(loss_P.sum(), metrics)
 
 
 def check_positive(**options: float) -> None:

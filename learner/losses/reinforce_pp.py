@@ -4,8 +4,8 @@
     rho_it = pi(y_it) / mu(y_it),   A_i = (r_i - mean(r)) / (std over the batch of (r - mean(r)) + 1e-8)
 
 arXiv 2501.03262, the variant with a group baseline: a group in which nearly all agree is not blown up as GRPO's own
-division by the group's spread does. The batch's mean is not subtracted again: centred groups have a mean of 0. The paper's
-KL term is an estimator k2; here `kl: k2` with `beta`, off by default.
+division by the group's spread does. The batch's mean is not subtracted again: centred groups have a mean of 0. The
+paper's KL term is an estimator k2; here `kl: k2` with `beta`, off by default.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.dataset_source import DatasetSource, Demonstrations
+from cluster.dataset_source import DatasetGroups, DatasetSource
 from learner.batch import make_batch
 from learner.losses.sft import Sft
 from rollout.config import DataConfig
@@ -21,11 +21,11 @@ ROWS = [{"prompt": f"{i}+1=", "completion": str(i + 1), "id": i} for i in range(
 
 def demonstrations(
     tmp_path: Path, tokenizer: Any, rows: Sequence[dict[str, Any]] = ROWS, max_length: int = 100, on_long: str = "drop"
-) -> Demonstrations:
+) -> DatasetGroups:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = PromptSet(read_rows(str(path), {}, ("prompt", "completion")), tokenizer, DataConfig(str(path)), 3)
-    return Demonstrations(prompts, tokenizer, max_length, on_long)
+    return DatasetGroups(prompts, tokenizer, "demonstrations", max_length, on_long)
 
 
 def take(source: DatasetSource, *numbers: int) -> list[ScoredGroup]:

@@ -55,8 +55,8 @@ ONE_EACH: dict[str, Any] = {
 
 @pytest.mark.parametrize("moment", ["before", "within", "after"])
 def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Path, moment: str) -> None:
-    """Before: while the step's samples are generated. Within: in its forward and backward passes. After: as soon as it is
-    logged."""
+    """Before: while the step's samples are generated. Within: in its forward and backward passes. After: as soon as it
+    is logged."""
     name = f"rank-lost-{moment}"
     with running(workspace, name, learner={"ranks": 2}, **ONE_EACH) as run:
         run.wait_for(7)

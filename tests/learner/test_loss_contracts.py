@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.losses import LOSSES
+from learner.losses.clipped import GUARDS
 from learner.losses.common import Loss, MicroBatch
 
 
@@ -21,8 +22,12 @@ def _variants() -> dict[str, Loss]:
         options = {field.name for field in dataclasses.fields(kind)}
         filled = {"max_tokens": 16} if "max_tokens" in options else {}
         variants[name] = kind(**filled)
-        if "beta" in options:
+        if "beta" in options and not variants[name].needs_reference and kind.signal == "advantages":
             variants[f"{name} with reference"] = kind(**filled, beta=0.1)
+        if "guard" in options:
+            variants |= {
+                f"{name} guarded by {guard}": kind(**filled, guard=guard) for guard in GUARDS if guard != "none"
+            }
     return variants
 
 
@@ -32,7 +37,8 @@ every_loss = pytest.mark.parametrize("loss", VARIANTS.values(), ids=VARIANTS.key
 
 @dataclasses.dataclass
 class Sequences:
-    """N sequences without padding: log-probs (leaves), behaviour and reference, each [T_n]; advantages [N]."""
+    """N sequences without padding: log-probs (leaves), behaviour and reference, each [T_n]; advantages [N]. Each two
+    neighbours are a pair, and every other sequence is desirable."""
 
     logprobs: list[Tensor]
     behaviour: list[Tensor]
@@ -57,6 +63,11 @@ class Sequences:
             padded(self.reference, 0.0) if loss.needs_reference else None,
             padded([torch.ones_like(part) for part in self.logprobs], 0.0),
             torch.tensor([self.advantages[i] for i in indices], dtype=torch.float64),
+            torch.tensor([(indices.index(i), indices.index(i + 1)) for i in indices if i % 2 == 0 and i + 1 in indices])
+            .view(-1, 2)
+            .long(),
+            torch.tensor([float(i % 2 == 0) for i in indices], dtype=torch.float64),
+            0.3,
         )
 
 
@@ -74,13 +85,14 @@ def random_sequences(seed: int, lengths: list[int], spread: float = 0.4) -> Sequ
 
 def totals(sequences: Sequences, loss: Loss, parts: list[list[int]], **padding) -> dict[str, Tensor]:
     """Loss, metrics and gradients of the global batch, added up over micro-batches as the learner does."""
-    normalizer = loss.normalizer(sequences.num_tokens, len(sequences.logprobs))
+    normalizer = loss.normalizer(sequences.num_tokens, len(sequences.logprobs), len(sequences.logprobs) // 2)
     results = [loss.loss_sum(sequences.micro(indices, loss, **padding)) for indices in parts]
     total = sum(result.loss for result in results) / normalizer
-    gradients = torch.autograd.grad(total, sequences.logprobs)
+    gradients = torch.autograd.grad(total, sequences.logprobs, materialize_grads=True)
     found = {"loss": total.detach(), "gradient": torch.cat(gradients)}
     for name in results[0].metrics:
-        found[name] = sum(r.metrics[name][0] for r in results) / sum(r.metrics[name][1] for r in results)
+        count = sum(r.metrics[name][1] for r in results)
+        found[name] = sum(r.metrics[name][0] for r in results) / count if count else torch.zeros(())
     return found
 
 
@@ -92,17 +104,17 @@ def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 @every_loss
 def test_declarations(loss):
-    assert loss.signal in ("advantages", "demonstrations")
+    assert loss.signal in ("advantages", "pairs", "labels", "demonstrations")
     assert loss.min_group_size >= 1
     assert isinstance(loss.needs_reference, bool)
-    assert loss.normalizer(10, 2) > 0
+    assert loss.normalizer(10, 2, 1) > 0
     with pytest.raises(dataclasses.FrozenInstanceError):
-        loss.clip_low = 0.1
+        loss.signal = "other"
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_defaults_need_no_options_and_no_reference(name):
-    assert not LOSSES[name]().needs_reference
+def test_defaults_need_no_options_and_a_reference_only_where_the_formula_has_one(name):
+    assert LOSSES[name]().needs_reference == (name in ("dpo", "ipo", "kto"))
 
 
 @every_loss
@@ -110,7 +122,7 @@ def test_defaults_need_no_options_and_no_reference(name):
 @given(rewards=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=9))
 def test_advantages(loss, rewards):
     values = loss.advantages(rewards)
-    if loss.signal == "demonstrations":
+    if loss.signal != "advantages":
         assert values == []
         return
     assert len(values) == len(rewards)
@@ -122,7 +134,7 @@ def test_advantages(loss, rewards):
 @settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    lengths=st.lists(st.integers(1, 6), min_size=2, max_size=6),
     padding=st.integers(0, 5),
     filler=st.sampled_from([0.0, -50.0, 1e4, -1e4]),
 )
@@ -136,25 +148,31 @@ def test_padding_cannot_be_seen(loss, seed, lengths, padding, filler):
 @settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
-    rows=st.permutations(range(6)),
-    cuts=st.sets(st.integers(1, 5)),
+    units=st.permutations([(0, 1), (2, 3), (4, 5), (6, 7)]),
+    cuts=st.sets(st.integers(1, 3)),
 )
-def test_micro_batches_and_ranks_cannot_be_seen(loss, seed, rows, cuts):
-    sequences = random_sequences(seed, [3, 1, 6, 2, 2, 4])
-    parts = [rows[start:end] for start, end in itertools.pairwise([0, *sorted(cuts), 6])]
-    assert_close(totals(sequences, loss, [list(range(6))]), totals(sequences, loss, parts))
+def test_micro_batches_and_ranks_cannot_be_seen(loss, seed, units, cuts):
+    sequences = random_sequences(seed, [3, 1, 6, 2, 2, 4, 5, 1])
+    cut = [units[start:end] for start, end in itertools.pairwise([0, *sorted(cuts), 4])]
+    parts = [[i for unit in part for i in unit] for part in cut]
+    assert_close(totals(sequences, loss, [list(range(8))]), totals(sequences, loss, parts))
 
 
 @every_loss
 @pytest.mark.parametrize("advantage", [-2.0, 2.0])
 def test_the_step_goes_the_right_way(loss, advantage):
+    """Descending raises what was good (or chosen, or desirable) and lowers what was bad."""
     sequences = random_sequences(0, [4, 2], spread=0.0)
     sequences.advantages = [advantage, advantage]
-    (gradient,) = torch.autograd.grad(loss.loss_sum(sequences.micro([0], loss)).loss, sequences.logprobs[:1])
-    rises = loss.signal == "demonstrations" or advantage > 0
-    assert bool((gradient < 0 if rises else gradient > 0).all()), (
-        "descending must raise what was good, lower what was bad"
-    )
+    gradients = torch.autograd.grad(loss.loss_sum(sequences.micro([0, 1], loss)).loss, sequences.logprobs)
+    rises = {
+        "advantages": [advantage > 0] * 2,
+        "pairs": [True, False],
+        "labels": [True, False],
+        "demonstrations": [True] * 2,
+    }[loss.signal]
+    for gradient, up in zip(gradients, rises, strict=True):
+        assert bool((gradient < 0 if up else gradient > 0).all())
 
 
 @pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal == "advantages"])
@@ -177,6 +195,8 @@ def test_extreme_ratios_stay_finite(loss, dtype, log_ratio, advantage):
         (logprobs - log_ratio).detach() if loss.needs_reference else None,
         torch.ones(2, 3, dtype=dtype),
         torch.tensor([advantage, advantage], dtype=dtype),
+        torch.tensor([[0, 1]]),
+        torch.tensor([1.0, 0.0], dtype=dtype),
     )
     result = loss.loss_sum(micro)
     (gradient,) = torch.autograd.grad(result.loss, logprobs)
@@ -187,7 +207,7 @@ def test_extreme_ratios_stay_finite(loss, dtype, log_ratio, advantage):
 
 @every_loss
 def test_masked_places_have_exactly_no_gradient(loss):
-    sequences = random_sequences(3, [4, 2], spread=0.05)
+    sequences = random_sequences(3, [4, 2], spread=1e-5)
     micro = sequences.micro([0, 1], loss, padding=3, filler=-7.0)
     logprobs = micro.logprobs_NT.detach().requires_grad_()
     result = loss.loss_sum(dataclasses.replace(micro, logprobs_NT=logprobs))
@@ -200,12 +220,13 @@ def test_metrics_are_detached_scalars_over_the_tokens(loss):
     sequences = random_sequences(4, [4, 2])
     result = loss.loss_sum(sequences.micro([0, 1], loss, padding=1))
     assert result.loss.shape == ()
-    assert ("kl" in result.metrics) == loss.needs_reference
+    if loss.signal == "advantages":
+        assert ("kl" in result.metrics) == loss.needs_reference
     for value, count in result.metrics.values():
         assert value.shape == count.shape == ()
         assert not value.requires_grad
         assert not count.requires_grad
-        assert count.item() == 6
+        assert count.item() == {"advantages": 6, "pairs": 1, "labels": 1, "demonstrations": 6}[loss.signal]
 
 
 @every_loss
@@ -213,7 +234,7 @@ def test_rows_without_advantage_move_nothing_unless_a_reference_pulls(loss: Loss
     """What lets the learner skip them (`Batch.with_gradient`)."""
     if loss.signal != "advantages":
         pytest.skip(f"{loss.signal} have no advantages")
-    sequences = random_sequences(5, [3, 6, 4])
+    sequences = random_sequences(5, [3, 6, 4], spread=1e-5)
     sequences.advantages = [0.7, 0.0, -0.2]
     gradients = torch.autograd.grad(loss.loss_sum(sequences.micro([0, 1, 2], loss)).loss, sequences.logprobs)
     assert bool(gradients[1].abs().sum() == 0) != loss.needs_reference

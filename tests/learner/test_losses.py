@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.losses import LOSSES
+from learner.losses.cispo import Cispo
 from learner.losses.common import LossSum, MicroBatch, kl_estimate
 from learner.losses.dapo import Dapo
 from learner.losses.dr_grpo import DrGrpo
 from learner.losses.grpo import Grpo
+from learner.losses.gspo import Gspo
 from learner.losses.rloo import Rloo
 from learner.losses.sft import Sft
 from rollout.errors import ConfigError
@@ -117,6 +119,67 @@ def test_clip_higher_lets_rare_tokens_rise_further():
     for loss, expected in ((Grpo(), 0.0), (Dapo(), -ratio)):
         (gradient,) = torch.autograd.grad(loss.loss_sum(micro).loss, micro.logprobs_NT)
         assert gradient.item() == pytest.approx(expected)
+
+
+def log_ratios(micro: MicroBatch) -> list[list[float]]:
+    gaps = (micro.logprobs_NT - micro.behaviour_NT).tolist()
+    return [gaps[i][:length] for i, length in enumerate(LENGTHS)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("spread", [1e-4, 0.3])
+def test_gspo_weighs_whole_sequences(seed, spread):
+    micro = random_micro(seed, spread)
+    loss, gradient = 0.0, torch.zeros_like(micro.logprobs_NT)
+    for i, gaps in enumerate(log_ratios(micro)):
+        s, advantage = math.exp(sum(gaps) / len(gaps)), micro.advantages_N[i].item()
+        limited = min(max(s, 1 - 3e-4), 1 + 4e-4)
+        loss -= min(s * advantage, limited * advantage)
+        if s * advantage <= limited * advantage:
+            gradient[i, : len(gaps)] = -s * advantage / len(gaps)
+    result = Gspo().loss_sum(micro)
+    assert result.loss.item() == pytest.approx(loss, rel=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient, rtol=1e-9, atol=1e-12)
+    assert Gspo().normalizer(70, 6) == 6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cispo_caps_the_weight_and_silences_nobody(seed):
+    micro = random_micro(seed, spread=2.0)
+    gradient = torch.zeros_like(micro.logprobs_NT)
+    for i, gaps in enumerate(log_ratios(micro)):
+        for t, gap in enumerate(gaps):
+            gradient[i, t] = -min(math.exp(gap), 1.1) * micro.advantages_N[i].item()
+    result = Cispo(cap=1.1).loss_sum(micro)
+    expected = sum(
+        gradient[i, t].item() * micro.logprobs_NT[i, t].item() for i, n in enumerate(LENGTHS) for t in range(n)
+    )
+    assert result.loss.item() == pytest.approx(expected, rel=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient)
+    assert result.metrics["clip_share"][0] > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("guard", ["tis", "icepop", "geometric"])
+def test_guards_weigh_the_plain_policy_gradient(guard, seed):
+    """Against sg(pi) the ratio is 1 and nothing is clipped: what is left is w_t A grad log pi."""
+    micro = random_micro(seed, spread=1.0 if guard != "geometric" else 0.03)
+    gradient, changed = torch.zeros_like(micro.logprobs_NT), 0
+    for i, gaps in enumerate(log_ratios(micro)):
+        mean = math.exp(sum(gaps) / len(gaps))
+        for t, gap in enumerate(gaps):
+            r = math.exp(gap)
+            weight = {
+                "tis": min(r, 2.0),
+                "icepop": r if 0.5 <= r <= 5.0 else 0.0,
+                "geometric": float(0.99 <= mean <= 1.01),
+            }[guard]
+            changed += weight != (1.0 if guard == "geometric" else r)
+            gradient[i, t] = -weight * micro.advantages_N[i].item()
+    result = Grpo(guard=guard).loss_sum(micro)
+    torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient)
+    assert result.metrics["guard_share"][0].item() == changed
+    assert result.metrics["clip_share"][0].item() == 0
 
 
 def test_sft_is_the_negative_log_likelihood():

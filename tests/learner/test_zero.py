@@ -1,6 +1,7 @@
 """Real DeepSpeed: ranks, ZeRO stages and micro-batches cannot be seen in the result, and state survives exactly."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
-    data, losses = batch(), []
+    data, losses = batch("advantages"), []
     for _ in range(3):
         optimizer.zero_grad()
         total = torch.zeros(())
@@ -94,6 +95,26 @@ def test_every_way_of_sharing_the_work_gives_the_same_steps(
     for name, expected in plain[1].items():
         # Adam divides by the root of tiny squares, so a rounding error of a gradient near zero is a visible step.
         assert (weights[name] - expected).abs().mean() < 2e-5, name
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_ranks_micro_batches_and_a_recorded_reference_cannot_be_seen(model: Path, tmp_path: Path, name: str) -> None:
+    """One rank beside a copy of the starting model, and two ranks with only the table of its log-probs."""
+    options = {"name": name, "loss": {"beta": 0.5}}
+    whole, weights = train(model, tmp_path / "w", 1, learner=FP32, **options)
+    shared = {**FP32, "zero_stage": 2, "max_tokens_per_micro_batch": 64}
+    table = tmp_path / "table.parquet"
+    for _ in range(2):  # computed, then read
+        metrics, others = train(model, tmp_path / "v", 2, learner=shared, recorded=str(table), **options)
+        for ours, theirs in zip(whole, metrics, strict=True):
+            for key in {"loss", "implicit_margin", "implicit_reward_desirable", "kl_baseline"} & ours.keys():
+                assert theirs[key] == pytest.approx(ours[key], abs=1e-4), key
+        assert all((weights[key] - others[key]).abs().mean() < 5e-5 for key in weights)
+        assert table.exists()
+    assert whole[0]["loss"] == pytest.approx(math.log(2) if name == "dpo" else 0.5, abs=1e-5)
+    assert whole[2]["loss"] < whole[0]["loss"]
+    if name == "kto":
+        assert whole[2]["kl_baseline"] > 0
 
 
 def test_bf16_stays_close_to_fp32(model: Path, plain: Any, tmp_path: Path) -> None:
