@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.data_kind import KINDS, DataKind
-from rollout.chat import check_messages, completion_text
+from rollout.chat import check_messages, completion_text, with_split_conversations
 from rollout.errors import DataError
 from rollout.rows import Rows
 
@@ -104,8 +104,9 @@ def _read(row: Mapping[str, Any], parts: Sequence[str], where: str, kind: DataKi
                 else f"there is no '{kind.columns[name]}'"
             )
             raise DataError(f"{where}: {problem}; give it a value, or remove the row.")
-    if kind.kind == "pairs":
-        values = _split(values, where)
+    values = with_split_conversations(values, where)
+    if "prompt" not in values:
+        raise DataError(f"{where}: chosen and rejected are no conversations, and there is no prompt; name its column.")
     prompt = values["prompt"]
     messages = None if isinstance(prompt, str) else check_messages(prompt, where)
     texts = {"prompt": prompt if messages is None else "\n\n".join(message["content"] for message in messages)}
@@ -119,20 +120,3 @@ def _completion(value: Any, where: str) -> str:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("content") == "":
         return ""
     return "" if value == "" else completion_text(value, where)
-
-
-def _split(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Whole conversations as their shared beginning, the prompt, and two last messages; other pairs as they are."""
-    chosen, rejected = values["chosen"], values["rejected"]
-    if not (isinstance(chosen, list) and isinstance(rejected, list) and max(len(chosen), len(rejected)) > 1):
-        if "prompt" not in values:
-            raise DataError(
-                f"{where}: chosen and rejected are no conversations, and there is no prompt; name its column."
-            )
-        return values
-    if chosen[:-1] != rejected[:-1]:
-        raise DataError(
-            f"{where}: chosen and rejected are conversations that differ in more than their last message, so there is "
-            "no one prompt that both answer; let them share all but the last message."
-        )
-    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}

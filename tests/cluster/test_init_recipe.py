@@ -18,7 +18,7 @@ from cluster.init_recipe import propose
 from learner.losses import LOSSES
 from rollout.errors import ConfigError, DataError, ModelError
 from rollout.model_files import inspect_model
-from rollout.rows import COLUMNS, read_rows
+from rollout.rows import read_rows
 
 PAIR = ("chosen", "rejected")
 CHAT = [{"role": "user", "content": "2+2?"}]
@@ -189,7 +189,7 @@ def test_a_method_for_each_kind_of_data(tmp_path: Path, kind: str, wishes: Wishe
         set(recipe["data"]["columns"])
         == {
             "pairs": {"prompt", *PAIR},
-            "conversations": {*PAIR},
+            "conversations": {"prompt", *PAIR},
             "labels": {"prompt", "completion", "label"},
             "answers": {"prompt", "answer"},
             "demonstrations": {"prompt", "completion"},
@@ -204,7 +204,6 @@ def test_many_pairs_are_for_dpo() -> None:
     assert (choose("pairs", 9_999, Wishes()).name, choose("pairs", 10_000, Wishes()).name) == ("ipo", "dpo")
 
 
-@pytest.mark.skipif("chosen" not in COLUMNS, reason="recipes of this version do not read preference data yet")
 @pytest.mark.parametrize(
     ("kind", "wishes"),
     [
