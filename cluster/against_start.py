@@ -83,8 +83,8 @@ def length_warning(start: Mapping[str, float | None], now: Mapping[str, float | 
         return ""
     return (
         f"answers became shorter ({lengths[0]:.0f} to {lengths[1]:.0f} tokens), but accuracy among the longest ones "
-        f"fell from {accuracies[0]:.2f} to {accuracies[1]:.2f}: they are cut short where length is needed; go back to an "
-        "earlier checkpoint, or press less on length (a smaller length reward, a lower gamma of SimPO)"
+        f"fell from {accuracies[0]:.2f} to {accuracies[1]:.2f}: they are cut short where length is needed; go back to "
+        "an earlier checkpoint, or press less on length (a smaller length reward, a lower gamma of SimPO)"
     )
 
 
