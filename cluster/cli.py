@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.cli_data import add_data_commands
 from cluster.config import RUNS, Recipe, load_recipe, read_content
 from cluster.ray_token import prepare_token
 from cluster.stages import stage_names, train_all
@@ -103,11 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and say how to mend what would fail")
     doctor.set_defaults(run=_doctor)
 
-    init = commands.add_parser("init", help="propose a recipe for your data")
-    init.add_argument("--data", required=True, help="a .jsonl or .parquet file, a directory, or a hub name")
-    init.add_argument("--model", help="a model directory or hub name")
-    init.add_argument("--out", default="recipe.yaml", help="where to write it (default: recipe.yaml)")
-    init.set_defaults(run=_init)
+    add_data_commands(commands)
 
     up = commands.add_parser("up", help="start a Ray head on this machine, safely")
     up.add_argument("--port", type=int, default=6379)
@@ -229,18 +226,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from cluster.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
-
-
-def _init(options: argparse.Namespace) -> int:
-    from cluster.init_recipe import propose
-
-    out = Path(options.out)
-    if out.exists():
-        raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
-    text = propose(options.data, options.model)
-    out.write_text(text)
-    print(f"wrote {out}; look through it, then: volley train {out} --dry-run")
-    return 0
 
 
 def _up(options: argparse.Namespace) -> int:

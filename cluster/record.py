@@ -1,11 +1,13 @@
 """What a run leaves behind of every step: metrics, samples, progress; and the clock of its phases."""
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from cluster.against_start import win_rate
 from cluster.config import Recipe
 from cluster.evaluate import Evaluation
 from cluster.loop import Step
@@ -14,6 +16,8 @@ from cluster.progress import Progress
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
 from rollout.arrow import write_groups
+
+START_REWARDS = "start-rewards.json"
 
 
 class Record:
@@ -102,10 +106,18 @@ class Record:
             write_groups(path, done.groups, done.number)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
-        self.last_evaluation, self.evaluated_step = result.metrics, step
-        self._log.evaluation(step, result.metrics)
+        self.last_evaluation, self.evaluated_step = result.metrics | self._against_start(step, result), step
+        self._log.evaluation(step, self.last_evaluation)
         self._progress.evaluation(result.metrics)
         self._step_started = time.perf_counter()
+
+    def _against_start(self, step: int, result: Evaluation) -> dict[str, float]:
+        """Win rate against the answers of step 0; kept in a file, so that a resumed run has them, too."""
+        file, rewards = self._directory.path / START_REWARDS, [group.rewards for group in result.greedy]
+        if step == 0:
+            file.write_text(json.dumps(rewards))
+        start = json.loads(file.read_text()) if step and file.is_file() else []
+        return win_rate(rewards, start).metrics if start and len(start) == len(rewards) else {}
 
     def close(self) -> None:
         self._progress.close()

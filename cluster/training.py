@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import checkpoint
+from cluster.against_start import length_warning
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
 from cluster.config import RUNS
@@ -19,7 +20,7 @@ from cluster.diagnose import diagnose, explain
 from cluster.evaluate import Evaluation, evaluate
 from cluster.launcher import make_launcher, tune_interpreter
 from cluster.loop import Source, train
-from cluster.metrics import METRICS, read_rows
+from cluster.metrics import EVALUATIONS, METRICS, read_rows
 from cluster.record import Record
 from cluster.report import write_report
 from cluster.roll import Roller
@@ -110,6 +111,9 @@ class Training:
         found = diagnose(read_rows(self._directory.path / METRICS))
         for line in explain(found, recipe.max_staleness, recipe.launcher != "local") if found else ():
             self._say(line)
+        evaluations = read_rows(self._directory.path / EVALUATIONS)
+        if evaluations and (warning := length_warning(evaluations[0], evaluations[-1])):
+            self._say(f"warning: {warning}")
         self._say(f"model {self._directory.model}  report {write_report(self._directory.path)}")
         return self._record.last_evaluation
 

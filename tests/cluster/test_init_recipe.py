@@ -1,19 +1,37 @@
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import safetensors.numpy
+import yaml
 
-from cluster.config import Recipe, load_recipe
+from cluster.build import build, build_loss
+from cluster.cli import main
+from cluster.config import Recipe, load_recipe, parse_recipe
+from cluster.data_kind import FITTING
+from cluster.init_method import DISPLAY, REFERENCED, Wishes, choose, cost
 from cluster.init_recipe import propose
 from learner.losses import LOSSES
-from rollout.errors import DataError, ModelError
+from rollout.errors import ConfigError, DataError, ModelError
+from rollout.model_files import inspect_model
 from rollout.rows import read_rows
 
+PAIR = ("chosen", "rejected")
 CHAT = [{"role": "user", "content": "2+2?"}]
+
+
+@pytest.fixture(scope="session")
+def chat_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template."""
+    model = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(tiny_model, model)
+    template = "{% for message in messages %}{{ message.content }}\\n{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    return model
 
 
 def written(tmp_path: Path, *rows: dict[str, Any], name: str = "sums.jsonl") -> str:
@@ -107,8 +125,9 @@ def test_odd_names_stay_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen and rejected are for preference losses"),
-        ({"prompt": "a", "completion": "b", "label": True}, "a completion with a label is for KTO"),
+        ({"chosen": "b", "rejected": "c"}, r"none of its columns \(chosen, rejected\) is known as a prompt"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, r"sums.jsonl:1: 'rejected' is null"),
+        ({"prompt": "a", "completion": "b", "label": 1}, r"sums.jsonl:1: the label is 1; it must be true"),
         ({"text": "a", "id": 1}, r"none of its columns \(text, id\) is known as a prompt"),
         ({"prompt": None, "answer": "1"}, r"sums.jsonl:1: 'prompt' is null"),
         ({"messages": [*CHAT, {"role": "assistant", "content": "4"}]}, "the last chat message is the assistant's"),
@@ -121,9 +140,146 @@ def test_what_cannot_be_learned_from(tmp_path: Path, row: dict[str, Any], proble
     assert "\n" not in str(caught.value)
 
 
-def test_preferences_are_told_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"this release does not have yet; it has GRPO, .* and SFT"):
-        propose(written(tmp_path, {"chosen": "b", "rejected": "c"}))
+def rows_of(kind: str, number: int = 64) -> list[dict[str, Any]]:
+    texts = [f"What is {i} + 1?" for i in range(number)]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "pairs": [{"prompt": text, "chosen": "x", "rejected": "y"} for text in texts],
+        "conversations": [
+            {side: [{"role": "user", "content": text}, {"role": "assistant", "content": side}] for side in PAIR}
+            for text in texts
+        ],
+        "labels": [{"prompt": text, "response": "x", "label": i % 2 == 0} for i, text in enumerate(texts)],
+        "answers": [{"question": text, "answer": str(i)} for i, text in enumerate(texts)],
+        "demonstrations": [{"prompt": text, "completion": "x"} for text in texts],
+    }
+    return rows[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wishes", "name", "lr"),
+    [
+        ("pairs", Wishes(), "ipo", 5e-7),
+        ("conversations", Wishes(), "ipo", 5e-7),
+        ("pairs", Wishes(loss="DPO"), "dpo", 5e-7),
+        ("pairs", Wishes(concise=True), "simpo", 1e-6),
+        ("pairs", Wishes(low_memory=True), "orpo", 8e-6),
+        ("pairs", Wishes(concise=True, low_memory=True), "simpo", 1e-6),
+        ("labels", Wishes(), "kto", 5e-7),
+        ("answers", Wishes(), "grpo", 1e-6),
+        ("answers", Wishes(loss="rloo"), "rloo", 1e-6),
+        ("answers", Wishes(loss="dpo"), "dpo", 5e-7),
+        ("answers", Wishes(loss="kto"), "kto", 5e-7),
+        ("demonstrations", Wishes(), "sft", 1e-5),
+        ("demonstrations", Wishes(spin=True), "spin", 5e-7),
+    ],
+)
+def test_a_method_for_each_kind_of_data(tmp_path: Path, kind: str, wishes: Wishes, name: str, lr: float) -> None:
+    spec = written(tmp_path, *rows_of(kind))
+    text = propose(spec, "some/base-model", wishes)
+    recipe = yaml.safe_load(text)
+    loss = dict(recipe["loss"])
+    assert loss.pop("name") == ("dpo" if name == "spin" else name)
+    LOSSES[recipe["loss"]["name"]](**loss)
+    assert recipe["learner"]["lr"] == lr
+    assert f"Proposed method: {DISPLAY[name]}." in text
+    is_sampled = kind == "answers" or name == "spin"
+    assert ("rollout" in recipe) == is_sampled
+    assert ("rewards" in recipe) == (kind == "answers")
+    assert (
+        set(recipe["data"]["columns"])
+        == {
+            "pairs": {"prompt", *PAIR},
+            "conversations": {"prompt", *PAIR},
+            "labels": {"prompt", "completion", "label"},
+            "answers": {"prompt", "answer"},
+            "demonstrations": {"prompt", "completion"},
+        }[kind]
+    )
+    if name == "spin":
+        assert (recipe["publish_every"], recipe["reference"]["refresh_every"], recipe["steps"]) == (2, 2, 6)
+        assert (recipe["rollout"]["group_size"], recipe["stop_at"]) == (1, {"indistinguishable": 0.55})
+
+
+def test_many_pairs_are_for_dpo() -> None:
+    assert (choose("pairs", 9_999, Wishes()).name, choose("pairs", 10_000, Wishes()).name) == ("ipo", "dpo")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wishes"),
+    [
+        *((kind, Wishes(loss=loss)) for kind in ("pairs", "labels", "answers") for loss in FITTING[kind]),
+        ("conversations", Wishes()),
+        ("demonstrations", Wishes()),
+        ("demonstrations", Wishes(spin=True)),
+    ],
+)
+def test_what_is_proposed_passes_all_checks_of_a_run(
+    tmp_path: Path, chat_model: Path, kind: str, wishes: Wishes
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(propose(written(tmp_path, *rows_of(kind)), str(chat_model), wishes))
+    parts = build(load_recipe(str(file)))
+    method = choose("pairs" if kind == "conversations" else kind, 64, wishes)
+    assert (parts.loss.needs_reference, parts.needs_engine) == (method.needs_reference, method.is_sampled)
+
+
+@pytest.mark.parametrize("name", [name for name in DISPLAY if name != "spin"])
+def test_which_losses_have_a_reference(name: str) -> None:
+    kind = next(kind for kind, fitting in FITTING.items() if name in fitting)
+    options = yaml.safe_load(choose(kind, 64, Wishes(loss=name)).loss)
+    loss = build_loss(parse_recipe({"name": "x", "model": "x", "data": {"train": "x"}, "steps": 1, "loss": options}))
+    assert loss.needs_reference == (name in REFERENCED)
+
+
+def test_every_loss_fits_some_data() -> None:
+    assert {name for fitting in FITTING.values() for name in fitting} == {*LOSSES, "spin"} == set(DISPLAY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wishes", "problem"),
+    [
+        ("pairs", Wishes(loss="kto"), r"--loss kto: KTO does not fit .*; these fit: dpo, ipo, simpo, orpo\."),
+        ("labels", Wishes(concise=True), r"--concise: SimPO does not fit rows with a labelled answer each; .* kto\."),
+        ("answers", Wishes(spin=True), "--spin: SPIN does not fit"),
+        ("demonstrations", Wishes(loss="nonsense"), "there is no such method; your data fits sft, spin"),
+        ("pairs", Wishes(loss="dpo", concise=True), "--loss dpo and --concise both choose"),
+        ("demonstrations", Wishes(spin=True, low_memory=True), "--spin and --low-memory choose different"),
+    ],
+)
+def test_wishes_that_the_data_cannot_fulfil(kind: str, wishes: Wishes, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        choose(kind, 64, wishes)
+
+
+@pytest.mark.parametrize(("good", "bad"), [(60, 40), (95, 5), (10, 90), (400, 600)])
+def test_ktos_weights_balance_the_classes(good: int, bad: int) -> None:
+    loss = yaml.safe_load(choose("labels", good + bad, Wishes(), [True] * good + [False] * bad).loss)
+    ratio = good * loss["desirable_weight"] / (bad * loss["undesirable_weight"])
+    assert 1 <= ratio <= 4 / 3 or (good, bad) == (60, 40)
+    assert 1.0 in (loss["desirable_weight"], loss["undesirable_weight"])
+
+
+def test_the_cost_in_copies_of_the_model(tiny_model: Path) -> None:
+    size = inspect_model(tiny_model).num_parameters * 16 / 2**30
+    offline = cost(choose("pairs", 64, Wishes(loss="dpo")), str(tiny_model))
+    assert offline.startswith(
+        f"one copy of the model: the model in training ({size:.3g} GiB); the reference takes none"
+    )
+    assert "no reference" in cost(choose("pairs", 64, Wishes(low_memory=True)), str(tiny_model))
+    assert cost(choose("demonstrations", 64, Wishes(spin=True)), str(tiny_model)).startswith("3 copies of the model:")
+    assert cost(choose("answers", 64, Wishes()), "org/Model-7B-Instruct").startswith(
+        "2 copies of the model: the model in training (about 104 GiB) and the sampler's copy (about 13 GiB)"
+    )
+    assert "GiB" not in cost(choose("answers", 64, Wishes()), "org/model")
+
+
+def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "recipe.yaml"
+    spec = written(tmp_path, *rows_of("pairs"))
+    assert main(["init", "--data", spec, "--out", str(out), "--low-memory"]) == 0
+    assert "Proposed method: ORPO. You have 64 pairs." in capsys.readouterr().out
+    assert yaml.safe_load(out.read_text())["loss"] == {"name": "orpo", "odds_weight": 0.1}
+    assert main(["init", "--data", spec, "--out", str(tmp_path / "other.yaml"), "--loss", "sft"]) == 2
 
 
 def test_a_local_model_bounds_the_lengths(tmp_path: Path, char_tokenizer: Any) -> None:

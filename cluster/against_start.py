@@ -1,0 +1,104 @@
+"""Evaluation against the start of the run: who wins, and whether answers got shorter at the price of being wrong.
+
+- win rate: how often the answers of now have a higher reward than the starting model's to the same prompt; ties count
+  half. With several answers a side, the share over all pairs of them, then the mean over prompts.
+- conciseness: a falling response length is no success where accuracy falls among the longest answers, which is where
+  length is needed. The buckets are those of `evaluate.greedy_metrics`.
+
+Left out: judges; a judge's comparison is turned into rewards first.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Z_95 = 1.959964
+SHORTER = 0.95  # of the length at the start; less than 5 % is taken for chance
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """rate, low, high: mean over prompts, and its 95 % interval; NaN without prompts. wins, ties, losses: prompts by
+    their own share above, at and below a half. left_out: prompts with nothing but unscorable answers on a side."""
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
+    left_out: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For an evaluation's record."""
+        return {"win_rate": self.rate, "win_rate_low": self.low, "win_rate_high": self.high}
+
+
+def win_rate(now: Sequence[Sequence[float]], start: Sequence[Sequence[float]]) -> WinRate:
+    """now, start: for each prompt, in the same order, the rewards of its answers, NaN where unscorable.
+
+    The interval is the adjusted Wald interval for paired comparisons (Bonett and Price 2012): as if there were one more
+    win and one more loss, which keeps it honest for few prompts and where all are ties. Raises `ValueError` where the
+    two are not for the same prompts.
+    """
+    if len(now) != len(start):
+        raise ValueError(
+            f"there are answers to {len(now)} prompts now and to {len(start)} at the start; compare equals."
+        )
+    found = [_share(*sides) for sides in zip(now, start, strict=True)]
+    shares = [share for share in found if not math.isnan(share)]
+    if not shares:
+        return WinRate(math.nan, math.nan, math.nan, 0, 0, 0, len(found))
+    num = len(shares) + 2
+    adjusted = [*shares, 1.0, 0.0]
+    mean = sum(adjusted) / num
+    half = Z_95 * math.sqrt(sum((share - mean) ** 2 for share in adjusted) / num / num)
+    return WinRate(
+        sum(shares) / len(shares),
+        max(0.0, mean - half),
+        min(1.0, mean + half),
+        sum(share > 0.5 for share in shares),
+        sum(share == 0.5 for share in shares),
+        sum(share < 0.5 for share in shares),
+        len(found) - len(shares),
+    )
+
+
+def length_warning(start: Mapping[str, float | None], now: Mapping[str, float | None]) -> str:
+    """A sentence where answers got shorter and those of the longest bucket less often right, beyond chance; else "".
+
+    start, now: metrics as `evaluate.greedy_metrics` gives them (None, like NaN, is not known). Chance: a fall that
+    happens in fewer than one of twenty cases where nothing changed (one-sided, normal approximation).
+    """
+    longest = max((name for name in now if name.endswith("/accuracy")), key=_bucket, default="")
+    lengths = _number(start, "response_length_mean"), _number(now, "response_length_mean")
+    accuracies = _number(start, longest), _number(now, longest)
+    per_bucket = min(_number(start, "prompts"), _number(now, "prompts")) / max(1, _bucket(longest))
+    # Comparisons with NaN are false, so what is not known never warns.
+    if not lengths[1] < SHORTER * lengths[0]:
+        return ""
+    spread = math.sqrt(sum(each * (1 - each) for each in accuracies) / per_bucket) if per_bucket > 0 else math.nan
+    if not accuracies[0] - accuracies[1] > 1.645 * spread:
+        return ""
+    return (
+        f"answers became shorter ({lengths[0]:.0f} to {lengths[1]:.0f} tokens), but accuracy among the longest ones "
+        f"fell from {accuracies[0]:.2f} to {accuracies[1]:.2f}: they are cut short where length is needed; go back to "
+        "an earlier checkpoint, or press less on length (a smaller length reward, a lower gamma of SimPO)"
+    )
+
+
+def _share(now: Sequence[float], start: Sequence[float]) -> float:
+    """Of the pairs of one prompt's answers, how many the one of now wins; NaN if there are none."""
+    pairs = [(a, b) for a in now for b in start if not math.isnan(a) and not math.isnan(b)]
+    return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs) if pairs else math.nan
+
+
+def _bucket(name: str) -> int:
+    """The number in `length_bucket_N/accuracy`; 0 for no name."""
+    return int(name.partition("/")[0].rpartition("_")[2] or 0)
+
+
+def _number(metrics: Mapping[str, float | None], name: str) -> float:
+    value = metrics.get(name)
+    return math.nan if value is None else value

@@ -1,0 +1,154 @@
+"""`volley audit`: what in a data set would spoil training, what it predicts, and how to mend it, before anything runs.
+
+Rows are read and compared in seconds; nothing is trained or sampled. With a model's tokenizer, lengths are counted in
+tokens: those of a sample for the statistics, and all that could reach the model's limit for truncation.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cluster.audit_checks import (
+    check_answers,
+    check_duplicates,
+    check_empty,
+    check_labels,
+    check_pairs,
+    check_rows,
+    leakage,
+    length_gap,
+)
+from cluster.audit_report import Finding
+from cluster.audit_table import Table, make_table
+from cluster.data_kind import find_kind
+from rollout.chat import render_chat
+from rollout.errors import ConfigError
+from rollout.model_files import ModelFacts, inspect_model, resolve_model
+from rollout.rows import read_rows
+
+SAMPLE = 2_000
+BATCH_SIZE = 1_024
+CHAT_BYTES = 256
+"""What a chat template adds to a message, at most, so that a text so much below the limit need not be tokenised."""
+
+
+def audit(
+    data: str, model: str = "", test: str = "", columns: Mapping[str, str] | None = None
+) -> tuple[list[Finding], Table]:
+    """Look at the data set `data` (as `rollout.rows.read_rows` takes it). columns: our name -> the data's, for names
+    that are not found by themselves. test: the held-out data set, for leakage.
+
+    Raises `DataError` for data that cannot be read at all or has no prompts; `ModelError` for a broken model.
+    """
+    table = _table(data, columns or {})
+    findings = [*check_rows(table)]
+    if len(table):
+        findings += [*check_empty(table), *check_duplicates(table), *check_pairs(table), *check_labels(table)]
+        findings += [*check_answers(table), *_lengths(table, model)]
+        if test:
+            findings.append(leakage(table, _table(test, columns or {})))
+    return findings, table
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """`["prompt=question"]` as our name -> the data's. Raises `ConfigError`."""
+    columns = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise ConfigError(f"--columns {pair}: write our name = the data's name, for instance prompt=question.")
+        columns[ours] = theirs
+    return columns
+
+
+def _table(data: str, columns: Mapping[str, str]) -> Table:
+    rows = read_rows(data, {}, ())
+    return make_table(rows, find_kind(rows, columns))
+
+
+def _lengths(table: Table, model: str) -> Iterator[Finding]:
+    """Chosen against rejected, and rows that the model cannot take."""
+    tokenizer, facts = None, None
+    if model:
+        from transformers import AutoTokenizer
+
+        facts = inspect_model(resolve_model(model))
+        tokenizer = AutoTokenizer.from_pretrained(facts.path)
+    if table.kind == "pairs":
+        step = max(1, len(table) // SAMPLE) if tokenizer else 1
+        sides = [table.texts[part][::step] for part in ("chosen", "rejected")]
+        chosen, rejected = (_num_tokens(tokenizer, side) if tokenizer else list(map(len, side)) for side in sides)
+        sampled = f" in {len(chosen):,} of the pairs" if step > 1 else ""
+        yield length_gap(chosen, rejected, f"tokens{sampled}" if tokenizer else "characters")
+    yield _truncation(table, tokenizer, facts) if facts else _characters(table)
+
+
+def _characters(table: Table) -> Finding:
+    longest = max(range(len(table)), key=lambda i: sum(_longest(table, i)))
+    prompt, completion = _longest(table, longest)
+    found = (
+        f"not checked, for want of a tokenizer: the longest row has {prompt + completion:,} characters "
+        f"({prompt:,} of prompt), at {table.where(longest)}"
+    )
+    numbers = {"characters_max": float(prompt + completion)}
+    return Finding("truncation", "ok", f"{found}; --model counts tokens against its limit", numbers=numbers)
+
+
+def _longest(table: Table, index: int) -> tuple[int, int]:
+    """Characters of a row's prompt and of its longest completion."""
+    completions = (len(table.texts[part][index]) for part in table.completions)
+    return len(table.texts["prompt"][index]), max(completions, default=0)
+
+
+def _truncation(table: Table, tokenizer: Any, facts: ModelFacts) -> Finding:
+    """Rows that are longer than the model, end token included. A token is at least one byte, so a text with no more
+    bytes than the limit fits, and only the others are tokenised."""
+    limit = facts.max_length
+    is_chat = getattr(tokenizer, "chat_template", None) is not None
+    candidates = []
+    for i in range(len(table)):
+        messages = 0 if isinstance(table.prompts[i], str) else len(table.prompts[i])
+        room = limit - 1 - CHAT_BYTES * (messages or is_chat)
+        if 4 * sum(_longest(table, i)) > room and sum(_num_bytes(table, i)) > room:
+            candidates.append(i)
+    lengths = [0] * len(candidates)
+    for start in range(0, len(candidates), BATCH_SIZE):
+        some = candidates[start : start + BATCH_SIZE]
+        prompts = _num_tokens(tokenizer, [_prompt(table, i, tokenizer if is_chat else None) for i in some])
+        completions = [_num_tokens(tokenizer, [table.texts[part][i] for i in some]) for part in table.completions]
+        for k, num_prompt in enumerate(prompts):
+            lengths[start + k] = num_prompt + 1 + max((side[k] for side in completions), default=0)
+    over = [i for i, length in zip(candidates, lengths, strict=True) if length > limit]
+    numbers = {"limit": float(limit), "rows": float(len(over)), "tokens_max": float(max(lengths, default=0))}
+    if not over:
+        return Finding("truncation", "ok", f"every row fits into the model's {limit:,} tokens", numbers=numbers)
+    found = (
+        f"{len(over):,} of {len(table):,} rows ({len(over) / len(table):.1%}) are longer than the model's {limit:,} "
+        f"tokens, the longest has {max(lengths):,}, the first at {table.where(over[0])}"
+    )
+    mend = (
+        "training drops and counts them (data.on_long), so what is left is shorter; shorten them or take a longer model"
+    )
+    return Finding("truncation", "warn", found, mend, numbers)
+
+
+def _num_bytes(table: Table, index: int) -> tuple[int, int]:
+    """Bytes of a row's prompt and of its longest completion."""
+    completions = (len(table.texts[part][index].encode()) for part in table.completions)
+    return len(table.texts["prompt"][index].encode()), max(completions, default=0)
+
+
+def _prompt(table: Table, index: int, chat: Any) -> str:
+    """The prompt as text for the tokenizer: under the model's chat template where it has one."""
+    prompt = table.prompts[index]
+    if chat is None:
+        return table.texts["prompt"][index]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return render_chat(chat, messages, table.where(index))
+
+
+def _num_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), BATCH_SIZE):
+        some = list(texts[start : start + BATCH_SIZE])
+        ids += tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [len(each) for each in ids]
