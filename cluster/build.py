@@ -29,7 +29,8 @@ ENGINE_DTYPES = {"bf16": 2, "fp32": 4}
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of, checked. prompts: of the training data. dataset: its completions, None where the policy
-    gives all of them. is_sampled: whether the policy gives any. test_prompts: in file order. max_model_len: prompt +
+    gives all of them. is_sampled: whether the policy gives any. test_prompts: in file order, to be answered and scored.
+    test_dataset: held-out rows with completions, None where there are rewards to evaluate by. max_model_len: prompt +
     completion tokens at most."""
 
     recipe: Recipe
@@ -40,6 +41,7 @@ class Parts:
     dataset: DatasetGroups | None
     is_sampled: bool
     test_prompts: tuple[Prompt, ...]
+    test_dataset: DatasetGroups | None
     max_model_len: int
 
     @property
@@ -75,10 +77,12 @@ def build(recipe: Recipe) -> Parts:
     signal = "demonstrations" if completions == "both" else loss.signal
     needed = ("prompt", *COLUMNS_OF[signal]) if has_dataset else scored
     rows = read_rows(recipe.data.train, recipe.data.columns, needed)
-    test_rows = read_rows(recipe.data.test, recipe.data.columns, scored) if recipe.data.test else None
+    measures = has_dataset and not is_sampled and not recipe.rewards
+    test_needed = needed if measures else scored
+    test_rows = read_rows(recipe.data.test, recipe.data.columns, test_needed) if recipe.data.test else None
     scored_together = 0 if has_dataset else recipe.rollout.group_size
     check_rewards(recipe.rewards, _columns(test_rows if has_dataset else rows), scored_together)
-    if recipe.data.test and not recipe.rewards:
+    if recipe.data.test and not recipe.rewards and not measures:
         raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
     tokenizer = load_tokenizer(facts)
     prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
@@ -86,11 +90,17 @@ def build(recipe: Recipe) -> Parts:
     if has_dataset:
         dataset = DatasetGroups(prompts, tokenizer, signal, facts.max_length, recipe.data.on_long)
     test_prompts: tuple[Prompt, ...] = ()
+    test_dataset = None
     if test_rows is not None:
-        test_prompts = tuple(PromptSet(test_rows, tokenizer, recipe.data, recipe.seed).in_order())
-        test_prompts = test_prompts[: recipe.eval.max_prompts or None]
+        held_out = PromptSet(test_rows, tokenizer, recipe.data, recipe.seed)
+        if measures:
+            test_dataset = DatasetGroups(held_out, tokenizer, signal, facts.max_length, recipe.data.on_long)
+        else:
+            test_prompts = tuple(held_out.in_order())[: recipe.eval.max_prompts or None]
     max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
-    return Parts(recipe, facts, tokenizer, loss, prompts, dataset, is_sampled, test_prompts, max_model_len)
+    return Parts(
+        recipe, facts, tokenizer, loss, prompts, dataset, is_sampled, test_prompts, test_dataset, max_model_len
+    )
 
 
 def _completions(recipe: Recipe, loss: Loss) -> str:

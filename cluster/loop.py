@@ -109,7 +109,7 @@ async def train(
                 async with log.phase("evaluate"):
                     result = await evaluate()
                 log.evaluation(step, result)
-                reached |= 0 < recipe.stop_at.pass_at_1 <= result.metrics["pass@1"]
+                reached |= 0 < recipe.stop_at.pass_at_1 <= result.metrics.get("pass@1", 0.0)
             if recipe.save_every and step % recipe.save_every == 0:
                 async with log.phase("save"):
                     await save(step)

@@ -44,8 +44,10 @@ class Progress:
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
         """Show the newest held-out accuracy from now on."""
-        if not math.isnan(metrics["pass@1"]):
-            self._held_out = f"pass@1 {metrics['pass@1']:.2f}"
+        for name in ("pass@1", "preference_accuracy", "loss"):
+            if not math.isnan(metrics.get(name, math.nan)):
+                self._held_out = f"held-out {name} {metrics[name]:.2f}"
+                return
 
     def close(self) -> None:
         if self._bar is not None:
@@ -54,6 +56,7 @@ class Progress:
 
 def _numbers(row: Mapping[str, float]) -> list[str]:
     shown = {"loss": "loss {:.3f}", "reward_mean": "reward {:.2f}", "accuracy": "accuracy {:.2f}"}
+    shown["preference_accuracy"] = "preferred {:.2f}"
     parts = [form.format(row[name]) for name, form in shown.items() if not math.isnan(row.get(name, math.nan))]
     speed = row["samples_per_s"]
     tokens = speed * row["completion_tokens"] / row["samples"]

@@ -15,7 +15,7 @@ from cluster.against_start import length_warning
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
 from cluster.config import RUNS
-from cluster.dataset_source import DatasetSource
+from cluster.dataset_source import DatasetGroups, DatasetSource
 from cluster.diagnose import diagnose, explain
 from cluster.evaluate import Evaluation, evaluate
 from cluster.launcher import make_launcher, tune_interpreter
@@ -25,7 +25,7 @@ from cluster.record import Record
 from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
-from learner.batch import Labels, Row, can_learn_from, make_batch
+from learner.batch import Batch, Labels, Row, can_learn_from, make_batch
 from rewards.scorer import Scorer
 from rollout.engine import EngineLost, Sampling
 from rollout.errors import CheckpointError, ModelError
@@ -101,7 +101,7 @@ class Training:
                 self._version,
             )
             watching.cancel()
-        if self._parts.test_prompts and self._record.evaluated_step != self._learner.step and not self._stop.is_set():
+        if recipe.data.test and self._record.evaluated_step != self._learner.step and not self._stop.is_set():
             self._record.evaluation(self._learner.step, await self._evaluate())
         if self._stop.is_set():
             self._say(f"stopped at step {self._learner.step} with a checkpoint; go on with --resume")
@@ -143,11 +143,13 @@ class Training:
         """Have the reference's log-probs of all rows of the run computed, or read where an earlier run left them."""
         parts, recipe = self._parts, self._recipe
         assert parts.dataset is not None
-        rows: list[Row] = []
+        batches = [self._held_out_batch(parts.test_dataset)] if parts.test_dataset is not None else []
         for step in range(recipe.steps):
             first = step * recipe.groups_per_step
             groups = [parts.dataset.group_at(first + i, 0) for i in range(recipe.groups_per_step)]
-            batch = make_batch(groups, parts.loss, 0, recipe.signal)
+            batches.append(make_batch(groups, parts.loss, 0, recipe.signal))
+        rows: list[Row] = []
+        for batch in batches:
             rows += batch.rows + (batch.signal.mismatched if isinstance(batch.signal, Labels) else ())
         exactly = f"{weights_fingerprint(parts.model)}/{recipe.learner.dtype}/{recipe.rollout.temperature}"
         file = f"{hashlib.sha256(exactly.encode()).hexdigest()[:16]}-{parts.lineage['data']}.parquet"
@@ -185,9 +187,16 @@ class Training:
 
     async def _evaluate(self) -> Evaluation:
         recipe, parts = self._recipe, self._parts
+        if parts.test_dataset is not None:
+            return Evaluation(await self._learner.measure(self._held_out_batch(parts.test_dataset)), ())
         return await evaluate(
             self._roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
         )
+
+    def _held_out_batch(self, dataset: DatasetGroups) -> Batch:
+        number = min(len(dataset), self._recipe.eval.max_prompts or len(dataset))
+        groups = [dataset.group_at(i, 0) for i in range(number)]
+        return make_batch(groups, self._parts.loss, 0, self._recipe.signal)
 
     async def _save(self, step: int) -> None:
         state = {

@@ -34,6 +34,10 @@ class LearnerGroup:
         result: Update = updates[0]
         return result
 
+    async def measure(self, batch: Batch) -> dict[str, float]:
+        """See `LearnerRank.measure`."""
+        return dict((await self._all("measure", self._share(batch)))[0])
+
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `LearnerRank.logprobs`."""
         return list((await self._all("logprobs", sequences))[0])

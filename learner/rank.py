@@ -114,6 +114,21 @@ class LearnerRank:
             }
         )
 
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """Loss and metrics of `batch`, nothing learned; for held-out data. All ranks call it together."""
+        normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows), batch.num_pairs)
+        lengths = [row.num_tokens for row in batch.rows]
+        shares = plan_units(batch.units, lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
+        sums, baseline = Sums(), self._baseline(batch)
+        with torch.no_grad():
+            for indices in shares[self._rank]:
+                data, logprobs_M, _ = self._forward(batch, indices)
+                if indices:
+                    result = self._loss.loss_sum(self._micro_batch(batch, indices, data, logprobs_M, baseline))
+                    sums.add(float(result.loss) / normalizer, result.metrics)
+        sums.reduce(self._num_ranks, self._zero.device)
+        return {"loss": sums.loss, **sums.means(), **batch.facts}
+
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs at temperature 1 of every token but the first, as the engine's `logprobs`; for parity. All ranks
         call it together."""
@@ -234,9 +249,7 @@ class LearnerRank:
         self, batch: Batch, indices: list[int], normalizer: float, baseline: float, is_last: bool, sums: Sums
     ) -> None:
         """Forward and backward of one micro-batch; an empty one (ranks must keep step) runs a row without weight."""
-        values = batch.signal.values if isinstance(batch.signal, Advantages) else (0.0,) * len(batch.rows)
-        data = collate(batch.rows, indices or [0], values, self._pad_id).to(self._zero.device)
-        logprobs_M, entropy_M = self._zero.forward(*data.model_inputs, self._temperature)
+        data, logprobs_M, entropy_M = self._forward(batch, indices)
         if not indices:
             self._zero.backward(logprobs_M.sum() * 0.0, is_last)
             return
@@ -246,6 +259,12 @@ class LearnerRank:
         self._zero.backward(result.loss * (self._num_ranks / normalizer), is_last)
         sums.add(float(result.loss.detach()) / normalizer, result.metrics)
         sums.add(0.0, observed(data, micro, entropy_M, self._loss.signal))
+
+    def _forward(self, batch: Batch, indices: list[int]) -> tuple[Collated, Tensor, Tensor]:
+        values = batch.signal.values if isinstance(batch.signal, Advantages) else (0.0,) * len(batch.rows)
+        data = collate(batch.rows, indices or [0], values, self._pad_id).to(self._zero.device)
+        logprobs_M, entropy_M = self._zero.forward(*data.model_inputs, self._temperature)
+        return data, logprobs_M, entropy_M
 
     def _micro_batch(
         self, batch: Batch, indices: list[int], data: Collated, logprobs_M: Tensor, baseline: float

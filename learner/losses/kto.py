@@ -44,17 +44,22 @@ class Kto:
         return num_sequences
 
     def loss_sum(self, micro: MicroBatch) -> LossSum:
-        """Metrics: implicit_reward_desirable and implicit_reward_undesirable (beta R), means of their class."""
+        """Metrics: implicit_reward_desirable and implicit_reward_undesirable (beta R), means of their class;
+        label_accuracy, the share whose reward lies on the right side of the baseline, ties half."""
         assert micro.reference_NT is not None, "KTO needs reference log-probs"
         reward_N = self.beta * sequence_sums(micro.logprobs_NT - micro.reference_NT, micro.mask_NT)
         desirable_N = micro.labels_N
         sign_N = 2 * desirable_N - 1
         weight_N = desirable_N * self.desirable_weight + (1 - desirable_N) * self.undesirable_weight
         loss_N = weight_N * torch.sigmoid(-sign_N * (reward_N - self.beta * micro.baseline))
-        detached_N = reward_N.detach()
+        detached_N, count = reward_N.detach(), reward_N.new_tensor(float(len(reward_N)))
         return LossSum(
             loss_N.sum(),
             {
+                "label_accuracy": (
+                    (0.5 * (1 + (sign_N * (detached_N - self.beta * micro.baseline)).sign())).sum(),
+                    count,
+                ),
                 "implicit_reward_desirable": ((detached_N * desirable_N).sum(), desirable_N.sum()),
                 "implicit_reward_undesirable": ((detached_N * (1 - desirable_N)).sum(), (1 - desirable_N).sum()),
             },

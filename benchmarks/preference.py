@@ -1,0 +1,225 @@
+"""The preference family where it can be seen: on real pairs, on little data, on pairs confounded by length, in memory.
+
+    .venv/bin/python benchmarks/preference.py gsm8k [--steps 100]    every offline method on real solutions
+    .venv/bin/python benchmarks/preference.py small [--epochs 20]    DPO and IPO on 200 pairs, over and over
+    .venv/bin/python benchmarks/preference.py length [--seeds 3]     DPO and SimPO where the chosen are longer
+    .venv/bin/python benchmarks/preference.py memory                 what a reference model costs
+
+gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
+labels for KTO); one question in ten is held out. A small Llama of one token a character, first taught the train side's
+correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: chosen are right
+and think aloud for longer than needed, rejected are wrong and brief, or right and brief for one pair in three.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster.demo import make_model, make_tokenizer, worked_answer
+from cluster.metrics import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM = ROOT / "runs" / "demo-warm-up" / "model"
+PROBLEMS = ROOT / "runs" / "demo" / "data"
+SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+def train(directory: Path, name: str, recipe: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Metrics and evaluations of a run in `directory`."""
+    path = directory / f"{name}.yaml"
+    path.write_text(json.dumps({"name": name, "save_rollouts": False, **recipe}))
+    volley = Path(sys.executable).with_name("volley")
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(
+        [str(volley), "train", str(path)], cwd=directory, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+    run = directory / "runs" / name
+    return read_rows(run / "metrics.jsonl"), read_rows(run / "evaluations.jsonl")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def gsm8k(steps: int) -> None:
+    source = Path(os.environ["VOLLEY_TEST_DATA"]) / "gsm8k" / "model_solutions.jsonl"
+    questions = [json.loads(line) for line in source.read_text().splitlines()]
+    with tempfile.TemporaryDirectory() as out:
+        directory = Path(out)
+        sides: dict[str, list[list[dict[str, Any]]]] = {"train": [[], [], []], "test": [[], [], []]}
+        characters: set[str] = set()
+        for number, question in enumerate(questions):
+            pairs, labels, shown = sides["test" if number % 10 == 0 else "train"]
+            prompt = question["question"] + "\n"
+            solutions = [question[solver] for solver in SOLVERS if len(question[solver]["solution"]) < 600]
+            right = [each["solution"] for each in solutions if each["is_correct"]]
+            wrong = [each["solution"] for each in solutions if not each["is_correct"]]
+            characters.update(prompt, *right, *wrong)
+            pairs += [{"prompt": prompt, "chosen": a, "rejected": b} for a, b in itertools.product(right, wrong)][:2]
+            labels += [{"prompt": prompt, "completion": each, "label": True} for each in right]
+            labels += [{"prompt": prompt, "completion": each, "label": False} for each in wrong]
+            shown += [{"prompt": prompt, "completion": each} for each in right]
+        for side, parts in sides.items():
+            for kind, rows in zip(("pairs", "labels", "shown"), parts, strict=True):
+                write(directory / f"{kind}-{side}.jsonl", rows)
+        tokenizer = make_tokenizer("".join(sorted(characters - set("<>"))) + "<>")
+        make_model(directory / "start", 0, tokenizer, max_position_embeddings=2048)
+        learner = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
+        base = {"groups_per_step": 8, "data": {}, "learner": learner}
+        sft = {**base, "model": str(directory / "start"), "steps": 150, "loss": "sft", "groups_per_step": 16}
+        sft |= {"data": {"train": "shown-train.jsonl"}, "learner": {**learner, "lr": 1e-3}}
+        rows, _ = train(directory, "sft", sft)
+        print(f"SFT: loss {rows[0]['loss']:.2f} -> {rows[-1]['loss']:.2f} nats a character", flush=True)
+        print(f"{'':8}{'held-out accuracy':>22}{'loss':>18}{'chosen log-prob':>22}   (start -> after {steps} steps)")
+        for name in ("dpo", "ipo", "simpo", "orpo", "kto"):
+            kind = "labels" if name == "kto" else "pairs"
+            recipe = {**base, "model": str(directory / "runs" / "sft" / "model"), "steps": steps, "eval_every": steps}
+            recipe |= {"data": {"train": f"{kind}-train.jsonl", "test": f"{kind}-test.jsonl"}, "loss": {"name": name}}
+            recipe["learner"] = {**learner, "lr": 1e-4}
+            if name == "kto":
+                recipe["groups_per_step"] = 16
+            _, found = train(directory, name, recipe)
+            first, last = found[0], found[-1]
+            key = "preference_accuracy" if name != "kto" else "label_accuracy"
+            print(
+                f"{name:8}{first[key]:>12.3f} -> {last[key]:.3f}{first['loss']:>10.3f} -> {last['loss']:.3f}"
+                f"{first.get('chosen_logprob', float('nan')):>12.3f} -> {last.get('chosen_logprob', float('nan')):.3f}",
+                flush=True,
+            )
+
+
+def confounded(problems: list[dict[str, str]], rng: random.Random) -> list[dict[str, str]]:
+    """Chosen: right, with the sum said twice. Rejected: wrong or (one in three) right, and brief."""
+    pairs = []
+    for problem in problems:
+        a, b = map(int, problem["prompt"][:-2].split("+"))
+        right = worked_answer(a, b)
+        thought, answer = right.split("</think>")
+        brief = right if rng.random() < 1 / 3 else worked_answer(a, b, rng)
+        longer = f"{thought} {thought.removeprefix('<think>')}</think>{answer}"
+        pairs.append({"prompt": problem["prompt"], "chosen": longer, "rejected": brief})
+    return pairs
+
+
+def small(epochs: int) -> None:
+    rng = random.Random(0)
+    problems = [json.loads(line) for line in (PROBLEMS / "train.jsonl").read_text().splitlines()][:200]
+    pairs = []
+    for problem in problems:
+        a, b = map(int, problem["prompt"][:-2].split("+"))
+        pairs.append({**problem, "chosen": worked_answer(a, b), "rejected": worked_answer(a, b, rng)})
+    with tempfile.TemporaryDirectory() as out:
+        directory = Path(out)
+        write(directory / "pairs.jsonl", pairs)
+        steps = epochs * len(pairs) // 20
+        print(f"log-ratio difference D on 200 pairs; IPO's target is 1/(2 tau) = 5 for tau 0.1 ({epochs} epochs)")
+        for name, beta in (("dpo", "beta"), ("ipo", "tau")):
+            recipe = {"model": str(WARM), "steps": steps, "groups_per_step": 20, "data": {"train": "pairs.jsonl"}}
+            recipe |= {"loss": {"name": name, beta: 0.1}, "learner": {"dtype": "fp32", "zero_stage": 1, "lr": 5e-5}}
+            rows, _ = train(directory, name, recipe)
+            margins = [row["implicit_margin"] / 0.1 for row in rows]
+            ends = [statistics.fmean(margins[k * steps // 5 : (k + 1) * steps // 5]) for k in range(5)]
+            print(
+                f"{name:5}" + "".join(f"{value:9.1f}" for value in ends) + "   (means over fifths of the run)",
+                flush=True,
+            )
+
+
+def length(seeds: int) -> None:
+    problems = [json.loads(line) for line in (PROBLEMS / "train.jsonl").read_text().splitlines()]
+    print(f"{'':8}{'seed':>5}{'pass@1':>18}{'response tokens':>22}   (start -> end)")
+    for seed, name in itertools.product(range(seeds), ("dpo", "simpo")):
+        with tempfile.TemporaryDirectory() as out:
+            directory = Path(out)
+            write(directory / "pairs.jsonl", confounded(problems[:3000], random.Random(seed)))
+            recipe = {"model": str(WARM), "steps": 60, "groups_per_step": 32, "seed": seed, "eval_every": 60}
+            recipe |= {"data": {"train": "pairs.jsonl", "test": str(PROBLEMS / "test.jsonl")}, "rewards": ["math"]}
+            recipe |= {"rollout": {"max_tokens": 80}, "eval": {"max_prompts": 256}}
+            recipe |= {"loss": {"name": name}, "learner": {"dtype": "fp32", "zero_stage": 1, "lr": 3e-5}}
+            _, found = train(directory, name, recipe)
+            first, last = found[0], found[-1]
+            print(
+                f"{name:8}{seed:>5}{first['pass@1']:>10.2f} -> {last['pass@1']:.2f}"
+                f"{first['response_length_mean']:>14.1f} -> {last['response_length_mean']:.1f}",
+                flush=True,
+            )
+
+
+def memory() -> None:
+    """Peak resident memory of one update, each in a process of its own, with and without a second model."""
+    with tempfile.TemporaryDirectory() as out:
+        model = Path(out) / "model"
+        make_model(model, 0, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
+        size = (model / "model.safetensors").stat().st_size
+        print(f"model: {size / 2**20:.0f} MiB in fp32")
+        peaks = {}
+        for name, recorded in (("orpo", False), ("simpo", False), ("dpo", False), ("dpo", True)):
+            done = subprocess.run(
+                [sys.executable, __file__, "one-update", str(model), name, str(int(recorded))],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise RuntimeError(done.stderr[-2000:])
+            label = f"{name}, log-probs recorded" if recorded else name
+            peaks[label] = float(done.stdout.split()[-1])
+            print(f"{label:26}{peaks[label] / 2**20:8.0f} MiB", flush=True)
+        print(f"DPO with a copy over ORPO: {(peaks['dpo'] - peaks['orpo']) / size:.2f} models")
+
+
+def one_update(model: str, name: str, recorded: bool) -> None:
+    from learner.batch import Batch, Pairs, Row
+    from learner.config import LearnerConfig
+    from learner.losses import LOSSES
+    from learner.rank import LearnerRank
+
+    config = LearnerConfig(dtype="fp32", zero_stage=1, lr=1e-5)
+    rank = LearnerRank(config, LOSSES[name](), Path(model), 2, 1.0, 0, records_reference=recorded)
+    rng = random.Random(0)
+    rows = tuple(
+        Row(
+            tuple(rng.randrange(2, 20) for _ in range(8)),
+            tuple(rng.randrange(2, 20) for _ in range(32)),
+            (0.0,) * 32,
+            0,
+        )
+        for _ in range(4)
+    )
+    if recorded:
+        with tempfile.TemporaryDirectory() as out:
+            rank.record_reference(rows, Path(out) / "table.parquet")
+    rank.update(Batch(rows, Pairs(((0, 1), (2, 3)), ((0, 1), (2, 3)))))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    os._exit(0)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["one-update"]:
+        one_update(sys.argv[2], sys.argv[3], sys.argv[4] == "1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("gsm8k", "small", "length", "memory"))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    {
+        "gsm8k": lambda: gsm8k(options.steps),
+        "small": lambda: small(options.epochs),
+        "length": lambda: length(options.seeds),
+        "memory": memory,
+    }[options.what]()
+
+
+if __name__ == "__main__":
+    main()
