@@ -235,6 +235,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "leakage",
     ]
     assert main(["audit", str(tmp_path / "none.jsonl")]) == 3
+    assert main(["audit", good, "--model", "no/such-model"]) == 5
 
 
 def test_solutions_of_real_models(gsm8k: Path, tmp_path: Path) -> None:
@@ -271,3 +272,16 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     findings, _ = audit(data)
     assert time.monotonic() - start < 60  # about 8 s on two cores; the bound is against quadratic work
     assert findings[0].numbers["rows"] == 100_000
+
+
+def test_truncation_of_many_long_rows_is_estimated(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.audit.TOKENISED", 100)
+    rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 253)} for i in range(1000)]
+    finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
+    assert finding.found.startswith("about ")
+    assert finding.numbers["rows"] == pytest.approx(1000, rel=0.02)
+    rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 250)} for i in range(1000)]
+    finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
+    assert finding.numbers["rows"] == pytest.approx(667, rel=0.05)
