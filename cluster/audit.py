@@ -138,11 +138,13 @@ def _truncation(table: Table, tokenizer: Any, limit: int) -> Finding:
     over = [i for i, length in zip(candidates, lengths, strict=True) if length > limit]
     num_over = min(len(table), len(over) * step)
     numbers = {"limit": float(limit), "rows": float(num_over), "tokens_max": float(max(lengths, default=0))}
+    sampled = f" (estimated from {len(candidates):,})" if step > 1 else ""
     if not over:
-        return Finding("truncation", "ok", f"every row fits into the model's {limit:,} tokens", numbers=numbers)
+        found = f"none of {len(candidates):,} rows looked at" if sampled else "no row"
+        return Finding("truncation", "ok", f"{found} is longer than the model's {limit:,} tokens", numbers=numbers)
     found = (
-        f"{'about ' if step > 1 else ''}{num_over:,} of {len(table):,} rows ({num_over / len(table):.1%}) are longer than the model's {limit:,} "
-        f"tokens, the longest has {max(lengths):,}, the first at {table.where(over[0])}"
+        f"{num_over:,} of {len(table):,} rows{sampled}, {num_over / len(table):.1%}, are longer than the model's "
+        f"{limit:,} tokens, the longest has {max(lengths):,}, the first at {table.where(over[0])}"
     )
     mend = (
         "training drops and counts them (data.on_long), so what is left is shorter; shorten them or take a longer model"

@@ -280,7 +280,7 @@ def test_truncation_of_many_long_rows_is_estimated(
     monkeypatch.setattr("cluster.audit.TOKENISED", 100)
     rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 253)} for i in range(1000)]
     finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
-    assert finding.found.startswith("about ")
+    assert "(estimated from 100)" in finding.found
     assert finding.numbers["rows"] == pytest.approx(1000, rel=0.02)
     rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 250)} for i in range(1000)]
     finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
