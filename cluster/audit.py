@@ -23,6 +23,7 @@ from cluster.audit_report import Finding
 from cluster.audit_table import Table, make_table
 from cluster.data_kind import find_kind
 from rollout.chat import render_chat
+from rollout.config import RolloutConfig
 from rollout.errors import ConfigError, ModelError, VolleyError
 from rollout.model_files import inspect_model
 from rollout.rows import read_rows
@@ -117,39 +118,48 @@ def _longest(table: Table, index: int) -> tuple[int, int]:
 
 
 def _truncation(table: Table, tokenizer: Any, limit: int) -> Finding:
-    """Rows that are longer than the model, end token included. A token is at least one byte, so a text with no more
-    bytes than the limit fits, and of the others `TOKENISED` at most are tokenised."""
+    """Rows that training drops with its defaults: prompts that leave no room for an answer where answers are sampled,
+    rows that are longer than the model with their end token. A token is at least one byte, so what has no more bytes
+    than it may have tokens fits, and of the others `TOKENISED` at most are tokenised."""
+    from cluster.build import MAX_PROMPT_TOKENS
+
     is_chat = getattr(tokenizer, "chat_template", None) is not None
+    answer = 1 if table.completions else min(RolloutConfig().max_tokens, limit // 2)
+    prompt_limit = min(MAX_PROMPT_TOKENS, limit - answer)
     candidates = []
     for i in range(len(table)):
         messages = 0 if isinstance(table.prompts[i], str) else len(table.prompts[i])
-        room = limit - 1 - CHAT_BYTES * (messages or is_chat)
-        if 4 * sum(_longest(table, i)) > room and sum(_num_bytes(table, i)) > room:
-            candidates.append(i)
+        spare = CHAT_BYTES * (messages or is_chat)
+        prompt, completion = _longest(table, i)
+        if 4 * (prompt + completion) > limit - 1 - spare or 4 * prompt > prompt_limit - spare:
+            prompt, completion = _num_bytes(table, i)
+            if prompt + completion > limit - 1 - spare or prompt > prompt_limit - spare:
+                candidates.append(i)
     step = max(1, math.ceil(len(candidates) / TOKENISED))
     candidates = candidates[::step]
-    lengths = [0] * len(candidates)
+    over, longest = [], 0
     for start in range(0, len(candidates), BATCH_SIZE):
         some = candidates[start : start + BATCH_SIZE]
         prompts = _num_tokens(tokenizer, [_prompt(table, i, tokenizer if is_chat else None) for i in some])
         completions = [_num_tokens(tokenizer, [table.texts[part][i] for i in some]) for part in table.completions]
-        for k, num_prompt in enumerate(prompts):
-            lengths[start + k] = num_prompt + 1 + max((side[k] for side in completions), default=0)
-    over = [i for i, length in zip(candidates, lengths, strict=True) if length > limit]
+        for k, (i, num_prompt) in enumerate(zip(some, prompts, strict=True)):
+            length = num_prompt + max((side[k] + 1 for side in completions), default=0)
+            longest = max(longest, length)
+            if length > limit or num_prompt > prompt_limit:
+                over.append(i)
     num_over = min(len(table), len(over) * step)
-    numbers = {"limit": float(limit), "rows": float(num_over), "tokens_max": float(max(lengths, default=0))}
+    numbers: dict[str, float] = {"limit": limit, "prompt_limit": prompt_limit, "rows": num_over, "tokens_max": longest}
     sampled = f" (estimated from {len(candidates):,})" if step > 1 else ""
+    limits = f"{prompt_limit:,} tokens of prompt" + (f", {limit:,} with an answer" if table.completions else "")
     if not over:
         found = f"none of {len(candidates):,} rows looked at" if sampled else "no row"
-        return Finding("truncation", "ok", f"{found} is longer than the model's {limit:,} tokens", numbers=numbers)
+        return Finding("truncation", "ok", f"{found} is longer than training takes: {limits}", numbers=numbers)
     found = (
-        f"{num_over:,} of {len(table):,} rows{sampled}, {num_over / len(table):.1%}, are longer than the model's "
-        f"{limit:,} tokens, the longest has {max(lengths):,}, the first at {table.where(over[0])}"
+        f"{num_over:,} of {len(table):,} rows{sampled}, {num_over / len(table):.1%}, are longer than training takes "
+        f"({limits}); the longest has {longest:,}, the first at {table.where(over[0])}"
     )
-    mend = (
-        "training drops and counts them (data.on_long), so what is left is shorter; shorten them or take a longer model"
-    )
-    return Finding("truncation", "warn", found, mend, numbers)
+    mend = "training drops and counts them (data.on_long), so what is left is shorter; shorten them, or take a model "
+    return Finding("truncation", "warn", found, f"{mend}that takes more", numbers)
 
 
 def _num_bytes(table: Table, index: int) -> tuple[int, int]:
