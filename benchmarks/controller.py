@@ -10,7 +10,7 @@ way and at the end, and that every prompt came through exactly once.
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,14 @@ class NoScores:
 
     async def score(self, prompt: Prompt, completion: Completion) -> Score:
         return Score(float(prompt.ordinal % 2), {})
+
+    async def finish(
+        self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
+    ) -> tuple[Score, ...]:
+        return tuple(scores)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
 
 def call(worker: RolloutWorker, method: str, *arguments: Any) -> Awaitable[Any]:

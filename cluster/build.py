@@ -76,7 +76,8 @@ def build(recipe: Recipe) -> Parts:
     needed = ("prompt", *COLUMNS_OF[signal]) if has_dataset else scored
     rows = read_rows(recipe.data.train, recipe.data.columns, needed)
     test_rows = read_rows(recipe.data.test, recipe.data.columns, scored) if recipe.data.test else None
-    check_rewards(recipe.rewards, _columns(test_rows if has_dataset else rows))
+    scored_together = 0 if has_dataset else recipe.rollout.group_size
+    check_rewards(recipe.rewards, _columns(test_rows if has_dataset else rows), scored_together)
     if recipe.data.test and not recipe.rewards:
         raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
     tokenizer = load_tokenizer(facts)

@@ -6,15 +6,17 @@ Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data, 4 checkp
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.cli_cluster import add_cluster_commands
 from cluster.cli_data import add_data_commands
-from cluster.config import RUNS, Recipe, load_recipe
-from cluster.ray_token import prepare_token
+from cluster.config import RUNS, Recipe, load_recipe, read_content
+from cluster.stages import stage_names, train_all
 from rollout.errors import ConfigError, VolleyError
 
 
@@ -104,37 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_data_commands(commands)
 
-    up = commands.add_parser("up", help="start a Ray head on this machine, safely")
-    up.add_argument("--port", type=int, default=6379)
-    up.add_argument("--dashboard-port", type=int, default=8265)
-    up.add_argument("--metrics-port", type=int, default=8080)
-    up.add_argument("--num-cpus", type=int, help="default: what the machine has")
-    up.set_defaults(run=_up)
-
-    down = commands.add_parser("down", help="stop Ray on this machine")
-    down.set_defaults(run=_down)
-
-    submit = commands.add_parser("submit", help="train by a recipe as a Ray job")
-    submit.add_argument("recipe", help="a YAML file, below the working directory")
-    submit.add_argument("overrides", nargs="*", metavar="key=value")
-    submit.add_argument("--runs", default="", help="where runs lie on the cluster (default: this machine's runs/)")
-    submit.add_argument("--no-follow", action="store_true", help="return at once instead of printing the log")
-    submit.set_defaults(run=_submit)
-
-    for name, what in (("status", "say what a submitted run does"), ("stop", "save and stop a submitted run")):
-        command = commands.add_parser(name, help=what)
-        command.add_argument("run_name", metavar="RUN")
-        command.set_defaults(run=_status if name == "status" else _stop)
-
-    scale = commands.add_parser("scale", help="change how many rollout workers a run on a cluster has")
-    scale.add_argument("run_name", metavar="RUN")
-    scale.add_argument("wanted", metavar="rollouts=N")
-    scale.set_defaults(run=_scale)
-
-    logs = commands.add_parser("logs", help="print a submitted run's log")
-    logs.add_argument("run_name", metavar="RUN")
-    logs.add_argument("--follow", action="store_true", help="until it ends")
-    logs.set_defaults(run=_logs)
+    add_cluster_commands(commands)
 
     demo = commands.add_parser("demo", help="make a tiny model and teach it to add")
     demo.set_defaults(run=_demo)
@@ -144,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from cluster.run_directory import RunDirectory
 
+    content = read_content(options.recipe, options.overrides)
+    if "stage" not in content and (names := stage_names(content)):
+        return _train_stages(options, str(content.get("name")), names)
     recipe = load_recipe(options.recipe, options.overrides)
     directory = RunDirectory(recipe.directory)
     resume = options.resume or (options.auto_resume and directory.has_checkpoint)
@@ -163,6 +138,26 @@ def _train(options: argparse.Namespace) -> int:
     finally:
         directory.close()
     return 0
+
+
+def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -> int:
+    """All stages in turn. What can be wrong in any of them is said before the first starts."""
+    from cluster.build import build, plan_text
+    from cluster.run_directory import RunDirectory
+
+    resume = options.resume or options.auto_resume
+    first: Recipe | None = None
+    for name in names:
+        recipe = load_recipe(options.recipe, [*options.overrides, f"stage={name}"])
+        if not resume and not options.dry_run:
+            RunDirectory(recipe.directory).check(False, False)
+        # The model of an earlier stage is not there yet; it will be like the first one's.
+        parts = build(recipe if first is None else dataclasses.replace(recipe, model=first.model))
+        first = first or recipe
+        if options.dry_run:
+            print(plan_text(parts))
+    arguments = [options.recipe, *options.overrides]
+    return 0 if options.dry_run else train_all(names, run, arguments, resume, RUNS)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -201,61 +196,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from cluster.doctor import print_checks, run_checks
 
     return print_checks(run_checks())
-
-
-def _up(options: argparse.Namespace) -> int:
-    from cluster.submit import up
-
-    up(options.port, options.dashboard_port, options.metrics_port, options.num_cpus)
-    return 0
-
-
-def _down(options: argparse.Namespace) -> int:
-    from cluster.submit import down
-
-    down()
-    return 0
-
-
-def _submit(options: argparse.Namespace) -> int:
-    recipe = load_recipe(options.recipe, options.overrides)
-    prepare_token()
-    from cluster.submit import submit
-
-    return submit(options.recipe, recipe, options.overrides, options.runs, not options.no_follow)
-
-
-def _status(options: argparse.Namespace) -> int:
-    prepare_token()
-    from cluster.submit import status
-
-    status(options.run_name)
-    return 0
-
-
-def _stop(options: argparse.Namespace) -> int:
-    prepare_token()
-    from cluster.submit import stop
-
-    return stop(options.run_name)
-
-
-def _scale(options: argparse.Namespace) -> int:
-    key, _, number = options.wanted.partition("=")
-    if key != "rollouts" or not number.isdigit() or int(number) < 1:
-        raise ConfigError(f"'{options.wanted}' is not a number of workers; write rollouts=4.")
-    prepare_token()
-    from cluster.submit import scale
-
-    scale(options.run_name, int(number))
-    return 0
-
-
-def _logs(options: argparse.Namespace) -> int:
-    prepare_token()
-    from cluster.submit import logs
-
-    return logs(options.run_name, options.follow)
 
 
 def _demo(options: argparse.Namespace) -> int:

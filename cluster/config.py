@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from cluster.parse import parse, read_yaml
+from cluster.stages import stage_names, stage_of
 from learner.config import LearnerConfig, SignalConfig
 from rewards.config import RewardConfig, ScorerConfig
 from rollout.config import DataConfig, RolloutConfig, TransferConfig
@@ -226,7 +227,19 @@ class Recipe:
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `key=value` overrides (`rollout.max_tokens=64`; values are YAML)."""
+    """Read a recipe file and apply `key=value` overrides (`rollout.max_tokens=64`; values are YAML). Of a recipe with
+    stages the one that the override `stage=NAME` picks."""
+    content = read_content(path, overrides)
+    stage = content.pop("stage", None)
+    if stage is not None:
+        content = stage_of(content, str(stage), RUNS)
+    elif names := stage_names(content):
+        raise ConfigError(f"recipe '{path}' has stages; add stage=NAME, which is one of {', '.join(names)}.")
+    return parse_recipe(content)
+
+
+def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping in a recipe file, with overrides, not yet checked."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"recipe '{path}' does not exist; give the path of a YAML file (recipes/ holds examples).")
@@ -239,7 +252,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe '{path}' holds no keys; a recipe is a YAML mapping such as 'name: my-run'.")
     for override in overrides:
         _apply_override(content, override)
-    return parse_recipe(content)
+    return content
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:

@@ -50,11 +50,13 @@ async def evaluate(
 
 
 def greedy_metrics(groups: Sequence[ScoredGroup], num_buckets: int) -> dict[str, float]:
-    """pass@1, length, truncation, and accuracy by length bucket (`accuracy/short_1`, ... from short to long)."""
+    """pass@1, reward of scorable responses, length, truncation, and accuracy by length bucket (`accuracy/short_1`, ...
+    from short to long)."""
     lengths = [len(group.completions[0].token_ids) for group in groups]
     accuracies = [group.scores[0].accuracy for group in groups]
     metrics = {
         "pass@1": _mean(accuracies),
+        "reward_mean": _mean_of_known([group.scores[0].reward for group in groups]),
         "prompts": float(len(groups)),
         "response_length_mean": _mean([float(length) for length in lengths]),
         "truncated_share": _mean([float(group.completions[0].truncated) for group in groups]),
@@ -98,6 +100,11 @@ def _mean(values: Sequence[float]) -> float:
     """NaN for no values, or where one is NaN for want of a verifier; unscorable responses count as wrong."""
     known = [0.0 if math.isnan(value) else value for value in values]
     return sum(known) / len(known) if known and not all(map(math.isnan, values)) else math.nan
+
+
+def _mean_of_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 async def evaluate_model(parts: "Parts") -> Evaluation:

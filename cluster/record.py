@@ -92,6 +92,7 @@ class Record:
             # To the reference where there is one, else to the policy that sampled.
             "kl": done.update.metrics.get("kl_behaviour", math.nan),
             **done.update.metrics,
+            **self._roller.metrics(),
             **self.extra,
             **done.accounting,
             "accounting_residual": residual(done.accounting),

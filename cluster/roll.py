@@ -1,9 +1,10 @@
-"""One prompt through engine and rewards: each response is scored as it ends, while the others still generate."""
+"""One prompt through engine and rewards: each response is scored as it ends, while the others still generate; rewards
+that see the whole group follow when all have ended."""
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -13,9 +14,13 @@ from rollout.types import Completion, Prompt, Score, ScoredGroup
 
 
 class Scores(Protocol):
-    """Whatever scores a completion: `rewards.scorer.Scorer`."""
+    """Whatever scores a completion, and then the whole group: `rewards.scorer.Scorer`."""
 
     async def score(self, prompt: Prompt, completion: Completion) -> Score: ...
+    async def finish(
+        self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
+    ) -> tuple[Score, ...]: ...
+    def metrics(self) -> dict[str, float]: ...
 
 
 class BusyTime:
@@ -59,7 +64,14 @@ class Roller:
         seed = derive_seed(self._seed, purpose, prompt.ordinal)
         futures = self._pool.submit(prompt.token_ids, sampling, seed)
         done = await gather_or_cancel(*(self._finish(prompt, future) for future in futures))
-        return ScoredGroup(prompt, tuple(c for c, _ in done), tuple(s for _, s in done))
+        completions = tuple(completion for completion, _ in done)
+        with self.scoring():
+            scores = await self._scores.finish(prompt, completions, [score for _, score in done])
+        return ScoredGroup(prompt, completions, scores)
+
+    def metrics(self) -> dict[str, float]:
+        """What the scores have to tell since the last call."""
+        return self._scores.metrics()
 
     async def _finish(self, prompt: Prompt, future: "asyncio.Future[Completion]") -> tuple[Completion, Score]:
         with self.generating():

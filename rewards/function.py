@@ -35,6 +35,8 @@ CHEAP: dict[str, Reward] = {
     "length": length.reward,
 }
 ALWAYS_CHEAP = frozenset({"think_format", "length"})
+# Built in too, but no plain functions: see rewards.group_terms.
+GROUP_TERMS = ("judge", "reward_model")
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _REQUIRED = ("prompt", "response", "answer")
@@ -63,8 +65,9 @@ def check_name(name: str) -> None:
         return
     if name.endswith(".py"):
         raise RewardError(f"reward '{name}' names a file but no function; write '{name}:FUNCTION'.")
+    known = [*BUILT_IN, *GROUP_TERMS]
     raise RewardError(
-        f"reward '{name}' is not built in{_hint(name, BUILT_IN)}; built in are {', '.join(BUILT_IN)}, and your own "
+        f"reward '{name}' is not built in{_hint(name, known)}; built in are {', '.join(known)}, and your own "
         "function is named as my_file.py:function or package.module:function."
     )
 

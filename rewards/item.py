@@ -20,6 +20,7 @@ class Item:
 
     prompt: as the model read it (chat template applied). answer: the gold answer, "" where the data has none.
     num_tokens: of the completion. truncated: it ended at the token limit. row: the other columns of the data.
+    messages: the chat behind the prompt, () where there is none; for terms that see whole groups.
     """
 
     prompt: str
@@ -28,11 +29,13 @@ class Item:
     num_tokens: int
     truncated: bool
     row: Mapping[str, Any]
+    messages: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, prompt: Prompt, completion: Completion) -> "Item":
         num_tokens = len(completion.token_ids)
-        return cls(prompt.text, completion.text, prompt.answer, num_tokens, completion.truncated, prompt.row)
+        truncated = completion.truncated
+        return cls(prompt.text, completion.text, prompt.answer, num_tokens, truncated, prompt.row, prompt.messages)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments offered to a reward; ours win over data columns of the same name."""

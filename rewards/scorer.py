@@ -21,6 +21,7 @@ from types import TracebackType
 
 from rewards.child_process import Child, Work, died_loading, kill, launch, subject
 from rewards.config import RewardConfig, ScorerConfig
+from rewards.group_terms import add_outcomes, all_of, make_group_terms, plain_terms
 from rewards.item import Item
 from rewards.rubric import Outcome, Rubric
 from rewards.scorer_child import decode
@@ -38,11 +39,12 @@ REAP_EVERY_S = 0.02
 
 class Scorer:
     """Scores completions. Use as `async with Scorer(terms) as scorer:`, on one event loop, with any number of
-    concurrent calls of `score`. Raises what `Rubric` raises."""
+    concurrent calls of `score` and `finish`. Raises what `Rubric` and `make_group_terms` raise."""
 
     def __init__(self, terms: Sequence[RewardConfig], config: ScorerConfig | None = None) -> None:
-        self._rubric = Rubric(terms)
-        self._labels = [term.label for term in terms]
+        self._rubric = Rubric(plain_terms(terms))
+        self._group_terms = make_group_terms(terms)
+        self._labels = [term.label for term in self._rubric.terms]
         self._config = config or ScorerConfig()
         self._cores = len(os.sched_getaffinity(0))
         self._waiting: deque[Work] = deque()
@@ -63,8 +65,14 @@ class Scorer:
         await self.close()
 
     async def start(self) -> None:
-        """Start the children; none where every reward is cheap. Raises RewardError if they cannot load a reward, or
-        have not after `START_TIMEOUT_S`."""
+        """Start the children; none where every reward is cheap; and what scores whole groups. Raises RewardError if
+        children cannot load a reward, or have not after `START_TIMEOUT_S`."""
+        try:
+            for term in self._group_terms:
+                await term.start()
+        except BaseException:
+            await self.close()
+            raise
         if not self._rubric.needs_children:
             return
         num_workers = self._config.workers or min(MAX_WORKERS, self._cores)
@@ -94,6 +102,8 @@ class Scorer:
             await asyncio.wait(self._keepers, timeout=CLOSE_TIMEOUT_S)
         while self._reap() and time.monotonic() < deadline:
             await asyncio.sleep(REAP_EVERY_S)
+        for term in self._group_terms:
+            await term.close()
 
     async def score(self, prompt: Prompt, completion: Completion) -> Score:
         """The score of one completion. Whatever goes wrong in its rewards is told in `Score.unscorable`, not raised.
@@ -103,6 +113,27 @@ class Scorer:
         if None in outcomes:
             await self._compute(item, outcomes)
         return self._rubric.combine(item, [outcome for outcome in outcomes if outcome is not None])
+
+    async def finish(
+        self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
+    ) -> tuple[Score, ...]:
+        """The scores of a whole group, from those that `score` gave its completions: adds the terms that see all of
+        them. Raises RewardError when such a term has failed too often for the run to go on."""
+        if not self._group_terms:
+            return tuple(scores)
+        items = [Item.of(prompt, completion) for completion in completions]
+        columns = await all_of([term.score_group(items) for term in self._group_terms])
+        configs = [term.config for term in self._group_terms]
+        return tuple(
+            add_outcomes(score, configs, outcomes)
+            for score, outcomes in zip(scores, zip(*columns, strict=True), strict=True)
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """What the terms that see whole groups have to tell since the last call, as `<label>/<name>`."""
+        return {
+            f"{term.config.label}/{name}": value for term in self._group_terms for name, value in term.metrics().items()
+        }
 
     async def _compute(self, item: Item, outcomes: list[Outcome | None]) -> None:
         """Have the missing outcomes filled in by a child."""
@@ -201,16 +232,22 @@ class Scorer:
         return bool(self._processes)
 
 
-def check_rewards(configs: Sequence[RewardConfig], columns: set[str]) -> None:
+def check_rewards(configs: Sequence[RewardConfig], columns: set[str], group_size: int = 0) -> None:
     """Find out, before a run, whether every reward can be loaded and called with data of these columns.
 
     The user's functions are imported in a short-lived child. Slow imports are waited for, up to `START_TIMEOUT_S`, as
     long as they get on: within `IMPORT_SILENCE_S` another module is imported, or something is read from the disk.
-    Raises RewardError, or ConfigError for terms that contradict each other.
+    group_size: completions per prompt, for terms that compare them (0: not known). Judges are called once, here and
+    now. Raises RewardError, or ConfigError for terms that contradict each other.
     """
-    own = Rubric(configs).own_terms
-    if not own:
-        return
+    own = Rubric(plain_terms(configs)).own_terms
+    if own:
+        _check_own(own, columns)
+    for term in make_group_terms(configs):
+        asyncio.run(term.check(group_size))
+
+
+def _check_own(own: Sequence[RewardConfig], columns: set[str]) -> None:
     process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes)
     try:
         with connection:

@@ -103,7 +103,7 @@ class PromptSet:
         rendered = [self._text(index) for index in indices]
         token_ids: list[Sequence[int]] = [()] * len(indices)
         for is_chat in (False, True):
-            places = [i for i, (_, chat) in enumerate(rendered) if chat is is_chat]
+            places = [i for i, (_, messages) in enumerate(rendered) if bool(messages) is is_chat]
             if places:
                 texts = [rendered[i][0] for i in places]
                 encoded = self._tokenizer(
@@ -112,24 +112,25 @@ class PromptSet:
                 for i, ids in zip(places, encoded, strict=True):
                     token_ids[i] = ids
         return [
-            self._prompt(index, text, ids) for index, (text, _), ids in zip(indices, rendered, token_ids, strict=True)
+            self._prompt(index, text, ids, messages)
+            for index, (text, messages), ids in zip(indices, rendered, token_ids, strict=True)
         ]
 
-    def _prompt(self, index: int, text: str, token_ids: Sequence[int]) -> Prompt:
+    def _prompt(self, index: int, text: str, token_ids: Sequence[int], messages: Sequence[dict[str, Any]]) -> Prompt:
         if not token_ids:
             raise DataError(f"{self.where(index)}: the prompt becomes no tokens at all; give it text that has some.")
         row = {name: value for name, value in self._rows.values[index].items() if name not in ("prompt", "answer")}
-        return Prompt(0, index, text, tuple(token_ids), self._answer(index), row)
+        return Prompt(0, index, text, tuple(token_ids), self._answer(index), row, tuple(messages))
 
-    def _text(self, index: int) -> tuple[str, bool]:
-        """The text of a prompt, and whether it is a chat."""
+    def _text(self, index: int) -> tuple[str, Sequence[dict[str, Any]]]:
+        """The text of a prompt, and the chat that it was made from, () for none."""
         data, value, where = self._data, self._rows.values[index].get("prompt"), self.where(index)
         if isinstance(value, str):
             if not value.strip():
                 raise DataError(f"{where}: the prompt is empty; give it text, or remove the row.")
             text = data.prompt_template.replace("{prompt}", value) if data.prompt_template else value
             if not data.as_chat:
-                return text, False
+                return text, ()
             messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
         else:
             messages = check_messages(value, where)
@@ -137,7 +138,7 @@ class PromptSet:
                 raise DataError(f"{where}: the prompt is a chat, so data.prompt_template cannot apply; leave it out.")
         if data.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": data.system}, *messages]
-        return render_chat(self._tokenizer, messages, where), True
+        return render_chat(self._tokenizer, messages, where), messages
 
     def _answer(self, index: int) -> str:
         value = self._rows.values[index].get("answer")

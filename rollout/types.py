@@ -17,7 +17,8 @@ class Prompt:
     ordinal: position in the seeded order over all epochs (epoch * rows + place); unique in a run, the ticket number
     of accounting and the root of the sampling seed. index: row number in the data set.
     text: what the tokens spell (chat template applied). token_ids: [P]. answer: the gold answer, "" where the data
-    has none. row: every other column, handed to the reward.
+    has none. row: every other column, handed to the reward. messages: the chat that became `text`, () where the data
+    has text; not kept on disk.
     """
 
     ordinal: int
@@ -26,6 +27,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     answer: str
     row: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

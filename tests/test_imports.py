@@ -15,10 +15,12 @@ PACKAGES = {
 ONLY_IN = {
     "ray": {"cluster/ray_", "cluster/submit.py"},
     "deepspeed": {"learner/zero.py"},
+    "aiohttp": {"rewards/chat_client.py", "rewards/fake_endpoint.py"},
     "vllm": {"rollout/vllm_engine.py", "rollout/async_vllm_engine.py", "rollout/transport", "learner/weights.py"},
 }
 # What a check of a recipe runs before it knows that anything is worth starting: these start in a blink.
 LIGHT = ("rollout/config.py", "rollout/rows.py", "rollout/model_files.py", "cluster/config.py", "cluster/cli.py")
+LIGHT += ("rewards/scorer.py", "rewards/group_terms.py", "rewards/judge.py", "rewards/reward_model.py")
 HEAVY = {"torch", "transformers", "vllm", "deepspeed", "ray", "datasets", "math_verify", "sympy"}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

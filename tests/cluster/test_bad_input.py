@@ -201,3 +201,14 @@ def test_usage_errors_have_the_code_of_usage(capsys: pytest.CaptureFixture[str])
     assert main(["report", "no-such-run"]) == 4
     assert main(["inspect", "no-such-run"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_judge_that_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "constitution.txt").write_text("Be brief.\n")
+    options = "{endpoint: http://127.0.0.1:9/v1, model: judge, principles: constitution.txt}"
+    code, text = refusal(capsys, f"rewards=[math, {{name: judge, options: {options}}}]")
+    assert code == 6
+    assert "the judge's endpoint http://127.0.0.1:9/v1 cannot be reached" in text
+    code, text = refusal(capsys, f"rewards=[{{name: judge, options: {options.replace('.txt', '.md')}}}]")
+    assert code == 6
+    assert "the principles 'constitution.md' cannot be read" in text

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from cluster.config import Recipe, dump_recipe, load_recipe, parse_recipe, read_content
+from cluster.stages import stage_names
 from rollout.errors import ConfigError
 
 MINIMAL = {"name": "a", "model": "m", "data": {"train": "t.jsonl"}, "steps": 4}
@@ -42,7 +43,40 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_parses(path: Path) -> None:
-    assert isinstance(load_recipe(str(path)), Recipe)
+    names = stage_names(read_content(str(path), ()))
+    for overrides in [[f"stage={name}"] for name in names] or [[]]:
+        assert isinstance(load_recipe(str(path), overrides), Recipe)
+
+
+STAGED = (
+    "name: a\nmodel: m\nsteps: 5\ndata: {train: t}\nlearner: {lr: 1.0e-3, dtype: fp32}\nloss: {name: dpo, beta: 0.3}\n"
+)
+
+
+def test_a_stage_is_the_recipe_with_its_own_keys_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(STAGED + "stages: [{name: one, loss: kto}, {name: two, steps: 7, learner: {lr: 1.0e-4}}]\n")
+    one, two = (load_recipe(str(path), [f"stage={name}"]) for name in ("one", "two"))
+    assert (one.name, one.model, one.steps, one.loss.name, one.loss.options) == ("a-one", "m", 5, "kto", {})
+    assert two.model.endswith("runs/a-one/model")
+    assert (two.name, two.steps, two.loss.options, two.learner.lr) == ("a-two", 7, {"beta": 0.3}, 1e-4)
+    assert two.learner.dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("[]", "at least one stage"),
+        ("[{loss: kto}]", "every stage needs a name"),
+        ("[{name: x}, {name: x}]", "'x' stands there twice"),
+        ("[{name: x}]", "has stages; add stage=NAME, which is one of x"),
+    ],
+)
+def test_bad_stages(tmp_path: Path, stages: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(STAGED + f"stages: {stages}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(str(path))
 
 
 BAD = [

@@ -49,6 +49,14 @@ class ParityScores:
         reward = float(completion.token_ids[0] % 2 == 0)
         return Score(reward, {"even": reward}, accuracy=reward)
 
+    async def finish(
+        self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
+    ) -> tuple[Score, ...]:
+        return tuple(scores)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
 
 class KeptLog:
     def __init__(self) -> None:

@@ -115,6 +115,13 @@ def test_system_message_of_the_data_wins(tmp_path: Path, chat_tokenizer: Any) ->
     own, ours = prompts(tmp_path, chat_tokenizer, rows, as_chat=True, system="s").in_order()
     assert own.text.startswith("<system>own\n<user>")
     assert ours.text.startswith("<system>s\n<user>")
+    assert list(own.messages) == chat
+    assert [message["content"] for message in ours.messages] == ["s", "x"]
+
+
+def test_text_comes_from_no_chat(tmp_path: Path, chat_tokenizer: Any) -> None:
+    (prompt,) = prompts(tmp_path, chat_tokenizer, [{"prompt": "x"}]).in_order()
+    assert prompt.messages == ()
 
 
 @pytest.mark.parametrize(
