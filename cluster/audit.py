@@ -1,10 +1,12 @@
 """`volley audit`: what in a data set would spoil training, what it predicts, and how to mend it, before anything runs.
 
 Rows are read and compared in seconds; nothing is trained or sampled. With a model's tokenizer, lengths are counted in
-tokens: those of a sample for the statistics, and all that could reach the model's limit for truncation.
+tokens: those of a sample, and for truncation those of rows that could reach the model's limit.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.audit_checks import (
@@ -21,11 +23,13 @@ from cluster.audit_report import Finding
 from cluster.audit_table import Table, make_table
 from cluster.data_kind import find_kind
 from rollout.chat import render_chat
-from rollout.errors import ConfigError
-from rollout.model_files import ModelFacts, inspect_model, resolve_model
+from rollout.config import RolloutConfig
+from rollout.errors import ConfigError, ModelError, VolleyError
+from rollout.model_files import inspect_model
 from rollout.rows import read_rows
 
 SAMPLE = 2_000
+TOKENISED = 10_000
 BATCH_SIZE = 1_024
 CHAT_BYTES = 256
 """What a chat template adds to a message, at most, so that a text so much below the limit need not be tokenised."""
@@ -67,19 +71,33 @@ def _table(data: str, columns: Mapping[str, str]) -> Table:
 
 def _lengths(table: Table, model: str) -> Iterator[Finding]:
     """Chosen against rejected, and rows that the model cannot take."""
-    tokenizer, facts = None, None
-    if model:
-        from transformers import AutoTokenizer
-
-        facts = inspect_model(resolve_model(model))
-        tokenizer = AutoTokenizer.from_pretrained(facts.path)
+    tokenizer, limit = _tokenizer(model) if model else (None, 0)
     if table.kind == "pairs":
         step = max(1, len(table) // SAMPLE) if tokenizer else 1
         sides = [table.texts[part][::step] for part in ("chosen", "rejected")]
         chosen, rejected = (_num_tokens(tokenizer, side) if tokenizer else list(map(len, side)) for side in sides)
         sampled = f" in {len(chosen):,} of the pairs" if step > 1 else ""
         yield length_gap(chosen, rejected, f"tokens{sampled}" if tokenizer else "characters")
-    yield _truncation(table, tokenizer, facts) if facts else _characters(table)
+    yield _truncation(table, tokenizer, limit) if tokenizer else _characters(table)
+
+
+def _tokenizer(model: str) -> tuple[Any, int]:
+    """The tokenizer of a model, and how many tokens the model takes. Of a model on the hub no weights are fetched."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    path = Path(model).expanduser()
+    try:
+        if path.is_dir():
+            return AutoTokenizer.from_pretrained(path), inspect_model(path).max_length
+        config = AutoConfig.from_pretrained(model).get_text_config()
+        return AutoTokenizer.from_pretrained(model), getattr(config, "max_position_embeddings", 1 << 30)
+    except VolleyError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model: the tokenizer of '{model}' does not load ({reason}); give a model directory or a hub name."
+        ) from None
 
 
 def _characters(table: Table) -> Finding:
@@ -99,36 +117,49 @@ def _longest(table: Table, index: int) -> tuple[int, int]:
     return len(table.texts["prompt"][index]), max(completions, default=0)
 
 
-def _truncation(table: Table, tokenizer: Any, facts: ModelFacts) -> Finding:
-    """Rows that are longer than the model, end token included. A token is at least one byte, so a text with no more
-    bytes than the limit fits, and only the others are tokenised."""
-    limit = facts.max_length
+def _truncation(table: Table, tokenizer: Any, limit: int) -> Finding:
+    """Rows that training drops with its defaults: prompts that leave no room for an answer where answers are sampled,
+    rows that are longer than the model with their end token. A token is at least one byte, so what has no more bytes
+    than it may have tokens fits, and of the others `TOKENISED` at most are tokenised."""
+    from cluster.build import MAX_PROMPT_TOKENS
+
     is_chat = getattr(tokenizer, "chat_template", None) is not None
+    answer = 1 if table.completions else min(RolloutConfig().max_tokens, limit // 2)
+    prompt_limit = min(MAX_PROMPT_TOKENS, limit - answer)
     candidates = []
     for i in range(len(table)):
         messages = 0 if isinstance(table.prompts[i], str) else len(table.prompts[i])
-        room = limit - 1 - CHAT_BYTES * (messages or is_chat)
-        if 4 * sum(_longest(table, i)) > room and sum(_num_bytes(table, i)) > room:
-            candidates.append(i)
-    lengths = [0] * len(candidates)
+        spare = CHAT_BYTES * (messages or is_chat)
+        prompt, completion = _longest(table, i)
+        if 4 * (prompt + completion) > limit - 1 - spare or 4 * prompt > prompt_limit - spare:
+            prompt, completion = _num_bytes(table, i)
+            if prompt + completion > limit - 1 - spare or prompt > prompt_limit - spare:
+                candidates.append(i)
+    step = max(1, math.ceil(len(candidates) / TOKENISED))
+    candidates = candidates[::step]
+    over, longest = [], 0
     for start in range(0, len(candidates), BATCH_SIZE):
         some = candidates[start : start + BATCH_SIZE]
         prompts = _num_tokens(tokenizer, [_prompt(table, i, tokenizer if is_chat else None) for i in some])
         completions = [_num_tokens(tokenizer, [table.texts[part][i] for i in some]) for part in table.completions]
-        for k, num_prompt in enumerate(prompts):
-            lengths[start + k] = num_prompt + 1 + max((side[k] for side in completions), default=0)
-    over = [i for i, length in zip(candidates, lengths, strict=True) if length > limit]
-    numbers = {"limit": float(limit), "rows": float(len(over)), "tokens_max": float(max(lengths, default=0))}
+        for k, (i, num_prompt) in enumerate(zip(some, prompts, strict=True)):
+            length = num_prompt + max((side[k] + 1 for side in completions), default=0)
+            longest = max(longest, length)
+            if length > limit or num_prompt > prompt_limit:
+                over.append(i)
+    num_over = min(len(table), len(over) * step)
+    numbers: dict[str, float] = {"limit": limit, "prompt_limit": prompt_limit, "rows": num_over, "tokens_max": longest}
+    sampled = f" (estimated from {len(candidates):,})" if step > 1 else ""
+    limits = f"{prompt_limit:,} tokens of prompt" + (f", {limit:,} with an answer" if table.completions else "")
     if not over:
-        return Finding("truncation", "ok", f"every row fits into the model's {limit:,} tokens", numbers=numbers)
+        found = f"none of {len(candidates):,} rows looked at" if sampled else "no row"
+        return Finding("truncation", "ok", f"{found} is longer than training takes: {limits}", numbers=numbers)
     found = (
-        f"{len(over):,} of {len(table):,} rows ({len(over) / len(table):.1%}) are longer than the model's {limit:,} "
-        f"tokens, the longest has {max(lengths):,}, the first at {table.where(over[0])}"
+        f"{num_over:,} of {len(table):,} rows{sampled}, {num_over / len(table):.1%}, are longer than training takes "
+        f"({limits}); the longest has {longest:,}, the first at {table.where(over[0])}"
     )
-    mend = (
-        "training drops and counts them (data.on_long), so what is left is shorter; shorten them or take a longer model"
-    )
-    return Finding("truncation", "warn", found, mend, numbers)
+    mend = "training drops and counts them (data.on_long), so what is left is shorter; shorten them, or take a model "
+    return Finding("truncation", "warn", found, f"{mend}that takes more", numbers)
 
 
 def _num_bytes(table: Table, index: int) -> tuple[int, int]:

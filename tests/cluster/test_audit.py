@@ -14,7 +14,10 @@ from cluster.audit import audit, parse_columns
 from cluster.audit_checks import KTO_RATIO, balance, length_gap, weight_range
 from cluster.audit_report import Finding
 from cluster.audit_table import normalise
+from cluster.build import build
 from cluster.cli import main
+from cluster.config import load_recipe
+from cluster.init_recipe import propose
 from rollout.errors import ConfigError, DataError
 
 
@@ -197,8 +200,12 @@ def test_truncation_counts_tokens(tmp_path: Path, tiny_model: Path) -> None:
     assert one == 100
     rows = [{"prompt": "1+1=", "completion": "1" * length} for length in (5, limit - 5, limit - 4, limit + 50)]
     finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
-    assert finding.numbers == {"limit": limit, "rows": 2, "tokens_max": limit + 55}
+    assert finding.numbers == {"limit": limit, "prompt_limit": limit - 1, "rows": 2, "tokens_max": limit + 55}
     assert (finding.state, "data.jsonl:3" in finding.found) == ("warn", True)
+    sampled = written(tmp_path, [{"prompt": "1" * length, "answer": "1"} for length in (128, 129)], "sampled.jsonl")
+    finding = found(sampled, model=str(tiny_model))["truncation"]
+    assert (finding.numbers["prompt_limit"], finding.numbers["rows"]) == (limit // 2, 1)
+    assert "sampled.jsonl:2" in finding.found
     without = found(written(tmp_path, rows))["truncation"]
     assert without.numbers == {"characters_max": limit + 54}
     assert "not checked" in without.found
@@ -235,6 +242,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "leakage",
     ]
     assert main(["audit", str(tmp_path / "none.jsonl")]) == 3
+    assert main(["audit", good, "--model", "no/such-model"]) == 5
 
 
 def test_solutions_of_real_models(gsm8k: Path, tmp_path: Path) -> None:
@@ -271,3 +279,29 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     findings, _ = audit(data)
     assert time.monotonic() - start < 60  # about 8 s on two cores; the bound is against quadratic work
     assert findings[0].numbers["rows"] == 100_000
+
+
+def test_truncation_of_many_long_rows_is_estimated(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.audit.TOKENISED", 100)
+    rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 253)} for i in range(1000)]
+    finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
+    assert "(estimated from 100)" in finding.found
+    assert finding.numbers["rows"] == pytest.approx(1000, rel=0.02)
+    rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 250)} for i in range(1000)]
+    finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
+    assert finding.numbers["rows"] == pytest.approx(667, rel=0.05)
+
+
+def test_truncation_is_what_a_run_drops(tmp_path: Path, tiny_model: Path) -> None:
+    lengths = [(p, c) for p in (1, 100, 127, 128, 129, 254, 255, 256, 300) for c in (1, 126, 127, 128, 129, 260)]
+    for name, rows in {
+        "pairs": [{"prompt": "1" * p, "chosen": "2" * c, "rejected": "3" * (c // 2 + 1)} for p, c in lengths],
+        "answers": [{"prompt": "1" * p, "answer": str(c)} for p, c in lengths],
+    }.items():
+        data, recipe = written(tmp_path, rows, f"{name}.jsonl"), tmp_path / f"{name}.yaml"
+        recipe.write_text(propose(data, str(tiny_model)))
+        parts = build(load_recipe(str(recipe)))
+        dropped = (parts.dataset or parts.prompts).num_dropped_long
+        assert found(data, model=str(tiny_model))["truncation"].numbers["rows"] == dropped > 0
