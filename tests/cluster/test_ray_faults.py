@@ -132,3 +132,16 @@ def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Pat
     with running(workspace, "driver-killed", "--resume", rollout={"workers": 1}) as run:
         assert run.end() == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once()
+
+
+def test_a_push_that_arrives_otherwise_than_it_was_sent_is_not_served(workspace: Path) -> None:
+    tampered = str(Path(__file__).with_name("tampered"))
+    with running(workspace, "tampered", rollout={"workers": 1}, env={"PYTHONPATH": tampered}) as run:
+        assert run.end() == 0, run.log.read_text()[-3000:]
+        assert re.search(r"lost: rollout worker 0.0: receive: got \w+ where the learner sent \w+", run.log.read_text())
+        run.assert_each_prompt_trained_once()
+        found = rows(workspace, "tampered")
+        assert found[-1]["rollout_restarts"] == 1
+        versions = [row["weight_version"] for row in found]
+        assert versions == sorted(set(versions))
+        run.assert_nothing_left()
