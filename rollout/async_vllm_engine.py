@@ -235,9 +235,12 @@ def _ray_stat_loggers() -> list[Any]:
 
 
 def _executor(num_ranks: int) -> Any:
-    """On a CPU vLLM puts even a single rank into a process of its own, to bind its threads; ours are bound by whoever
-    starts the worker, so the rank can live with the core and no step has to cross from one to the other."""
-    if torch.cuda.is_available() or num_ranks > 1:
+    """Several ranks are processes of this one: inside an actor vLLM would ask Ray for places of its own. On a CPU vLLM
+    puts even a single rank into a process, to bind its threads; ours are bound by whoever starts the worker, so the
+    rank can live with the core and no step has to cross from one to the other."""
+    if num_ranks > 1:
+        return "mp"
+    if torch.cuda.is_available():
         return None
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from whole_run import recipe, rows, volley
 
 CLUSTER = {"launcher": "ray", "cluster": {"worker_cpus": 1, "rank_cpus": 1}}
@@ -41,3 +42,18 @@ def test_two_ranks_under_zero_3_train_asynchronously(workspace: Path) -> None:
     assert max(row["staleness_max"] for row in found) <= 2
     assert max(row["parity_mean"] for row in found if "parity_mean" in row) < 0.01
     assert all(row["accounting_residual"] == 0 for row in found)
+
+
+@pytest.mark.faults
+def test_an_engine_of_two_tensor_parallel_ranks_receives_the_weights(workspace: Path) -> None:
+    changes: dict[str, Any] = {
+        "steps": 4,
+        "max_staleness": 1,
+        "rollout": {"tensor_parallel": 2, "max_replacements": 0},
+        **CLUSTER,
+    }
+    volley(workspace, "train", str(recipe(workspace, "tensor-parallel", **changes)))
+    found = rows(workspace, "tensor-parallel")
+    assert [row["weight_version"] for row in found] == [1, 2, 3, 4]
+    # Log-probs of engine and learner after a push: both hold the same weights, or they would not be so close.
+    assert all(row["parity_mean"] < 1e-4 for row in found[:3])
