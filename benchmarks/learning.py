@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/learning.py methods [--steps 80] [--seeds 3]
     .venv/bin/python benchmarks/learning.py staleness [--steps 80] [--seeds 3]
 
-Everything starts from the demo's warmed-up model (made by `make demo`) and takes 256 samples a step; SPIN shows the policy
-one worked addition beside each of its 256 own answers. methods: the policy-gradient and the online preference family,
-each at a learning rate found on seed 100. staleness: GRPO on a private Ray cluster with one rollout worker and one learner
-rank of one core each, synchronous and with one and two versions of staleness. Prints a row per run, then a table of means.
+Everything starts from the demo's warmed-up model (made by `make demo`) and takes 256 samples a step; SPIN shows the
+policy one worked addition beside each of its 256 own answers. methods: the policy-gradient and the online preference
+family, each at a learning rate found on another seed. staleness: GRPO on a private Ray cluster with one rollout worker
+and one learner rank of one core each, synchronous and with one and two versions of staleness. Prints a row per run,
+then a table of means.
 """
 
 import argparse
@@ -112,9 +113,7 @@ def main() -> None:
         samples = sum(row["samples"] for row in rows)
         shown = " -> ".join(f"{value:.3f}" for value in accuracies)
         print(f"seed {seed}  {name:16} {shown}   {samples:,.0f} samples, {rows[-1]['wall_s']:.0f} s", flush=True)
-    print(
-        f"\nheld-out pass@1, mean and range of {options.seeds} seeds, at the start, half-way and after {options.steps} steps"
-    )
+    print(f"\nheld-out pass@1, mean and range of {options.seeds} seeds: start, half-way, after {options.steps} steps")
     for name, runs in results.items():
         cells = []
         for values in zip(*runs, strict=True):

@@ -16,7 +16,7 @@ import psutil
 import ray
 
 from cluster.config import Recipe
-from cluster.ray_token import cluster_address, has_token
+from cluster.ray_token import TOKEN_FILE, cluster_address, has_token, read_token
 from rollout.errors import ConfigError
 
 NAMESPACE = "volley"
@@ -106,6 +106,27 @@ def check_reachable(address: str, allow_unauthenticated: bool) -> None:
             f"cluster.address: no token is set for the cluster at {host}, and without one Ray runs anybody's code; set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or say cluster.allow_unauthenticated: true."
         )
+    if not address.startswith("ray://") and os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+        _check_token(host, port)
+
+
+def _check_token(host: str, port: int) -> None:
+    """Ask the cluster for its id, as Ray would for 20 seconds. Other answers than a refusal are Ray's to judge."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    token = read_token()
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        ask = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId
+        try:
+            metadata = [("authorization", f"Bearer {token}")] if token else []
+            ask(gcs_service_pb2.GetClusterIdRequest(), timeout=PROBE_S, metadata=metadata)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ConfigError(
+                    f"cluster.address: the cluster at {host}:{port} does not take this token; put the cluster's own into "
+                    f"{TOKEN_FILE} (mode 0600), or name its file in RAY_AUTH_TOKEN_PATH."
+                ) from None
 
 
 def split_address(address: str) -> tuple[str, int]:

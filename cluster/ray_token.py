@@ -21,6 +21,16 @@ def has_token() -> bool:
     return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE.exists())
 
 
+def read_token() -> str:
+    """The token, from where Ray would take it; "" where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    try:
+        return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).read_text().strip()
+    except OSError:
+        return ""
+
+
 def prepare_token(recipe: Recipe | None = None) -> None:
     """Turn authentication on where a token is at hand. With a recipe that is to start a private cluster, make one that
     only this user can read."""

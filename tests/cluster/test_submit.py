@@ -147,6 +147,41 @@ def test_without_the_right_token_nothing_is_said_to_anybody(head: Path, tmp_path
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.parametrize("token", ["", "0" * 64], ids=["no token", "wrong token"])
+def test_a_run_without_the_right_token_is_told_so_at_once(
+    head: Path, workspace: Path, tmp_path: Path, token: str
+) -> None:
+    """Ray itself tries for 20 seconds and then says that it failed to connect."""
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text(token)
+    path = recipe(workspace, "stranger", launcher="ray", cluster={"address": f"127.0.0.1:{PORT}"})
+    started = time.monotonic()
+    done = volley(tmp_path, workspace, "train", str(path))
+    assert time.monotonic() - started < 12  # most of it to read the data and import Ray
+    assert done.returncode == 2
+    assert "does not take this token" in done.stderr, done.stderr
+    assert not (workspace / "runs" / "stranger").exists()
+
+
+def test_other_versions_on_both_sides_are_named(head: Path, workspace: Path) -> None:
+    path = recipe(workspace, "skewed", launcher="ray", cluster={"address": f"127.0.0.1:{PORT}"})
+    newer = "import ray, sys; ray.__version__ = '9.9.9'; from cluster.cli import main; sys.exit(main(sys.argv[1:]))"
+    kept = {name: value for name, value in environment().items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", newer, "train", str(path)],
+        cwd=workspace,
+        env={**kept, "HOME": str(head), "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert "runs other versions than this client" in done.stderr
+    assert "9.9.9" in done.stderr
+    assert not (workspace / "runs" / "skewed").exists()
+
+
 def test_more_than_the_cluster_has_is_refused_by_role(head: Path, workspace: Path) -> None:
     path = recipe(workspace, "greedy", launcher="ray", cluster={"address": f"127.0.0.1:{PORT}", "worker_cpus": 64})
     refused = volley(head, workspace, "train", str(path))
