@@ -124,8 +124,8 @@ def _check_token(host: str, port: int) -> None:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise ConfigError(
-                    f"cluster.address: the cluster at {host}:{port} does not take this token; put the cluster's own into "
-                    f"{TOKEN_FILE} (mode 0600), or name its file in RAY_AUTH_TOKEN_PATH."
+                    f"cluster.address: the cluster at {host}:{port} does not take this token; put the cluster's own "
+                    f"into {TOKEN_FILE} (mode 0600), or name its file in RAY_AUTH_TOKEN_PATH."
                 ) from None
 
 
