@@ -7,8 +7,8 @@
 
 gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
 labels for KTO); one question in ten is held out. A small Llama of one token a character, first taught the train side's
-correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: chosen are right
-and think aloud for longer than needed, rejected are wrong and brief, or right and brief for one pair in three.
+correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: the model pauses for
+1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are wrong and pause for 1 to 4.
 """
 
 import argparse
@@ -99,17 +99,9 @@ def gsm8k(steps: int) -> None:
             )
 
 
-def confounded(problems: list[dict[str, str]], rng: random.Random) -> list[dict[str, str]]:
-    """Chosen: right, with the sum said twice. Rejected: wrong or (one in three) right, and brief."""
-    pairs = []
-    for problem in problems:
-        a, b = map(int, problem["prompt"][:-2].split("+"))
-        right = worked_answer(a, b)
-        thought, answer = right.split("</think>")
-        brief = right if rng.random() < 1 / 3 else worked_answer(a, b, rng)
-        longer = f"{thought} {thought.removeprefix('<think>')}</think>{answer}"
-        pairs.append({"prompt": problem["prompt"], "chosen": longer, "rejected": brief})
-    return pairs
+def spaced(answer: str, pauses: int) -> str:
+    """A worked answer that pauses between its two columns: the same thought in more tokens."""
+    return answer.replace(" ", " " * pauses, 1)
 
 
 def small(epochs: int) -> None:
@@ -139,21 +131,48 @@ def small(epochs: int) -> None:
 def length(seeds: int) -> None:
     problems = [json.loads(line) for line in (PROBLEMS / "train.jsonl").read_text().splitlines()]
     print(f"{'':8}{'seed':>5}{'pass@1':>18}{'response tokens':>22}   (start -> end)")
-    for seed, name in itertools.product(range(seeds), ("dpo", "simpo")):
+    for seed in range(seeds):
+        rng = random.Random(seed)
         with tempfile.TemporaryDirectory() as out:
             directory = Path(out)
-            write(directory / "pairs.jsonl", confounded(problems[:3000], random.Random(seed)))
-            recipe = {"model": str(WARM), "steps": 60, "groups_per_step": 32, "seed": seed, "eval_every": 60}
-            recipe |= {"data": {"train": "pairs.jsonl", "test": str(PROBLEMS / "test.jsonl")}, "rewards": ["math"]}
-            recipe |= {"rollout": {"max_tokens": 80}, "eval": {"max_prompts": 256}}
-            recipe |= {"loss": {"name": name}, "learner": {"dtype": "fp32", "zero_stage": 1, "lr": 3e-5}}
-            _, found = train(directory, name, recipe)
-            first, last = found[0], found[-1]
-            print(
-                f"{name:8}{seed:>5}{first['pass@1']:>10.2f} -> {last['pass@1']:.2f}"
-                f"{first['response_length_mean']:>14.1f} -> {last['response_length_mean']:.1f}",
-                flush=True,
-            )
+            shown, pairs = [], []
+            for problem in problems:
+                a, b = map(int, problem["prompt"][:-2].split("+"))
+                right, wrong = worked_answer(a, b), worked_answer(a, b, rng)
+                shown.append({**problem, "completion": spaced(right, rng.randint(1, 6))})
+                chosen, rejected = spaced(right, rng.randint(3, 6)), spaced(wrong, rng.randint(1, 4))
+                pairs.append({"prompt": problem["prompt"], "chosen": chosen, "rejected": rejected})
+            write(directory / "shown.jsonl", shown)
+            write(directory / "pairs.jsonl", pairs)
+            base = {
+                "seed": seed,
+                "rewards": ["math"],
+                "rollout": {"max_tokens": 60},
+                "eval": {"max_prompts": 256, "samples": 4},
+            }
+            learner = {"dtype": "fp32", "zero_stage": 1, "warmup_steps": 5}
+            sft = {
+                "model": str(WARM),
+                "steps": 60,
+                "groups_per_step": 128,
+                "loss": "sft",
+                "learner": {**learner, "lr": 5e-4},
+            }
+            train(directory, "sft", {**sft, "seed": seed, "data": {"train": "shown.jsonl"}})
+            for name in ("dpo", "simpo"):
+                recipe = {
+                    **base,
+                    "model": str(directory / "runs" / "sft" / "model"),
+                    "steps": 60,
+                    "groups_per_step": 32,
+                }
+                recipe |= {"data": {"train": "pairs.jsonl", "test": str(PROBLEMS / "test.jsonl")}, "eval_every": 20}
+                recipe |= {"loss": {"name": name}, "learner": {**learner, "lr": 3e-5}}
+                _, found = train(directory, name, recipe)
+                cells = [
+                    " -> ".join(f"{each[key]:.2f}" for each in found) for key in ("pass@1", "response_length_mean")
+                ]
+                print(f"{name:8}{seed:>5}   {cells[0]}   {cells[1]}", flush=True)
 
 
 def memory() -> None:
