@@ -7,17 +7,25 @@ take the last number anywhere would reward a model for listing numbers.
 
 import re
 
-from rewards.exact import normal_form, parse_exact
+from rewards.answer import is_number, read, same
+from rewards.spelling import normal_form
 from rewards.think_format import after_thinking
 
 MAX_TAIL = 16_384
 MAX_ANSWER = 256
 MAX_BARE = 64
 MAX_BOXES = 8
+MAX_TAGS = 8
 MAX_GAP = 40
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|\\text\s*\{\s*and\s*\})|,)[\s$]*")
+# A second box behind "or" is a second answer.
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\})|[,;])[\s$]*")
+# A comment starts a line or follows a space that does not belong to a percentage.
+_COMMENT = re.compile(
+    r"(?m:^[ \t]*|(?<=[^\s0-9})$%\\])[ \t]+)%[^\n]*|<!--(?s:.*?)(?:-->|\Z)|\\iffalse\b(?s:.*?)(?:\\fi\b|\Z)"
+)
+_PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _ANCHOR = re.compile(
     r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*",
     re.IGNORECASE | re.MULTILINE,
@@ -36,11 +44,21 @@ def extract(response: str, truncated: bool = False) -> str | None:
     text = after_thinking(response)
     if text is None:
         return None
-    text = text[-MAX_TAIL:]
+    text = _without_comments(text[-MAX_TAIL:])
     boxes = list(_BOX.finditer(text))
     found = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
     found = found.strip().strip("*_`").strip() if found else ""
     return found if 0 < len(found) <= MAX_ANSWER else None
+
+
+def _without_comments(text: str) -> str:
+    """The text as it is seen: comments and phantoms show nothing."""
+    if "%" in text or "<!--" in text or "\\iffalse" in text:
+        text = _COMMENT.sub("", text)
+    while phantom := _PHANTOM.search(text):
+        end = _closing_brace(text, phantom.end())
+        text = text[: phantom.start()] + (text[end + 1 :] if end >= 0 else "")
+    return text
 
 
 def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
@@ -102,8 +120,9 @@ def _tagged(text: str, truncated: bool) -> str | None:
     parts = [piece.partition("</answer>") for piece in text.split("<answer>")[1:]]
     if truncated and not parts[-1][1]:
         return None
-    spellings = {normal_form(content) for content, _, _ in parts}
-    return parts[-1][0] if len(spellings) == 1 else None
+    spellings = {normal_form(content) for content, _, _ in parts[-MAX_TAGS:]}
+    last = read(normal_form(parts[-1][0]))
+    return parts[-1][0] if all(same(last, read(spelling)) for spelling in spellings) else None
 
 
 def _first_line(text: str) -> str:
@@ -115,4 +134,4 @@ def _bare(text: str) -> str | None:
     line = stripped.rpartition("\n")[2].strip()
     if len(line) > MAX_BARE:
         return None
-    return line if line == stripped or parse_exact(line) is not None else None
+    return line if line == stripped or is_number(normal_form(line)) else None

@@ -1,0 +1,291 @@
+"""An answer's normal form, read: a number with its unit, words, a choice, a clock time, a numeral in a base, a formula.
+
+A plain number is read by one pattern, so that the common case costs microseconds; whatever else is a formula goes to
+`rewards.grammar`.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import gcd
+
+from rewards import compare
+from rewards.formula import WORDS, Node, number
+from rewards.grammar import parse
+from rewards.units import CURRENCIES, SCALES, agree, split_unit, unit_name
+
+DEGREE = "degree"
+
+_NUMERAL = re.compile(
+    rf"([+-]?) ?([{''.join(CURRENCIES)}]?) ?([+-]?)"
+    r"([0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])|[0-9]{1,80}(?!,[0-9])|(?=\.[0-9]))"
+    rf"(\.[0-9]{{0,80}})?([eE][+-]?[0-9]{{1,3}}(?![0-9.]))?( ?[{''.join(CURRENCIES)}]| ?%)?(?=$|[ A-Za-z¢])(.*)"
+)
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_CHOICE = re.compile(r"\(([A-Ja-j])\)[.:]?(?: +(.+))?|([A-J])(?:[.:)] *(.+)|\))?")
+_CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
+_BASE_NAMES = _SMALL.split()
+_BASE = re.compile(
+    r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60})\)?"
+    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(_BASE_NAMES)}) ?\}}?"
+)
+_LETTER = r"[^\W\d_]"
+_WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
+_WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
+_SYMBOLS = re.compile(r"[a-zA-Z]|[b-df-hj-np-tv-z]{2,3}")
+_LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
+_HEDGES = re.compile(r"(?:(?:approximately|about|roughly|exactly|simply|just|only|around) |\\approx |= ?)")
+_BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\vert|\||:) ?(.+)\\\}")
+_SET_WORDS = {
+    **dict.fromkeys(["all real numbers", "all reals", "real numbers", "the real numbers"], r"\mathbb{R}"),
+    **dict.fromkeys(["no solution", "no solutions", "no real solution", "no real solutions", "none"], r"\emptyset"),
+    **dict.fromkeys(["empty set", "the empty set"], r"\emptyset"),
+    **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
+    "negative infinity": r"-\infty",
+}
+_TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
+_NUMBER_WORDS = {
+    **{word: value for value, word in enumerate([*_BASE_NAMES, *_TEENS])},
+    **{word: 10 * (value + 2) for value, word in enumerate(_TENS)},
+    **{f"{ten}-{_BASE_NAMES[one]}": 10 * (i + 2) + one for i, ten in enumerate(_TENS) for one in range(1, 10)},
+    "hundred": 100,
+    "one hundred": 100,
+    "one thousand": 1000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """tree: the formula, without what follows; None for what is none. unit: what stands behind or in front of a number,
+    by its name where it is a measure, with its power (`cm^2`). is_percent: it has a percent sign, which `tree` leaves
+    out. words: in lower case. choice: the letter. clock: minutes after midnight and "a", "p" or "" where neither am nor
+    pm is said. digits, base: of a numeral with a base."""
+
+    tree: Node | None = None
+    unit: str = ""
+    is_percent: bool = False
+    words: str = ""
+    choice: str = ""
+    clock: tuple[int, str] | None = None
+    digits: str = ""
+    base: int = 0
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it says anything: a formula must have a value."""
+        is_other = self.words or self.choice or self.clock or self.base
+        return bool(is_other) or (self.tree is not None and compare.has_value(self.tree))
+
+
+@lru_cache(4096)
+def read(text: str) -> Answer:
+    """The answer that a normal form is; one that is not readable for what is none."""
+    text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
+    if match := _NUMERAL.fullmatch(text):
+        answer = _numeral(match)
+        if answer is not None:
+            return answer
+    if match := _BUILDER.fullmatch(text):
+        text = match[2].strip()
+    if (match := _LABEL.match(text)) and match[1].split()[0] not in WORDS:
+        text = text[match.end() :]
+    return _clock(text) or _base(text) or _choice(text) or _words(text) or _formula(text)
+
+
+def is_number(text: str) -> bool:
+    """Whether a normal form is a number written out."""
+    tree = read(text).tree
+    return tree is not None and compare.is_rational(tree) and tree.op not in ("list", "set", "tuple", "matrix")
+
+
+def _numeral(match: re.Match[str]) -> Answer | None:
+    sign, currency, inner_sign, digits, decimals, exponent, mark, rest = match.groups("")
+    if (sign and inner_sign) or (mark.strip() in CURRENCIES and currency):
+        return None
+    sign, mark = sign or inner_sign, mark.strip()
+    if decimals or exponent:
+        value = Fraction((digits.replace(",", "") or "0") + decimals + exponent)
+    else:
+        value = Fraction(int(digits.replace(",", "")))
+    unit = CURRENCIES[currency or mark] if currency or mark in CURRENCIES else ""
+    rest, is_spaced = rest.strip(), rest.startswith(" ") or mark == "%"
+    if ordinal := _ORDINAL.match(rest):
+        rest, is_spaced = rest[ordinal.end() :].strip(), True
+    word = rest.partition(" ")[0].lower()
+    if word in SCALES:
+        value, rest = value * SCALES[word], rest[len(word) :].strip()
+    if rest:
+        name = unit_name(rest, is_spaced)
+        if name is None:
+            return None
+        unit = unit or name
+    places = str(len(decimals) - 1) if len(decimals) > 1 and not exponent and word not in SCALES else ""
+    node = Node("number", number=value, name=places)
+    return Answer(Node("minus", (node,)) if sign == "-" else node, unit, mark == "%")
+
+
+def _clock(text: str) -> Answer | None:
+    if text.lower() in _TIMES:
+        return Answer(clock=_TIMES[text.lower()], words=text.lower())
+    match = _CLOCK.fullmatch(text)
+    if match is None or not (match[2] or match[3]):
+        return None
+    hours, minutes, half = int(match[1]), int(match[2] or 0), (match[3] or "").lower()
+    if minutes > 59 or hours > (12 if half else 24):
+        return None
+    # Without am or pm it may be a ratio, which is written in lowest terms.
+    tree = None if half else parse(text)
+    if half:
+        hours = hours % 12 + (12 if half == "p" else 0)
+    return Answer(tree, clock=(hours * 60 + minutes, half or ("p" if hours > 12 else "")))
+
+
+def _base(text: str) -> Answer | None:
+    match = _BASE.fullmatch(text)
+    if match is None:
+        return None
+    base = int(match[2]) if match[2].isdigit() else _BASE_NAMES.index(match[2])
+    digits = match[1].lstrip("0").upper() or "0"
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+        return None
+    if base == 10:
+        return Answer(number(int(digits)))
+    return Answer(digits=digits, base=base)
+
+
+def _choice(text: str) -> Answer | None:
+    match = _CHOICE.fullmatch(text)
+    if match is None:
+        return None
+    letter, content = match[1] or match[3], match[2] or match[4]
+    tree = _content(content) if content else Node("symbol", name=letter)
+    return Answer(tree.tree if isinstance(tree, Answer) else tree, choice=letter.upper(), words=_content_words(content))
+
+
+def _content(text: str) -> Answer:
+    return _words(text) or _formula(text)
+
+
+def _content_words(text: str | None) -> str:
+    return (_content(text).words or " ") if text else ""
+
+
+def _words(text: str) -> Answer | None:
+    """Words in lower case. A single letter, and two or three without a vowel, are symbols."""
+    if _SYMBOLS.fullmatch(text) or not _WORDS.fullmatch(text) or text in WORDS:
+        return None
+    words = " ".join(text.lower().split()).removeprefix("the ")
+    if words in _NUMBER_WORDS:
+        return Answer(number(_NUMBER_WORDS[words]))
+    if words in _SET_WORDS:
+        return Answer(parse(_SET_WORDS[words]))
+    first, _, rest = words.partition(" ")
+    if first in _NUMBER_WORDS and rest and (unit := unit_name(rest, True)):
+        return Answer(number(_NUMBER_WORDS[first]), unit)
+    if ", " in words:
+        words = ", ".join(sorted(words.split(", ")))
+    return Answer(words=words)
+
+
+def _formula(text: str) -> Answer:
+    body, unit, is_percent = text, "", False
+    if body[:1] in CURRENCIES or body[:2] in [f"-{sign}" for sign in CURRENCIES]:
+        sign = "-" if body[0] == "-" else ""
+        unit, body = CURRENCIES[body[len(sign)]], sign + body[len(sign) + 1 :].lstrip()
+    elif body.endswith("degrees"):
+        unit, body = DEGREE, body.removesuffix("degrees").rstrip()
+    elif body.endswith("%"):
+        is_percent, body = True, body[:-1].rstrip()
+    else:
+        body, unit = split_unit(body)
+    tree = parse(body)
+    if tree is None or (tree.op in ("sum", "list", "relation") and (is_percent or unit == DEGREE)):
+        tree, unit, is_percent = parse(text), "", False
+    return Answer(tree, unit, is_percent)
+
+
+def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
+    """Whether two answers are the same; the gold one is the first."""
+    if gold.choice and given.choice:
+        return gold.choice == given.choice and (not (gold.words and given.words) or _same_content(gold, given))
+    if gold.clock and given.clock and (gold.clock[1] or given.clock[1] or not _is_ratio(gold)):
+        return _same_time(gold.clock, given.clock)
+    if gold.base or given.base:
+        return _same_numeral(gold, given)
+    if (gold.words.strip() or given.words.strip()) and not (gold.tree and given.tree):
+        return gold.words == given.words
+    if gold.tree is None or given.tree is None or not agree(gold.unit, given.unit):
+        return False
+    return _same_quantity(gold, given, tolerance)
+
+
+def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool | None:
+    """`same` where it takes microseconds, None where formulas must be evaluated."""
+    one, other = gold.tree, given.tree
+    if one is None or other is None:
+        return same(gold, given, tolerance)
+    plain = compare.is_rational(one), compare.is_rational(other)
+    if all(plain):
+        return same(gold, given, tolerance)
+    if any(plain) and "relation" not in (one.op, other.op):
+        numbers, formula = (one, other) if plain[0] else (other, one)
+        if (
+            numbers.op not in ("list", "set", "tuple")
+            and formula.op not in ("list", "set")
+            and compare.symbols(formula)
+        ):
+            return False
+    return None
+
+
+def _same_content(gold: Answer, given: Answer) -> bool:
+    if gold.tree and given.tree:
+        return compare.equal(gold.tree, given.tree)
+    return gold.words == given.words
+
+
+def _is_ratio(gold: Answer) -> bool:
+    """Whether something like 5:12 may be a ratio: it is in lowest terms."""
+    parts = gold.tree.parts if gold.tree and gold.tree.op == "ratio" else ()
+    return len(parts) == 2 and gcd(*(int(part.number) for part in parts)) == 1
+
+
+def _same_time(gold: tuple[int, str], given: tuple[int, str]) -> bool:
+    if gold[1] and given[1]:
+        return gold[0] == given[0]
+    if max(gold[0], given[0]) >= 13 * 60 and not (gold[1] and given[1]):
+        return gold[0] == given[0]
+    return gold[0] % 720 == given[0] % 720
+
+
+def _same_numeral(gold: Answer, given: Answer) -> bool:
+    """The same digits in the same base, which may be left unsaid as a unit may; to give the value in another base is
+    what the task asked for, so it is not the answer."""
+    if gold.base and given.base:
+        return (gold.digits, gold.base) == (given.digits, given.base)
+    numeral, other = (gold, given) if gold.base else (given, gold)
+    return other.tree is not None and other.tree.op == "number" and str(other.tree.number) == numeral.digits
+
+
+def _same_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+    one, other = gold.tree, given.tree
+    assert one is not None
+    assert other is not None
+    if compare.equal(one, other, tolerance):
+        return True
+    if gold.is_percent != given.is_percent:
+        # 50 % is both 50, where the sign was left out, and its value 0.5.
+        share, plain = (gold, given) if gold.is_percent else (given, gold)
+        if plain.unit or share.tree is None:
+            return False
+        value = Node("quotient", (share.tree, number(100)))
+        return compare.equal(value, other, tolerance) if share is gold else compare.equal(one, value, tolerance)
+    if (gold.unit == DEGREE) != (given.unit == DEGREE) and not (gold.unit and given.unit):
+        # An angle in radians, if the other is no plain number.
+        one, other = (Node("degrees", (each.tree,)) if each.unit else each.tree for each in (gold, given) if each.tree)
+        return compare.equal(one, other, tolerance)
+    return False

@@ -1,0 +1,344 @@
+"""Whether two formulas are the same answer: identities by evaluation, and the shapes that answers have.
+
+Two expressions are equal if they have the same value at random rational points (J. T. Schwartz, "Fast probabilistic
+algorithms for verification of polynomial identities", 1980), exact where the values are rational and to 40 digits where
+they are not. Points where one of them leaves the real numbers say nothing; three others must agree and none may differ.
+There is no simplification, so there is nothing that could take long.
+
+Which formula is the true one matters for decimals only: a gold answer written with decimals may be rounded, so it also
+equals what rounds to it; a response's decimal is exact.
+"""
+
+import random
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from rewards.evaluate import NoValueError, as_real, evaluate, order, same_value, value_of
+from rewards.formula import Node, number
+from rewards.intervals import is_set, same_set
+
+MAX_VALUES = 40
+NUM_POINTS = 12
+ENOUGH = 4
+LEAST = 3
+# A rounded gold answer shows this many decimals at least: for an irrational number, and for a fraction.
+IRRATIONAL_PLACES = 2
+RATIONAL_PLACES = 3
+
+_PRIMES = (37, 41, 43, 47, 53, 59, 61)
+_SIGNED = {"plus-minus": (1, -1), "minus-plus": (-1, 1)}
+_LISTED = ("list", "set", "tuple", "matrix")
+_RATIONAL = frozenset(["number", "sum", "product", "quotient", "minus", "ratio", "row", *_LISTED])
+_SHAPES = frozenset(["relation", "union", "intersection", "difference", "numbers", "infinity", *_LISTED])
+
+
+def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
+    """Whether two answers are the same. tolerance: how far numbers may be apart."""
+    if gold == given:
+        return has_value(gold)
+    (name, one), (given_name, other) = _unnamed(gold), _unnamed(given)
+    if name and given_name:
+        return _same_name(name, given_name) and _all_equal(one, other, tolerance)
+    for name_of, value, equation in ((name, one, other), (given_name, other, one)):
+        if name_of and _is_equation(equation):
+            # A line may be written in any form, but an equation that was to be solved is not its solution.
+            return bool(symbols(value)) and _same_equation(_minus(name_of, value), _sides(equation))
+    return _all_equal(one, other, tolerance)
+
+
+@lru_cache(4096)
+def has_value(node: Node) -> bool:
+    """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
+    if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
+        return all(has_value(part) for part in node.parts)
+    values = _both_signs(node)
+    if len(values) > 1:
+        return all(has_value(value) for value in values)
+    if symbols(node):
+        return all(has_value(part) for part in node.parts)
+    try:
+        value_of(node)
+    except NoValueError:
+        return False
+    return True
+
+
+@lru_cache(4096)
+def is_rational(node: Node) -> bool:
+    """Whether it is made of numbers and the four operations only, so that comparing it takes microseconds."""
+    return node.op in _RATIONAL and all(is_rational(part) for part in node.parts)
+
+
+@lru_cache(4096)
+def symbols(node: Node) -> frozenset[str]:
+    if node.op == "symbol":
+        return frozenset([node.name])
+    return frozenset().union(*map(symbols, node.parts)) if node.parts else frozenset()
+
+
+def _unnamed(node: Node) -> tuple[Node | None, Node]:
+    """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `x \\in {5}`, `x = 5, x = 6` and
+    `x = 5, 6`. None where there is none."""
+    if node.op == "relation" and node.parts[0].op == "lone":
+        (first, *others), (name, *values) = node.name.split(), node.parts
+        if first in ("=", "in", "~") and set(others) <= {"=", "~"}:
+            value = Node("relation", tuple(values), name=" ".join(others)) if others else values[0]
+            return name.parts[0], value
+    if node.op == "list":
+        pairs = [_unnamed(part) for part in node.parts]
+        names = [name for name, _ in pairs if name]
+        alone = [value for name, value in pairs if not name]
+        is_headed = len(names) == 1 and pairs[0][0] and not any(value.op == "relation" for value in alone)
+        if is_headed or (len(names) == len(pairs) and len(set(names)) == 1):
+            return names[0], Node("list", tuple(value for _, value in pairs), name=node.name)
+    return None, node
+
+
+def _same_name(one: Node, other: Node) -> bool:
+    """`y` and `f(x)` name the same thing in front of a formula in x."""
+    functions = [each for each in (one, other) if each.op == "product" and each.parts[0].op == "symbol"]
+    return one == other or (len(functions) == 1 and Node("symbol", name="y") in (one, other))
+
+
+def _is_equation(node: Node) -> bool:
+    return node.op == "relation" and set(node.name.split()) <= {"=", "~"}
+
+
+def _all_equal(gold: Node, given: Node, tolerance: Fraction) -> bool:
+    """Compare, where one of them is a chain of equal values, every one of these."""
+    if _is_equation(gold) and _is_equation(given):
+        if len(gold.parts) == len(given.parts) == 2 and symbols(gold):
+            return _same_equation(_sides(gold), _sides(given))
+        return _same_in_order(gold.parts, given.parts, tolerance)
+    if _is_equation(given):
+        return all(_same_shape(gold, part, tolerance) for part in given.parts)
+    if _is_equation(gold):
+        return all(_same_shape(part, given, tolerance) for part in gold.parts)
+    return _same_shape(gold, given, tolerance)
+
+
+def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
+    if gold == given:
+        return has_value(gold)
+    if is_set(gold) or is_set(given):
+        return same_set(gold, given) or _same_inequality(gold, given)
+    gold, given = _spread(gold), _spread(given)
+    kinds = {gold.op, given.op}
+    if kinds == {"tuple"}:
+        return gold.name == given.name and _same_in_order(gold.parts, given.parts, tolerance)
+    if kinds == {"tuple", "list"}:
+        # Coordinates may be listed without brackets, and named.
+        brackets = gold.name if gold.op == "tuple" else given.name
+        return brackets == "()" and _same_in_order(_coordinates(gold), _coordinates(given), tolerance)
+    if kinds <= {"list", "set"}:
+        is_multiset = kinds == {"list"}
+        return _same_members(gold.parts, given.parts, is_multiset, tolerance)
+    if kinds & {"list", "set"}:
+        parts, other = (gold.parts, given) if gold.op in ("list", "set") else (given.parts, gold)
+        return len(parts) == 1 and _all_equal(*((parts[0], other) if other is given else (other, parts[0])), tolerance)
+    if kinds == {"matrix"}:
+        rows = [tuple(part.parts for part in each.parts) for each in (gold, given)]
+        is_same_size = [len(row) for row in rows[0]] == [len(row) for row in rows[1]]
+        return is_same_size and all(_same_in_order(a, b, tolerance) for a, b in zip(*rows, strict=True))
+    if kinds == {"ratio"} and len(gold.parts) == len(given.parts):
+        first, second = gold.parts[0], given.parts[0]
+        pairs = zip(gold.parts[1:], given.parts[1:], strict=True)
+        return all(_same_value(_times(one, second), _times(other, first), tolerance) for one, other in pairs)
+    if kinds & _SHAPES:
+        return False
+    return _same_value(gold, given, tolerance)
+
+
+def _is_minus_infinity(node: Node) -> bool:
+    return node.op == "minus" and node.parts[0].op == "infinity"
+
+
+def _coordinates(node: Node) -> tuple[Node, ...]:
+    """The parts, without their names where these are different symbols in alphabetical order: x = 1, y = 2."""
+    pairs = [_unnamed(part) for part in node.parts]
+    names = [name.name if name else "" for name, _ in pairs]
+    is_named = all(names) and names == sorted(set(names))
+    return tuple(value for _, value in pairs) if is_named else node.parts
+
+
+def _same_in_order(gold: tuple[Node, ...], given: tuple[Node, ...], tolerance: Fraction) -> bool:
+    pairs = zip(gold, given, strict=False)
+    return len(gold) == len(given) and all(equal(one, other, tolerance) for one, other in pairs)
+
+
+def _same_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: bool, tolerance: Fraction) -> bool:
+    """Whether each has its like in the other; of lists, as many of them."""
+    if max(len(gold), len(given)) > MAX_VALUES or (is_multiset and len(gold) != len(given)):
+        return False
+    left = list(given)
+    for one in gold:
+        place = next((i for i, other in enumerate(left) if equal(one, other, tolerance)), None)
+        if place is not None:
+            del left[place]
+        elif is_multiset or not any(equal(one, other, tolerance) for other in given):
+            return False
+    return all(any(equal(one, other, tolerance) for one in gold) for other in left)
+
+
+def _spread(node: Node) -> Node:
+    """A formula with a plus-minus as the list of its two values; a list with all values of its members."""
+    if node.op in ("list", "set"):
+        values = tuple(value for part in node.parts for value in _both_signs(part))
+        return node._replace(parts=values)
+    values = _both_signs(node)
+    return Node("list", values, name=",") if len(values) > 1 else node
+
+
+@lru_cache(1024)
+def _both_signs(node: Node) -> tuple[Node, ...]:
+    if not _has_signs(node):
+        return (node,)
+    return (_with_sign(node, 0), _with_sign(node, 1))
+
+
+@lru_cache(4096)
+def _has_signs(node: Node) -> bool:
+    return node.op in _SIGNED or any(map(_has_signs, node.parts))
+
+
+def _with_sign(node: Node, which: int) -> Node:
+    parts = tuple(_with_sign(part, which) for part in node.parts)
+    if node.op in _SIGNED:
+        return parts[0] if _SIGNED[node.op][which] > 0 else Node("minus", parts)
+    return node._replace(parts=parts)
+
+
+def _same_value(gold: Node, given: Node, tolerance: Fraction) -> bool:
+    """Whether two expressions are the same number or the same function."""
+    if gold == given:
+        return has_value(gold)
+    names = symbols(gold) | symbols(given)
+    if names:
+        return bool(symbols(gold)) == bool(symbols(given)) and _same_function(gold, given, sorted(names))
+    try:
+        one, other = evaluate(gold), evaluate(given)
+        if same_value(one, other):
+            return True
+        if tolerance:
+            return order(abs(as_real(one[0]) - as_real(other[0])), tolerance) <= 0
+        return _rounds_to(gold, as_real(one[0]), given, as_real(other[0]))
+    except NoValueError:
+        return False
+
+
+def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> bool:
+    """Whether the gold answer is a decimal that the other, more precise one rounds to."""
+    places, given_places = _places(gold), _places(given)
+    if not isinstance(value, Fraction):
+        is_rounded = places >= IRRATIONAL_PLACES
+    else:
+        is_rounded = places >= RATIONAL_PLACES and (given_places > places or _is_repeating(value))
+    return is_rounded and order(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
+
+
+def _places(node: Node) -> int:
+    """The decimals that a number is written with; 0 for what is no decimal."""
+    if node.op == "minus":
+        return _places(node.parts[0])
+    return int(node.name or 0) if node.op == "number" else 0
+
+
+def _is_repeating(value: Fraction) -> bool:
+    denominator = value.denominator
+    for prime in (2, 5):
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator > 1
+
+
+def _same_function(gold: Node, given: Node, names: list[str]) -> bool:
+    is_real = not (_is_complex(gold) or _is_complex(given))
+    for points in (_points(names), _whole_points(names)):
+        num_agreeing = 0
+        for point in points:
+            try:
+                one, other = evaluate(gold, point, is_real), evaluate(given, point, is_real)
+            except NoValueError:
+                continue
+            if not same_value(one, other):
+                return False
+            num_agreeing += 1
+            if num_agreeing == ENOUGH:
+                return True
+        if num_agreeing >= LEAST:
+            return True
+    return False
+
+
+@lru_cache(4096)
+def _is_complex(node: Node) -> bool:
+    return (node.op == "constant" and node.name == "i") or any(map(_is_complex, node.parts))
+
+
+def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    """Different values for different symbols; all positive, of both signs, and all less than 1, in turn."""
+    for index in range(NUM_POINTS):
+        chance = random.Random(index)
+        primes = chance.sample(_PRIMES, min(len(names), len(_PRIMES)))
+        point = {}
+        for place, name in enumerate(names):
+            denominator = primes[place % len(primes)]
+            size = Fraction(chance.randrange(1, denominator), denominator)
+            if index % 3 != 2:
+                size += chance.randrange(3)
+            point[name] = -size if index % 3 == 1 and (place == 0 or chance.random() < 0.5) else size
+        yield point
+
+
+def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    """For what is defined at whole numbers only, such as (-1)^n."""
+    for index in range(NUM_POINTS):
+        chance = random.Random(index)
+        yield {name: Fraction(chance.randrange(1, 9) + index) for name in names}
+
+
+def _minus(left: Node, right: Node) -> Node:
+    return Node("sum", (left, Node("minus", (right,))))
+
+
+def _times(left: Node, right: Node) -> Node:
+    return Node("product", (left, right))
+
+
+def _sides(equation: Node) -> Node:
+    left, right = equation.parts if len(equation.parts) == 2 else (number(0), number(0))
+    return _minus(left, right)
+
+
+def _ratio_of(one: Node, other: Node) -> Fraction | None:
+    """The number that `one` is always `other` times; None if there is none."""
+    names = sorted(symbols(one) | symbols(other))
+    found: list[tuple[Any, Any]] = []
+    for point in _points(names):
+        try:
+            ratio = evaluate(Node("quotient", (one, other)), point, True)
+        except NoValueError:
+            continue
+        if not ratio[0]:
+            return None
+        if found and not same_value(found[0], ratio):
+            return None
+        found.append(ratio)
+    return found[0][0] if len(found) >= LEAST else None
+
+
+def _same_equation(one: Node, other: Node) -> bool:
+    return _ratio_of(one, other) is not None
+
+
+def _same_inequality(gold: Node, given: Node) -> bool:
+    """Inequalities that are not solved for a symbol: the same up to a factor."""
+    if not gold.op == given.op == "relation" or len(gold.parts) != 2 or len(given.parts) != 2:
+        return False
+    flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+    if gold.name not in flipped or given.name not in flipped or not len(symbols(gold)) > 1:
+        return False
+    ratio = _ratio_of(_sides(gold), _sides(given))
+    return ratio is not None and given.name == (gold.name if ratio > 0 else flipped[gold.name])
