@@ -11,9 +11,9 @@ from functools import lru_cache
 from math import gcd
 
 from rewards import compare
-from rewards.formula import WORDS, Node, number
+from rewards.formula import WORDS, Node, number, symbols
 from rewards.grammar import parse
-from rewards.units import CURRENCIES, SCALES, agree, split_unit, unit_name
+from rewards.units import CURRENCIES, SCALES, agree, is_measure, split_unit, unit_name
 
 DEGREE = "degree"
 
@@ -36,7 +36,9 @@ _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
 _SYMBOLS = re.compile(r"[a-zA-Z]|[b-df-hj-np-tv-z]{2,3}")
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
-_HEDGES = re.compile(r"(?:(?:approximately|about|roughly|exactly|simply|just|only|around) |\\approx |= ?)")
+_HEDGES = re.compile(
+    r"(?:(?:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |\\approx |= ?)"
+)
 _BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\vert|\||:) ?(.+)\\\}")
 _SET_WORDS = {
     **dict.fromkeys(["all real numbers", "all reals", "real numbers", "the real numbers"], r"\mathbb{R}"),
@@ -62,8 +64,8 @@ _NUMBER_WORDS = {
 class Answer:
     """tree: the formula, without what follows; None for what is none. unit: what stands behind or in front of a number,
     by its name where it is a measure, with its power (`cm^2`). is_percent: it has a percent sign, which `tree` leaves
-    out. words: in lower case. choice: the letter. clock: minutes after midnight and "a", "p" or "" where neither am nor
-    pm is said. digits, base: of a numeral with a base."""
+    out. words: in lower case. choice: the letter. clock: minutes after midnight and "a", "p", "24" or "" where it may
+    be either half of the day. digits, base: of a numeral with a base."""
 
     tree: Node | None = None
     unit: str = ""
@@ -85,6 +87,8 @@ class Answer:
 def read(text: str) -> Answer:
     """The answer that a normal form is; one that is not readable for what is none."""
     text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
+    if text[-1:] in ("m", "M", ".") and (clock := _clock(text)):
+        return clock
     if match := _NUMERAL.fullmatch(text):
         answer = _numeral(match)
         if answer is not None:
@@ -141,7 +145,7 @@ def _clock(text: str) -> Answer | None:
     tree = None if half else parse(text)
     if half:
         hours = hours % 12 + (12 if half == "p" else 0)
-    return Answer(tree, clock=(hours * 60 + minutes, half or ("p" if hours > 12 else "")))
+    return Answer(tree, clock=(hours * 60 + minutes, half or ("24" if hours > 12 else "")))
 
 
 def _base(text: str) -> Answer | None:
@@ -197,15 +201,31 @@ def _formula(text: str) -> Answer:
         sign = "-" if body[0] == "-" else ""
         unit, body = CURRENCIES[body[len(sign)]], sign + body[len(sign) + 1 :].lstrip()
     elif body.endswith("degrees"):
-        unit, body = DEGREE, body.removesuffix("degrees").rstrip()
+        tree = parse(text)
+        inside = _without_degrees(tree) if tree else None
+        return Answer(inside or tree, DEGREE if inside else "")
     elif body.endswith("%"):
         is_percent, body = True, body[:-1].rstrip()
     else:
         body, unit = split_unit(body)
     tree = parse(body)
-    if tree is None or (tree.op in ("sum", "list", "relation") and (is_percent or unit == DEGREE)):
+    is_compound = tree and (tree.op in ("sum", "list") or (tree.op == "relation" and tree.parts[0].op != "lone"))
+    if tree is None or (is_compound and is_percent):
         tree, unit, is_percent = parse(text), "", False
     return Answer(tree, unit, is_percent)
+
+
+def _without_degrees(tree: Node) -> Node | None:
+    """The number of degrees that a formula is; None for what only ends with degrees, such as a sine of them."""
+    if tree.op == "degrees":
+        return tree.parts[0]
+    if tree.op in ("minus", "relation") and (inside := _without_degrees(tree.parts[-1])):
+        return (
+            tree._replace(parts=(*tree.parts[:-1], inside))
+            if tree.parts[0].op == "lone" or len(tree.parts) == 1
+            else None
+        )
+    return None
 
 
 def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
@@ -233,11 +253,7 @@ def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> boo
         return same(gold, given, tolerance)
     if any(plain) and "relation" not in (one.op, other.op):
         numbers, formula = (one, other) if plain[0] else (other, one)
-        if (
-            numbers.op not in ("list", "set", "tuple")
-            and formula.op not in ("list", "set")
-            and compare.symbols(formula)
-        ):
+        if numbers.op not in ("list", "set", "tuple") and formula.op not in ("list", "set") and symbols(formula):
             return False
     return None
 
@@ -257,9 +273,8 @@ def _is_ratio(gold: Answer) -> bool:
 def _same_time(gold: tuple[int, str], given: tuple[int, str]) -> bool:
     if gold[1] and given[1]:
         return gold[0] == given[0]
-    if max(gold[0], given[0]) >= 13 * 60 and not (gold[1] and given[1]):
-        return gold[0] == given[0]
-    return gold[0] % 720 == given[0] % 720
+    is_full = (gold[1] and given[1]) or "24" in (gold[1], given[1])
+    return gold[0] == given[0] if is_full else gold[0] % 720 == given[0] % 720
 
 
 def _same_numeral(gold: Answer, given: Answer) -> bool:
@@ -275,11 +290,13 @@ def _same_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     one, other = gold.tree, given.tree
     assert one is not None
     assert other is not None
+    share, plain = (gold, given) if gold.is_percent else (given, gold)
+    if gold.is_percent != given.is_percent and is_measure(plain.unit):
+        return False
     if compare.equal(one, other, tolerance):
         return True
     if gold.is_percent != given.is_percent:
         # 50 % is both 50, where the sign was left out, and its value 0.5.
-        share, plain = (gold, given) if gold.is_percent else (given, gold)
         if plain.unit or share.tree is None:
             return False
         value = Node("quotient", (share.tree, number(100)))

@@ -1,7 +1,7 @@
 """Whether two formulas are the same answer: identities by evaluation, and the shapes that answers have.
 
 Two expressions are equal if they have the same value at random rational points (J. T. Schwartz, "Fast probabilistic
-algorithms for verification of polynomial identities", 1980), exact where the values are rational and to 40 digits where
+algorithms for verification of polynomial identities", 1980), exact where the values are rational and to 80 digits where
 they are not. Points where one of them leaves the real numbers say nothing; three others must agree and none may differ.
 There is no simplification, so there is nothing that could take long.
 
@@ -15,8 +15,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.evaluate import NoValueError, as_real, evaluate, order, same_value, value_of
-from rewards.formula import Node, number
+from rewards.evaluate import NoValueError, as_real, evaluate, order, same_value
+from rewards.formula import Node, number, symbols
 from rewards.intervals import is_set, same_set
 
 MAX_VALUES = 40
@@ -56,10 +56,15 @@ def has_value(node: Node) -> bool:
     values = _both_signs(node)
     if len(values) > 1:
         return all(has_value(value) for value in values)
-    if symbols(node):
-        return all(has_value(part) for part in node.parts)
+    names = sorted(symbols(node))
+    return (
+        any(_exists(node, point) for point in (*_points(names), *_whole_points(names))) if names else _exists(node, {})
+    )
+
+
+def _exists(node: Node, point: dict[str, Fraction]) -> bool:
     try:
-        value_of(node)
+        evaluate(node, point)
     except NoValueError:
         return False
     return True
@@ -69,13 +74,6 @@ def has_value(node: Node) -> bool:
 def is_rational(node: Node) -> bool:
     """Whether it is made of numbers and the four operations only, so that comparing it takes microseconds."""
     return node.op in _RATIONAL and all(is_rational(part) for part in node.parts)
-
-
-@lru_cache(4096)
-def symbols(node: Node) -> frozenset[str]:
-    if node.op == "symbol":
-        return frozenset([node.name])
-    return frozenset().union(*map(symbols, node.parts)) if node.parts else frozenset()
 
 
 def _unnamed(node: Node) -> tuple[Node | None, Node]:
@@ -255,11 +253,11 @@ def _is_repeating(value: Fraction) -> bool:
 
 def _same_function(gold: Node, given: Node, names: list[str]) -> bool:
     is_real = not (_is_complex(gold) or _is_complex(given))
-    for points in (_points(names), _whole_points(names)):
+    for points, stays_real in ((_points, is_real), (_whole_points, is_real), (_points, False)):
         num_agreeing = 0
-        for point in points:
+        for point in points(names):
             try:
-                one, other = evaluate(gold, point, is_real), evaluate(given, point, is_real)
+                one, other = evaluate(gold, point, stays_real), evaluate(given, point, stays_real)
             except NoValueError:
                 continue
             if not same_value(one, other):

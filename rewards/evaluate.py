@@ -1,6 +1,6 @@
-"""The value of a formula at a point, exact where it is rational and to 60 digits where it is not.
+"""The value of a formula at a point, exact where it is rational and to 96 digits where it is not.
 
-Every result is bounded before it is computed: rational numbers by their bits (larger ones are rounded to 60 digits),
+Every result is bounded before it is computed: rational numbers by their bits (larger ones are rounded to 96 digits),
 powers and factorials by the size of what would come out, arguments of functions by their magnitude. So the work for a
 formula is its number of nodes times a constant, and no clock is needed. Roots and rational powers of negative numbers
 are real where the root is odd, as in school; otherwise functions take their principal values.
@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from rewards.formula import Node
+from rewards.formula import Node, symbols
 
-BITS = 220
+BITS = 320
+ERROR = 1e-85
+RELIABLE = 1e-40
 MAX_FRACTION_BITS = 4096
 MAX_MAGNITUDE = 20_000
 MAX_ARGUMENT_BITS = 64
 MAX_FACTORIAL = 500
-ZERO = Fraction(1, 10**45)
+ZERO = Fraction(1, 10**80)
 
 _E = Node("constant", name="e")
 Value = Any  # Fraction, or an mpmath number where it is not rational
@@ -62,17 +64,16 @@ def same_value(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
     (a, scale_a), (b, scale_b) = one, other
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
-    ctx = context()
     a, b = _rounded(a), _rounded(b)
     size = max(abs(a), abs(b))
     scale = max(size, scale_a, scale_b)
-    if abs(a - b) > scale * ctx.mpf(10) ** -40:
+    if abs(a - b) > scale * ERROR:
         return False
-    return bool(size >= scale * ctx.mpf(10) ** -15 or size <= scale * ctx.mpf(10) ** -45)
+    return bool(size >= scale * RELIABLE or size <= scale * ERROR)
 
 
 def is_real(value: Value) -> bool:
-    return isinstance(value, Fraction) or value.imag == 0 or abs(value.imag) < abs(value.real) * 1e-45
+    return isinstance(value, Fraction) or value.imag == 0 or abs(value.imag) < abs(value.real) * ERROR
 
 
 def as_real(value: Value) -> Value:
@@ -125,7 +126,15 @@ class _Evaluation:
             raise NoValueError
         if node.op == "power" and node.parts[0] == _E:
             return self._checked(self._exponential(self.value(node.parts[1])))
-        return self._checked(method(self, *[self.value(part) for part in node.parts]))
+        values = [self.value(part) for part in node.parts]
+        if node.op == "power" and self._is_real and symbols(node.parts[1]):
+            self._check_base(*values)
+        return self._checked(method(self, *values))
+
+    def _check_base(self, base: Value, exponent: Value) -> None:
+        """(-1)^n is real at whole numbers only, though some rational powers of -1 are."""
+        if as_real(base) < 0 and not (isinstance(exponent, Fraction) and exponent.denominator == 1):
+            raise NoValueError
 
     def _exponential(self, exponent: Value) -> Value:
         if self._magnitude(exponent) > 14:

@@ -30,6 +30,8 @@ _ANCHOR = re.compile(
     r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
+# "Final answer: the largest n is 34".
+_SUBJECT = re.compile(r"(?:the|its?|there|so|thus|hence|therefore)\b[^.=]*?\b(?:is|are|equals)\b[\s*:]*", re.IGNORECASE)
 _END = re.compile(r"\.(?=\s|$|\*)|[;?](?=\s|$)|,? (?:because|since|so|which|where) ")
 
 
@@ -111,7 +113,8 @@ def _unboxed(text: str, truncated: bool) -> str | None:
     if last == hash_place:
         return _first_line(whole[hash_place + 4 :])
     assert last_anchor is not None
-    return _END.split(_first_line(whole[last_anchor.end() :]), maxsplit=1)[0]
+    sentence = _END.split(_first_line(whole[last_anchor.end() :]), maxsplit=1)[0]
+    return _SUBJECT.sub("", sentence)
 
 
 def _tagged(text: str, truncated: bool) -> str | None:

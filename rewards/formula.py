@@ -5,6 +5,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_CHARS = 256
@@ -96,6 +97,14 @@ class Node(NamedTuple):
     parts: tuple["Node", ...] = ()
     number: Fraction = Fraction(0)
     name: str = ""
+
+
+@lru_cache(4096)
+def symbols(node: Node) -> frozenset[str]:
+    """The names of the symbols in a formula."""
+    if node.op == "symbol":
+        return frozenset([node.name])
+    return frozenset().union(*map(symbols, node.parts)) if node.parts else frozenset()
 
 
 def number(value: int | Fraction) -> Node:

@@ -222,8 +222,10 @@ class _Reader(Tokens):
         inside = self._inside(*closing)
         name = opening + self.expect(*closing)
         parts = inside.parts if inside.op == "list" else (inside,)
-        if opening in SET_BRACKETS or (opening == "{" and inside.op == "list"):
+        if opening in SET_BRACKETS:
             return Node("set", parts)
+        if opening == "{":  # these braces are not seen on paper
+            return inside
         name = "()" if opening == "\\langle" else "[]" if opening == "\\lbrack" else name
         if inside.op == "list":
             if name in ("(]", "[)") and len(parts) != 2:

@@ -60,7 +60,11 @@ class _RealSet:
     def _collect(self, node: Node) -> None:
         if node.op == "tuple" and len(node.parts) == 2:
             low, high = (self._boundary(part) for part in node.parts)
-            if _order(low, high) > 0:
+            if (
+                _order(low, high) > 0
+                or (low is _LOW and node.name[0] == "[")
+                or (high is _HIGH and node.name[1] == "]")
+            ):
                 raise NotARealSetError
         elif node.op == "set":
             for part in node.parts:

@@ -68,6 +68,7 @@ _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|°"), " degrees"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "*"),
+    (re.compile(r"(?<=[0-9]) ?x ?(?=10 ?\^)"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\%|\b(?:percent(?:age)?|pct)\b"), "%"),
     (re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
@@ -96,7 +97,8 @@ def _normal_form(text: str) -> str:
     before = None
     while before != text:
         before = text
-        text = text.strip(" \t\r\n").rstrip(".,;:")
+        text = text.strip(" \t\r\n")
+        text = text if text.endswith("..") else text.rstrip(".,;:")
         for left, right in _WRAPPERS:
             if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
                 inside = text[len(left) : -len(right)]

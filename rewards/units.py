@@ -34,6 +34,8 @@ _MEASURES = {
     "degree": "degree degrees",
     "radian": "rad radian radians",
 }
+_NAMES = frozenset([*_MEASURES, *CURRENCIES.values()])
+_RATE = re.compile(r"(?: ?/ ?| per )([A-Za-z]+)$")
 MEASURES = {word: name for name, words in _MEASURES.items() for word in words.split()}
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ADJECTIVES = {"square": "2", "sq": "2", "cubic": "3"}
@@ -61,11 +63,13 @@ def unit_name(text: str, spaced: bool) -> str | None:
     words = text.lower().split()
     if word in _ADJECTIVES and len(words) == 2 and words[1] in MEASURES:
         word, power = words[1], _ADJECTIVES[word]
-    return MEASURES.get(word, word) + (f"^{power}" if power else "")
+    name = MEASURES.get(word, word) + (f"^{power}" if power else "")
+    rate = _RATE.search(text)
+    return f"{name}/{MEASURES[rate[1].lower()]}" if rate and rate[1].lower() in MEASURES and word in MEASURES else name
 
 
 def is_measure(unit: str) -> bool:
-    return unit.partition("^")[0] in _MEASURES
+    return unit.partition("/")[0].partition("^")[0] in _NAMES
 
 
 def agree(unit: str, other: str) -> bool:
