@@ -40,6 +40,8 @@ def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
         return has_value(gold)
     (name, one), (given_name, other) = _unnamed(gold), _unnamed(given)
     if name and given_name:
+        if (name, one) == (other, given_name) and one.op == "symbol":
+            return True
         return _same_name(name, given_name) and _all_equal(one, other, tolerance)
     for name_of, value, equation in ((name, one, other), (given_name, other, one)):
         if name_of and _is_equation(equation):

@@ -20,14 +20,16 @@ MAX_GAP = 40
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
 # A second box behind "or" is a second answer.
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\})|[,;])[\s$]*")
+_SPACE = r"(?:[\s$]|\\(?:q?quad\b|[;,: ]))*"
+_BETWEEN_BOXES = re.compile(rf"{_SPACE}(?:,?{_SPACE}(?:and|or|\\text\s*\{{\s*(?:and|or)\s*\}})|[,;]){_SPACE}")
 # A comment starts a line or follows a space that does not belong to a percentage.
 _COMMENT = re.compile(
     r"(?m:^[ \t]*|(?<=[^\s0-9})$%\\])[ \t]+)%[^\n]*|<!--(?s:.*?)(?:-->|\Z)|\\iffalse\b(?s:.*?)(?:\\fi\b|\Z)"
 )
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _ANCHOR = re.compile(
-    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*",
+    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*"
+    r"|^[ \t*]{0,8}(?:final )?answer[ \t]{1,8}(?=\$|\\[(\[])",
     re.IGNORECASE | re.MULTILINE,
 )
 # "Final answer: the largest n is 34".

@@ -265,7 +265,7 @@ class _Reader(Tokens):
     def _argument(self) -> Node:
         """Of `\\frac` and its like: a group, or one digit, letter or command."""
         rest = self.text[self.place :].lstrip()
-        if rest[:1].isdigit():
+        if rest[:1] and rest[0] in "0123456789":
             self.place = len(self.text) - len(rest) + 1
             return number(int(rest[0]))
         return self._atom()
