@@ -1,33 +1,14 @@
-"""Whether two formulas are the same answer: identities by evaluation, and the shapes that answers have.
+"""Whether two formulas are the same answer: the shapes that answers have. `rewards.identity` compares expressions."""
 
-Two expressions are equal if they have the same value at random rational points (J. T. Schwartz, "Fast probabilistic
-algorithms for verification of polynomial identities", 1980), exact where the values are rational and to 80 digits where
-they are not. Points where one of them leaves the real numbers say nothing; three others must agree and none may differ.
-There is no simplification, so there is nothing that could take long.
-
-Which formula is the true one matters for decimals only: a gold answer written with decimals may be rounded, so it also
-equals what rounds to it; a response's decimal is exact.
-"""
-
-import random
-from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, reduce
 
-from rewards.evaluate import NoValueError, as_real, evaluate, order, same_value
 from rewards.formula import Node, number, symbols
+from rewards.identity import exists, ratio_of, same_value
 from rewards.intervals import is_set, same_set
 
 MAX_VALUES = 40
-NUM_POINTS = 12
-ENOUGH = 4
-LEAST = 3
-# A rounded gold answer shows this many decimals at least: for an irrational number, and for a fraction.
-IRRATIONAL_PLACES = 2
-RATIONAL_PLACES = 3
 
-_PRIMES = (37, 41, 43, 47, 53, 59, 61)
 _SIGNED = {"plus-minus": (1, -1), "minus-plus": (-1, 1)}
 _LISTED = ("list", "set", "tuple", "matrix")
 _RATIONAL = frozenset(["number", "sum", "product", "quotient", "minus", "ratio", "row", *_LISTED])
@@ -58,18 +39,7 @@ def has_value(node: Node) -> bool:
     values = _both_signs(node)
     if len(values) > 1:
         return all(has_value(value) for value in values)
-    names = sorted(symbols(node))
-    return (
-        any(_exists(node, point) for point in (*_points(names), *_whole_points(names))) if names else _exists(node, {})
-    )
-
-
-def _exists(node: Node, point: dict[str, Fraction]) -> bool:
-    try:
-        evaluate(node, point)
-    except NoValueError:
-        return False
-    return True
+    return exists(node)
 
 
 @lru_cache(4096)
@@ -108,6 +78,7 @@ def _is_equation(node: Node) -> bool:
 
 def _all_equal(gold: Node, given: Node, tolerance: Fraction) -> bool:
     """Compare, where one of them is a chain of equal values, every one of these."""
+    gold, given = _folded(gold), _folded(given)
     if _is_equation(gold) and _is_equation(given):
         if len(gold.parts) == len(given.parts) == 2 and symbols(gold):
             return _same_equation(_sides(gold), _sides(given))
@@ -145,14 +116,33 @@ def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if kinds == {"ratio"} and len(gold.parts) == len(given.parts):
         first, second = gold.parts[0], given.parts[0]
         pairs = zip(gold.parts[1:], given.parts[1:], strict=True)
-        return all(_same_value(_times(one, second), _times(other, first), tolerance) for one, other in pairs)
+        return all(same_value(_times(one, second), _times(other, first), tolerance) for one, other in pairs)
     if kinds & _SHAPES:
         return False
-    return _same_value(gold, given, tolerance)
+    return same_value(gold, given, tolerance)
 
 
 def _is_minus_infinity(node: Node) -> bool:
     return node.op == "minus" and node.parts[0].op == "infinity"
+
+
+def _folded(node: Node) -> Node:
+    """A sum or product of matrices as one matrix."""
+    if node.op not in ("sum", "product", "minus"):
+        return node
+    rows = [[row.parts for row in part.parts] for part in map(_folded, node.parts) if part.op == "matrix"]
+    if len(rows) != len(node.parts):
+        return node
+    if node.op == "minus":
+        folded = [tuple(Node("minus", (entry,)) for entry in row) for row in rows[0]]
+    elif node.op == "sum" and [len(row) for row in rows[0]] == [len(row) for row in rows[1]]:
+        folded = [tuple(map(_plus, *pair)) for pair in zip(*rows, strict=True)]
+    elif node.op == "product" and len(rows[0][0]) == len(rows[1]) and len(rows[0]) * len(rows[1][0]) <= MAX_VALUES:
+        columns = list(zip(*rows[1], strict=True))
+        folded = [tuple(reduce(_plus, map(_times, row, column)) for column in columns) for row in rows[0]]
+    else:
+        return node
+    return Node("matrix", tuple(Node("row", row) for row in folded))
 
 
 def _coordinates(node: Node) -> tuple[Node, ...]:
@@ -210,97 +200,12 @@ def _with_sign(node: Node, which: int) -> Node:
     return node._replace(parts=parts)
 
 
-def _same_value(gold: Node, given: Node, tolerance: Fraction) -> bool:
-    """Whether two expressions are the same number or the same function."""
-    if gold == given:
-        return has_value(gold)
-    names = symbols(gold) | symbols(given)
-    if names:
-        return bool(symbols(gold)) == bool(symbols(given)) and _same_function(gold, given, sorted(names))
-    try:
-        one, other = evaluate(gold), evaluate(given)
-        if same_value(one, other):
-            return True
-        if tolerance:
-            return order(abs(as_real(one[0]) - as_real(other[0])), tolerance) <= 0
-        return _rounds_to(gold, as_real(one[0]), given, as_real(other[0]))
-    except NoValueError:
-        return False
-
-
-def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> bool:
-    """Whether the gold answer is a decimal that the other, more precise one rounds to."""
-    places, given_places = _places(gold), _places(given)
-    if not isinstance(value, Fraction):
-        is_rounded = places >= IRRATIONAL_PLACES
-    else:
-        is_rounded = places >= RATIONAL_PLACES and (given_places > places or _is_repeating(value))
-    return is_rounded and order(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
-
-
-def _places(node: Node) -> int:
-    """The decimals that a number is written with; 0 for what is no decimal."""
-    if node.op == "minus":
-        return _places(node.parts[0])
-    return int(node.name or 0) if node.op == "number" else 0
-
-
-def _is_repeating(value: Fraction) -> bool:
-    denominator = value.denominator
-    for prime in (2, 5):
-        while denominator % prime == 0:
-            denominator //= prime
-    return denominator > 1
-
-
-def _same_function(gold: Node, given: Node, names: list[str]) -> bool:
-    is_real = not (_is_complex(gold) or _is_complex(given))
-    for points, stays_real in ((_points, is_real), (_whole_points, is_real), (_points, False)):
-        num_agreeing = 0
-        for point in points(names):
-            try:
-                one, other = evaluate(gold, point, stays_real), evaluate(given, point, stays_real)
-            except NoValueError:
-                continue
-            if not same_value(one, other):
-                return False
-            num_agreeing += 1
-            if num_agreeing == ENOUGH:
-                return True
-        if num_agreeing >= LEAST:
-            return True
-    return False
-
-
-@lru_cache(4096)
-def _is_complex(node: Node) -> bool:
-    return (node.op == "constant" and node.name == "i") or any(map(_is_complex, node.parts))
-
-
-def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    """Different values for different symbols; all positive, of both signs, and all less than 1, in turn."""
-    for index in range(NUM_POINTS):
-        chance = random.Random(index)
-        primes = chance.sample(_PRIMES, min(len(names), len(_PRIMES)))
-        point = {}
-        for place, name in enumerate(names):
-            denominator = primes[place % len(primes)]
-            size = Fraction(chance.randrange(1, denominator), denominator)
-            if index % 3 != 2:
-                size += chance.randrange(3)
-            point[name] = -size if index % 3 == 1 and (place == 0 or chance.random() < 0.5) else size
-        yield point
-
-
-def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    """For what is defined at whole numbers only, such as (-1)^n."""
-    for index in range(NUM_POINTS):
-        chance = random.Random(index)
-        yield {name: Fraction(chance.randrange(1, 9) + index) for name in names}
-
-
 def _minus(left: Node, right: Node) -> Node:
     return Node("sum", (left, Node("minus", (right,))))
+
+
+def _plus(left: Node, right: Node) -> Node:
+    return Node("sum", (left, right))
 
 
 def _times(left: Node, right: Node) -> Node:
@@ -312,25 +217,8 @@ def _sides(equation: Node) -> Node:
     return _minus(left, right)
 
 
-def _ratio_of(one: Node, other: Node) -> Fraction | None:
-    """The number that `one` is always `other` times; None if there is none."""
-    names = sorted(symbols(one) | symbols(other))
-    found: list[tuple[Any, Any]] = []
-    for point in _points(names):
-        try:
-            ratio = evaluate(Node("quotient", (one, other)), point, True)
-        except NoValueError:
-            continue
-        if not ratio[0]:
-            return None
-        if found and not same_value(found[0], ratio):
-            return None
-        found.append(ratio)
-    return found[0][0] if len(found) >= LEAST else None
-
-
 def _same_equation(one: Node, other: Node) -> bool:
-    return _ratio_of(one, other) is not None
+    return ratio_of(one, other) is not None
 
 
 def _same_inequality(gold: Node, given: Node) -> bool:
@@ -340,5 +228,5 @@ def _same_inequality(gold: Node, given: Node) -> bool:
     flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
     if gold.name not in flipped or given.name not in flipped or not len(symbols(gold)) > 1:
         return False
-    ratio = _ratio_of(_sides(gold), _sides(given))
+    ratio = ratio_of(_sides(gold), _sides(given))
     return ratio is not None and given.name == (gold.name if ratio > 0 else flipped[gold.name])
