@@ -22,6 +22,7 @@ _NUMERAL = re.compile(
     r"([0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])|[0-9]{1,80}(?!,[0-9])|(?=\.[0-9]))"
     rf"(\.[0-9]{{0,80}})?([eE][+-]?[0-9]{{1,3}}(?![0-9.]))?( ?[{''.join(CURRENCIES)}]| ?%)?(?=$|[ A-Za-z¢])(.*)"
 )
+_FRACTION = re.compile(r"(-?) ?(?:\\frac ?\{(-?[0-9]{1,80})\} ?\{(-?[0-9]{1,80})\}|([0-9]{1,80}) ?/ ?([0-9]{1,80}))")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 _CHOICE = re.compile(r"\(([A-Ja-j])\)[.:]?(?: +(.+))?|([A-J])(?:[.:)] *(.+)|\))?")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
@@ -93,6 +94,10 @@ def read(text: str) -> Answer:
         answer = _numeral(match)
         if answer is not None:
             return answer
+    if match := _FRACTION.fullmatch(text):
+        above, below = int(match[2] or match[4]), int(match[3] or match[5])
+        if below:
+            return Answer(number(Fraction(-above if match[1] else above, below)))
     if match := _BUILDER.fullmatch(text):
         text = match[2].strip()
     if (match := _LABEL.match(text)) and match[1].split()[0] not in WORDS:

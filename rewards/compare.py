@@ -1,7 +1,7 @@
 """Whether two formulas are the same answer: the shapes that answers have. `rewards.identity` compares expressions."""
 
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import reduce
 
 from rewards.formula import Node, number, symbols
 from rewards.identity import exists, ratio_of, same_value
@@ -31,7 +31,6 @@ def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
     return _all_equal(one, other, tolerance)
 
 
-@lru_cache(4096)
 def has_value(node: Node) -> bool:
     """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
     if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
@@ -42,7 +41,6 @@ def has_value(node: Node) -> bool:
     return exists(node)
 
 
-@lru_cache(4096)
 def is_rational(node: Node) -> bool:
     """Whether it is made of numbers and the four operations only, so that comparing it takes microseconds."""
     return node.op in _RATIONAL and all(is_rational(part) for part in node.parts)
@@ -181,14 +179,12 @@ def _spread(node: Node) -> Node:
     return Node("list", values, name=",") if len(values) > 1 else node
 
 
-@lru_cache(1024)
 def _both_signs(node: Node) -> tuple[Node, ...]:
     if not _has_signs(node):
         return (node,)
     return (_with_sign(node, 0), _with_sign(node, 1))
 
 
-@lru_cache(4096)
 def _has_signs(node: Node) -> bool:
     return node.op in _SIGNED or any(map(_has_signs, node.parts))
 

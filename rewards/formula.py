@@ -5,7 +5,6 @@
 
 import re
 from fractions import Fraction
-from functools import lru_cache
 from typing import NamedTuple
 
 MAX_CHARS = 256
@@ -99,7 +98,6 @@ class Node(NamedTuple):
     name: str = ""
 
 
-@lru_cache(4096)
 def symbols(node: Node) -> frozenset[str]:
     """The names of the symbols in a formula."""
     if node.op == "symbol":

@@ -29,7 +29,6 @@ RATIONAL_PLACES = 3
 _PRIMES = (37, 41, 43, 47, 53, 59, 61)
 
 
-@lru_cache(4096)
 def exists(node: Node) -> bool:
     """Whether an expression has a value that is small enough to be computed, at some point at least."""
     names = sorted(symbols(node))
@@ -107,31 +106,41 @@ def _same_function(gold: Node, given: Node, names: list[str]) -> bool:
     return False
 
 
-@lru_cache(4096)
 def _is_complex(node: Node) -> bool:
     return (node.op == "constant" and node.name == "i") or any(map(_is_complex, node.parts))
 
 
 def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    return (dict(zip(names, values, strict=True)) for values in _rational_values(len(names)))
+
+
+def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    return (dict(zip(names, values, strict=True)) for values in _whole_values(len(names)))
+
+
+@lru_cache(64)
+def _rational_values(number: int) -> list[list[Fraction]]:
     """Different values for different symbols; all positive, of both signs, and all less than 1, in turn."""
+    points = []
     for index in range(NUM_POINTS):
         chance = random.Random(index)
-        primes = chance.sample(_PRIMES, min(len(names), len(_PRIMES)))
-        point = {}
-        for place, name in enumerate(names):
+        primes = chance.sample(_PRIMES, len(_PRIMES))
+        point = []
+        for place in range(number):
             denominator = primes[place % len(primes)]
             size = Fraction(chance.randrange(1, denominator), denominator)
             if index % 3 != 2:
                 size += chance.randrange(3)
-            point[name] = -size if index % 3 == 1 and (place == 0 or chance.random() < 0.5) else size
-        yield point
+            point.append(-size if index % 3 == 1 and (place == 0 or chance.random() < 0.5) else size)
+        points.append(point)
+    return points
 
 
-def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+@lru_cache(64)
+def _whole_values(number: int) -> list[list[Fraction]]:
     """For what is defined at whole numbers only, such as (-1)^n."""
-    for index in range(NUM_POINTS):
-        chance = random.Random(index)
-        yield {name: Fraction(chance.randrange(1, 9) + index) for name in names}
+    chance = random.Random(0)
+    return [[Fraction(chance.randrange(1, 9) + index) for _ in range(number)] for index in range(NUM_POINTS)]
 
 
 def ratio_of(one: Node, other: Node) -> Fraction | None:

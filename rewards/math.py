@@ -9,6 +9,7 @@ by its length, so they may be called from any thread, process and event loop.
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from rewards.answer import Answer, quick, read, same
@@ -64,8 +65,8 @@ def _verdict(
     tolerance: float,
     compare: Callable[[Answer, Answer, Fraction], bool | None],
 ) -> float | None:
-    gold = read(normal_form(answer))
-    if not gold.is_readable:
+    gold = _gold(normal_form(answer))
+    if gold is None:
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
     found = extract(with_opened_thinking(prompt, response), truncated)
@@ -74,6 +75,13 @@ def _verdict(
         return 0.0
     verdict = compare(gold, given, _exact(tolerance))
     return None if verdict is None else float(verdict)
+
+
+@lru_cache(1024)
+def _gold(text: str) -> Answer | None:
+    """The answer that a normal form is, None if it says nothing; many responses share one."""
+    answer = read(text)
+    return answer if answer.is_readable else None
 
 
 def _exact(tolerance: float) -> Fraction:

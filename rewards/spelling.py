@@ -78,6 +78,7 @@ _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?<=[0-9])\$(?=[^0-9])|(?<=[^0-9])\$(?=\s*(?:and|or|,|%|$))"), " "),
     (re.compile(r"\s+"), " "),
 ]
+_PLAIN = re.compile(r"-?[0-9]{1,80}(?:\.[0-9]{1,80})?")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 
 
@@ -85,6 +86,8 @@ def normal_form(text: str) -> str:
     """The one spelling of an answer, without the full stop at its end. "" for what is longer than `MAX_CHARS` or holds
     characters that are not what they seem."""
     text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return text
     return _normal_form(text) if len(text) <= MAX_CHARS else ""
 
 
