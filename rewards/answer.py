@@ -24,12 +24,16 @@ _NUMERAL = re.compile(
 )
 _FRACTION = re.compile(r"(-?) ?(?:\\frac ?\{(-?[0-9]{1,80})\} ?\{(-?[0-9]{1,80})\}|([0-9]{1,80}) ?/ ?([0-9]{1,80}))")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
-_CHOICE = re.compile(r"\(([A-Ja-j])\)[.:]?(?: +(.+))?|([A-J])(?:[.:)] *(.+)|\))?")
+_CONTENT = r"[^*/^=,!%&|<>].*"
+_CHOICE = re.compile(
+    rf"\(([A-J])\)[.:]?(?: +({_CONTENT}))?|\(([a-j])\)[.:]?(?: +(?![-+(\[])({_CONTENT}))?"
+    rf"|([A-J])(?:[.:)] *({_CONTENT})|\))?"
+)
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
 _BASE_NAMES = _SMALL.split()
 _BASE = re.compile(
-    r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60})\)?"
+    r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60}|[A-F]{2,60}|[a-f]{2,60})\)?"
     rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(_BASE_NAMES)}) ?\}}?"
 )
 _LETTER = r"[^\W\d_]"
@@ -37,6 +41,9 @@ _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
 _SYMBOLS = re.compile(r"[a-zA-Z]|[b-df-hj-np-tv-z]{2,3}")
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
+# ]0, 1[ is (0, 1); 3 to 4 is 3:4.
+_OUTWARD = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")
+_TO = re.compile(r"([0-9]{1,9}) to ([0-9]{1,9})")
 _HEDGES = re.compile(
     r"(?:(?:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |\\approx |= ?)"
 )
@@ -48,6 +55,8 @@ _SET_WORDS = {
     **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
     "negative infinity": r"-\infty",
 }
+_SAME_WORDS = {"dne": "does not exist"}
+_AND = re.compile(r",? and |, ")
 _TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
@@ -161,16 +170,14 @@ def _base(text: str) -> Answer | None:
     digits = match[1].lstrip("0").upper() or "0"
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
-    if base == 10:
-        return Answer(number(int(digits)))
-    return Answer(digits=digits, base=base)
+    return Answer(number(int(digits)) if base == 10 else None, digits=digits, base=base)
 
 
 def _choice(text: str) -> Answer | None:
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None
-    letter, content = match[1] or match[3], match[2] or match[4]
+    letter, content = match[1] or match[3] or match[5], match[2] or match[4] or match[6]
     tree = _content(content) if content else Node("symbol", name=letter)
     return Answer(tree.tree if isinstance(tree, Answer) else tree, choice=letter.upper(), words=_content_words(content))
 
@@ -195,12 +202,15 @@ def _words(text: str) -> Answer | None:
     first, _, rest = words.partition(" ")
     if first in _NUMBER_WORDS and rest and (unit := unit_name(rest, True)):
         return Answer(number(_NUMBER_WORDS[first]), unit)
-    if ", " in words:
-        words = ", ".join(sorted(words.split(", ")))
+    words = " and ".join(sorted(_AND.split(_SAME_WORDS.get(words, words))))
     return Answer(words=words)
 
 
 def _formula(text: str) -> Answer:
+    if match := _OUTWARD.fullmatch(text):
+        text = "[("[match[1] == "]"] + match[2] + "])"[match[3] == "["]
+    elif match := _TO.fullmatch(text):
+        text = f"{match[1]}:{match[2]}"
     body, unit, is_percent = text, "", False
     if body[:1] in CURRENCIES or body[:2] in [f"-{sign}" for sign in CURRENCIES]:
         sign = "-" if body[0] == "-" else ""

@@ -28,13 +28,16 @@ _COMMENT = re.compile(
 )
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _ANCHOR = re.compile(
-    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*"
+    r"\banswers?\b[^.\n:=<>]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*"
     r"|^[ \t*]{0,8}(?:final )?answer[ \t]{1,8}(?=\$|\\[(\[])",
     re.IGNORECASE | re.MULTILINE,
 )
 # "Final answer: the largest n is 34".
-_SUBJECT = re.compile(r"(?:the|its?|there|so|thus|hence|therefore)\b[^.=]*?\b(?:is|are|equals)\b[\s*:]*", re.IGNORECASE)
-_END = re.compile(r"\.(?=\s|$|\*)|[;?](?=\s|$)|,? (?:because|since|so|which|where) ")
+_SUBJECT = re.compile(
+    r"(?:the|its?|there|so|thus|hence|therefore)\b[^.=]{0,120}?\b(?:is|are|equals)\b[\s*:]*", re.IGNORECASE
+)
+_END = re.compile(r"\.(?=\s|$|\*)|[;?](?=\s|$)|,? (?:because|since|so|which|where) |(?<=[0-9}]) of (?:an?|the) ")
+_BOLD = re.compile(r"\*\*(?=\W|$)|(?<!\w)\*\*")
 
 
 def extract(response: str, truncated: bool = False) -> str | None:
@@ -107,6 +110,8 @@ def _unboxed(text: str, truncated: bool) -> str | None:
     *_, last_anchor = [None, *_ANCHOR.finditer(whole)]
     tag_place, hash_place = text.rfind("<answer>"), whole.rfind("####")
     anchor_place = last_anchor.start() if last_anchor else -1
+    if tag_place >= 0 and "</answer>" not in text[tag_place : max(hash_place, anchor_place)]:
+        return _tagged(text, truncated)  # any other mark stands inside
     last = max(tag_place, hash_place, anchor_place)
     if last < 0:
         return _bare(whole)
@@ -115,8 +120,9 @@ def _unboxed(text: str, truncated: bool) -> str | None:
     if last == hash_place:
         return _first_line(whole[hash_place + 4 :])
     assert last_anchor is not None
-    sentence = _END.split(_first_line(whole[last_anchor.end() :]), maxsplit=1)[0]
-    return _SUBJECT.sub("", sentence)
+    sentence = _END.split(_BOLD.sub("", _first_line(whole[last_anchor.end() :])), maxsplit=1)[0]
+    subject = _SUBJECT.match(sentence)
+    return sentence[subject.end() :] if subject else sentence
 
 
 def _tagged(text: str, truncated: bool) -> str | None:
@@ -127,7 +133,12 @@ def _tagged(text: str, truncated: bool) -> str | None:
         return None
     spellings = {normal_form(content) for content, _, _ in parts[-MAX_TAGS:]}
     last = read(normal_form(parts[-1][0]))
-    return parts[-1][0] if all(same(last, read(spelling)) for spelling in spellings) else None
+    return _behind_anchor(parts[-1][0]) if all(same(last, read(spelling)) for spelling in spellings) else None
+
+
+def _behind_anchor(text: str) -> str:
+    anchor = _ANCHOR.match(text.strip().removeprefix("The ").removeprefix("the "))
+    return text if anchor is None else anchor.string[anchor.end() :]
 
 
 def _first_line(text: str) -> str:

@@ -69,6 +69,7 @@ MARKED = ("overline", "overrightarrow", "vec", "hat", "bar", "angle", "triangle"
 LONE = re.compile(
     r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\{[\w ,+-]{1,12}\}|\w))?'{0,3}"
     r"|[fghpqrFGHPQTV](?:_(?:\{\w{1,8}\}|\w))?'{0,3} ?\([A-Za-z0-9, ]{1,12}\)|f ?\^ ?\{?-1\}? ?\([a-z]\)"
+    r"|\([A-Za-z](?:_[0-9a-z])?(?:, ?[A-Za-z](?:_[0-9a-z])?){1,5}\)"
     r"|[A-Z]{2,4}|\|[A-Z]{2}\||(?:m ?)?\\(?:angle|triangle|overline|vec|hat|bar) ?\{? ?[A-Za-z]{1,3} ?\}?"
     r"|\\frac ?\{ ?d[a-z]? ?\} ?\{ ?d[a-z] ?\}"
 )

@@ -38,6 +38,7 @@ _NAMES = frozenset([*_MEASURES, *CURRENCIES.values()])
 _RATE = re.compile(r"(?: ?/ ?| per )([A-Za-z]+)$")
 MEASURES = {word: name for name, words in _MEASURES.items() for word in words.split()}
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_TEMPERATURES = ("f", "c", "k", "fahrenheit", "celsius", "kelvin")
 _ADJECTIVES = {"square": "2", "sq": "2", "cubic": "3"}
 # Words after a number that change it, or offer another one.
 _CHANGING = """
@@ -61,6 +62,8 @@ def unit_name(text: str, spaced: bool) -> str | None:
     if len(word) < 2 and word not in MEASURES:
         return None
     words = text.lower().split()
+    if word in ("degree", "degrees") and words[1:] and words[1][0] in "fck" and words[1] in _TEMPERATURES:
+        return f"degree {words[1][0]}"
     if word in _ADJECTIVES and len(words) == 2 and words[1] in MEASURES:
         word, power = words[1], _ADJECTIVES[word]
     name = MEASURES.get(word, word) + (f"^{power}" if power else "")
@@ -69,12 +72,14 @@ def unit_name(text: str, spaced: bool) -> str | None:
 
 
 def is_measure(unit: str) -> bool:
-    return unit.partition("/")[0].partition("^")[0] in _NAMES
+    return unit.partition("/")[0].partition("^")[0] in _NAMES or unit.startswith("degree ")
 
 
 def agree(unit: str, other: str) -> bool:
-    """Whether two units may name the same thing: equal, or at least one is no measure (or missing)."""
-    return unit == other or not (is_measure(unit) and is_measure(other))
+    """Whether two units may name the same thing: equal, one says less (pounds sterling, pounds), or one is no measure
+    (or missing)."""
+    is_less_said = f"{unit} ".startswith(f"{other} ") or f"{other} ".startswith(f"{unit} ")
+    return is_less_said or not (is_measure(unit) and is_measure(other))
 
 
 def split_unit(formula: str) -> tuple[str, str]:
