@@ -1,6 +1,6 @@
 """The value of a formula at a point, exact where it is rational and to 96 digits where it is not.
 
-Every result is bounded before it is computed: rational numbers by their bits (larger ones are rounded to 96 digits),
+Every result is bounded before it is computed: rational numbers by their bits (at a point, larger ones are rounded),
 powers and factorials by the size of what would come out, arguments of functions by their magnitude. So the work for a
 formula is its number of nodes times a constant, and no clock is needed. Roots and rational powers of negative numbers
 are real where the root is odd, as in school; otherwise functions take their principal values.
@@ -17,7 +17,9 @@ from rewards.formula import Node, symbols
 BITS = 320
 ERROR = 1e-85
 RELIABLE = 1e-40
-MAX_FRACTION_BITS = 4096
+MAX_BITS_AT_POINT = 4096
+MAX_BITS = 16_384
+MAX_GAP_BITS = 200
 MAX_MAGNITUDE = 20_000
 MAX_ARGUMENT_BITS = 64
 MAX_FACTORIAL = 500
@@ -105,6 +107,7 @@ class _Evaluation:
     def __init__(self, point: Mapping[str, Fraction], is_real: bool) -> None:
         self._point = point
         self._is_real = is_real
+        self._max_bits = MAX_BITS_AT_POINT if point else MAX_BITS
         self._ctx = context()
         self.scale: Value = self._ctx.zero
 
@@ -144,7 +147,11 @@ class _Evaluation:
     def _checked(self, value: Value) -> Value:
         if isinstance(value, Fraction):
             bits = max(value.numerator.bit_length(), value.denominator.bit_length())
-            return value if bits <= MAX_FRACTION_BITS else self._checked(_rounded(value))
+            if bits <= self._max_bits:
+                return value
+            if not self._point:  # rational numbers are exact
+                raise NoValueError
+            return self._checked(_rounded(value))
         if not self._ctx.isfinite(value) or (value and abs(self._magnitude(value)) > MAX_MAGNITUDE):
             raise NoValueError
         if value.imag == 0:
@@ -162,9 +169,12 @@ class _Evaluation:
     def _sum(self, left: Value, right: Value) -> Value:
         if isinstance(left, Fraction) and isinstance(right, Fraction):
             return left + right
+        if left and right and abs(self._magnitude(left) - self._magnitude(right)) > MAX_GAP_BITS:
+            raise NoValueError  # rounding would hide the smaller one
         left, right = _rounded(left), _rounded(right)
-        self.scale = max(self.scale, abs(left), abs(right))
-        return left + right
+        size, total = max(abs(left), abs(right)), left + right
+        self.scale = max(self.scale, size)
+        return total if abs(total) > size * ERROR else self._ctx.zero
 
     def _product(self, left: Value, right: Value) -> Value:
         return _rounded(left) * _rounded(right) if type(left) is not type(right) else left * right
@@ -199,8 +209,10 @@ class _Evaluation:
         bits = math.ceil(abs(exponent)) * max(1, abs(self._magnitude(base)))
         if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
             longest = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if abs(exponent) * longest <= MAX_FRACTION_BITS:
+            if abs(exponent) * longest <= self._max_bits:
                 return base ** int(exponent)
+            if not self._point:
+                raise NoValueError
         if bits > MAX_MAGNITUDE:
             raise NoValueError
         if isinstance(exponent, Fraction) and exponent.denominator > 1:
@@ -270,10 +282,12 @@ class _Evaluation:
             }[node.name]
             return self._quotient(above, below)
         name = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(node.name, node.name)
-        if name in ("sin", "cos"):
-            # Near a zero the result is a difference of what is near 1: its rounding error is that of the argument.
-            self.scale = max(self.scale, abs(_rounded(value)), self._ctx.one)
-        return getattr(ctx, name)(_rounded(value))
+        if name not in ("sin", "cos"):
+            return getattr(ctx, name)(_rounded(value))
+        # Near a zero the result is a difference of what is near 1: its rounding error is that of the argument.
+        size, result = max(abs(_rounded(value)), ctx.one), getattr(ctx, name)(_rounded(value))
+        self.scale = max(self.scale, size)
+        return result if abs(result) > size * ERROR else ctx.zero
 
     def _logarithm(self, value: Value) -> Value:
         if self._is_zero(value):
