@@ -7,9 +7,10 @@ take the last number anywhere would reward a model for listing numbers.
 
 import re
 
-from rewards.answer import is_number, read, same
+from rewards.answer import is_number, read
 from rewards.spelling import normal_form
 from rewards.think_format import after_thinking
+from rewards.verdict import same
 
 MAX_TAIL = 16_384
 MAX_ANSWER = 256

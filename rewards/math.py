@@ -3,8 +3,8 @@
     verify(response, answer) -> bool        extract(response) -> str | None        equivalent(a, b) -> bool
 
 `rewards.extraction` finds the answer, `rewards.spelling` gives it one spelling, `rewards.answer` and `rewards.grammar`
-read it, `rewards.compare` compares. None of these raises or executes its input, and the work for an answer is bounded
-by its length, so they may be called from any thread, process and event loop.
+read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, and the work for an
+answer is bounded by its length, so they may be called from any thread, process and event loop.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.answer import Answer, quick, read, same
+from rewards.answer import Answer, read
 from rewards.extraction import extract
 from rewards.item import Unscorable
 from rewards.spelling import normal_form
 from rewards.think_format import with_opened_thinking
+from rewards.verdict import quick, same
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
