@@ -44,8 +44,11 @@ _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")
 _TO = re.compile(r"([0-9]{1,9}) to ([0-9]{1,9})")
 _HEDGES = re.compile(
-    r"(?:(?:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |\\approx |= ?)"
+    r"(?:(?i:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |\\approx |= ?)"
 )
+_NEGATIVE = re.compile(r"^(?:negative|minus) (?=[0-9$.\\])")
+# Words and numbers that are no quantity, such as 5 feet 6 inches: equal if they are spelt alike.
+_LITERAL = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9]+(?:[ ,./:'&-]{1,3}[A-Za-z0-9]+)+")
 _BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\vert|\||:) ?(.+)\\\}")
 _SET_WORDS = {
     **dict.fromkeys(["all real numbers", "all reals", "real numbers", "the real numbers"], r"\mathbb{R}"),
@@ -96,6 +99,7 @@ class Answer:
 def read(text: str) -> Answer:
     """The answer that a normal form is; one that is not readable for what is none."""
     text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
+    text = _NEGATIVE.sub("-", text, count=1)
     if text[-1:] in ("m", "M", ".") and (clock := _clock(text)):
         return clock
     if match := _NUMERAL.fullmatch(text):
@@ -110,7 +114,10 @@ def read(text: str) -> Answer:
         text = match[2].strip()
     if (match := _LABEL.match(text)) and match[1].split()[0] not in WORDS:
         text = text[match.end() :]
-    return _clock(text) or _base(text) or _choice(text) or _words(text) or _formula(text)
+    answer = _clock(text) or _base(text) or _choice(text) or _words(text) or _formula(text)
+    if answer.tree is None and not answer.is_readable and _LITERAL.fullmatch(text):
+        return Answer(words=" ".join(text.lower().split()))
+    return answer
 
 
 def is_number(text: str) -> bool:

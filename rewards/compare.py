@@ -92,7 +92,10 @@ def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if gold == given:
         return has_value(gold)
     if is_set(gold) or is_set(given):
-        return same_set(gold, given) or _same_inequality(gold, given)
+        if same_set(gold, given) or _same_inequality(gold, given):
+            return True
+        if not gold.op == given.op == "list":
+            return False
     gold, given = _spread(gold), _spread(given)
     kinds = {gold.op, given.op}
     if kinds == {"tuple"}:

@@ -55,7 +55,9 @@ def extract(response: str, truncated: bool = False) -> str | None:
     text = _without_comments(text[-MAX_TAIL:])
     boxes = list(_BOX.finditer(text))
     found = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
-    found = found.strip().strip("*_`").strip() if found else ""
+    found = found.strip() if found else ""
+    if "**" not in (unmarked := found.strip("*_`").strip()):
+        found = unmarked
     return found if 0 < len(found) <= MAX_ANSWER else None
 
 

@@ -26,7 +26,7 @@ def is_set(node: Node) -> bool:
     if node.op == "relation":
         return bool(_COMPARES & set(node.name.split()))
     if node.op == "list":
-        return node.name in ("and", "or") and all(is_set(part) for part in node.parts)
+        return all(is_set(part) for part in node.parts)
     return node.op in ("numbers", *_OPERATIONS) or (node.op == "tuple" and node.name in ("(]", "[)"))
 
 
@@ -69,7 +69,7 @@ class _RealSet:
         elif node.op == "set":
             for part in node.parts:
                 self._boundary(part)
-        elif node.op in _OPERATIONS or (node.op == "list" and node.name in ("and", "or")):
+        elif node.op in _OPERATIONS or node.op == "list":
             for part in node.parts:
                 self._collect(part)
         elif node.op == "relation" and node.name == "in":

@@ -3,8 +3,8 @@
     verify(response, answer) -> bool        extract(response) -> str | None        equivalent(a, b) -> bool
 
 `rewards.extraction` finds the answer, `rewards.spelling` gives it one spelling, `rewards.answer` and `rewards.grammar`
-read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, and the work for an
-answer is bounded by its length, so they may be called from any thread, process and event loop.
+read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, and the work for
+an answer is bounded by its length, so they may be called from any thread, process and event loop.
 """
 
 from collections.abc import Callable

@@ -58,6 +58,9 @@ _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _TEXT = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
 
 _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(r"(?<!\\)\$([^$\\]*(?:\\.[^$\\]*)*)\$"), r" \1 "),
+    (re.compile(r"(?<!\\)\\[()\[\]]"), " "),
+    (re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)"), r"\1"),
     (re.compile(r"\\(?:left|right|displaystyle|textstyle|bigg?[lr]?|Bigg?[lr]?|limits)(?![A-Za-z])\.?"), ""),
     (re.compile(r",\\[!,]\s*(?=[0-9]{3})"), ","),
     (re.compile(r"(?<!\\)\\[,!]"), ""),

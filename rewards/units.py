@@ -44,10 +44,11 @@ _ADJECTIVES = {"square": "2", "sq": "2", "cubic": "3"}
 _CHANGING = """
 or and to not nor but plus minus times over by than if is are hundred thousand million billion trillion dozen half
 halves third thirds quarter quarters fifth fifths tenth tenths hundredth hundredths mod base squared cubed pi infinity
+point negative below twice double triple factorial root zero one two
 """
 NOT_UNITS = frozenset(_CHANGING.split())
 _UNIT = re.compile(r"([A-Za-z¢]+)\.?(?: ?(?:\^ ?)?\{?([23])\}?)?(?:[ /-]+[A-Za-z]+){0,5}")
-_TRAILING = re.compile(r"(?<=[0-9)}\]!]) ([A-Za-z]{2,})(?: ?\^ ?\{?([23])\}?)?$")
+_TRAILING = re.compile(r"(.*(?:[0-9)}\]!]|\\pi)) ([A-Za-z]{2,}(?:[ /-]+[A-Za-z]+){0,5}(?: ?\^ ?\{?[23]\}?)?)")
 
 
 def unit_name(text: str, spaced: bool) -> str | None:
@@ -83,12 +84,11 @@ def agree(unit: str, other: str) -> bool:
 
 
 def split_unit(formula: str) -> tuple[str, str]:
-    """A formula and the measure behind it: `2\\sqrt{3} cm^2` is `2\\sqrt{3}` and `cm^2`; "" where there is none.
-    Degrees stay: they are part of an angle's value."""
-    match = _TRAILING.search(formula)
-    if match is None or match[1].lower() == "degrees":
+    """A formula and the unit behind it: `2\\sqrt{3} cm^2` is `2\\sqrt{3}` and `cm^2`; "" where there is none."""
+    match = _TRAILING.fullmatch(formula)
+    if match is None:
         return formula, ""
-    word = match[1].lower()
-    if word not in MEASURES and (len(word) < 4 or word in NOT_UNITS):
-        return formula, ""
-    return formula[: match.start()], MEASURES.get(word, word) + (f"^{match[2]}" if match[2] else "")
+    word = match[2].split()[0].lower()
+    is_unit = word in MEASURES or word.partition("/")[0] in MEASURES or len(word) >= 4 or word in ("of", "sq")
+    name = unit_name(match[2], True) if is_unit and word != "degrees" else None
+    return (match[1], name) if name else (formula, "")
