@@ -128,7 +128,7 @@ def is_number(text: str) -> bool:
 
 def _numeral(match: re.Match[str]) -> Answer | None:
     sign, currency, inner_sign, digits, decimals, exponent, mark, rest = match.groups("")
-    if (sign and inner_sign) or (mark.strip() in CURRENCIES and currency):
+    if (sign and inner_sign) or (mark and currency):
         return None
     sign, mark = sign or inner_sign, mark.strip()
     if decimals or exponent:

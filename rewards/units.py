@@ -12,7 +12,7 @@ _MEASURES = {
     "cm": "cm centimeter centimeters centimetre centimetres",
     "m": "m meter meters metre metres",
     "km": "km kilometer kilometers kilometre kilometres",
-    "inch": "inch inches",
+    "inch": "in inch inches",
     "foot": "ft foot feet",
     "yard": "yd yard yards",
     "mile": "mi mile miles",

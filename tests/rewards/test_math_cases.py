@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def test_what_equals_the_gold_answer_is_the_same_the_other_way_round() -> None:
         if found is None or case["verdict"] not in ("right", "wrong") or set(".:") & set(found + case["answer"]):
             continue
         assert equivalent(found, case["answer"]) == equivalent(case["answer"], found), case
+
+
+def test_verdicts_are_the_same_in_threads() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        verdicts = list(threads.map(lambda case: verdict(case["answer"], case["response"]), CASES))
+    assert verdicts == [case["verdict"] for case in CASES]
 
 
 @pytest.mark.parametrize(
