@@ -22,9 +22,10 @@ from rewards.formula import Node, symbols
 NUM_POINTS = 12
 ENOUGH = 4
 LEAST = 3
-# A rounded gold answer shows this many decimals at least: for an irrational number, and for a fraction.
+# A rounded gold answer shows this many decimals at least: for an irrational number, a fraction, a longer decimal.
 IRRATIONAL_PLACES = 2
 RATIONAL_PLACES = 3
+DECIMAL_PLACES = 5
 
 _PRIMES = (37, 41, 43, 47, 53, 59, 61)
 
@@ -68,7 +69,8 @@ def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> boo
     if not isinstance(value, Fraction):
         is_rounded = places >= IRRATIONAL_PLACES
     else:
-        is_rounded = places >= RATIONAL_PLACES and (given_places > places or _is_repeating(value))
+        is_longer = places >= DECIMAL_PLACES and given_places > places
+        is_rounded = is_longer or (places >= RATIONAL_PLACES and _is_repeating(value))
     return is_rounded and order(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
 
 

@@ -86,7 +86,10 @@ def _gold(text: str) -> Answer | None:
 
 
 def _exact(tolerance: float) -> Fraction:
-    return abs(Fraction(str(tolerance))) if tolerance else Fraction(0)
+    try:
+        return abs(Fraction(str(tolerance))) if tolerance else Fraction(0)
+    except ValueError:
+        raise Unscorable(f"the tolerance {str(tolerance)[:60]!r} is no number") from None
 
 
 def warm_up() -> None:

@@ -44,7 +44,7 @@ _ADJECTIVES = {"square": "2", "sq": "2", "cubic": "3"}
 _CHANGING = """
 or and to not nor but plus minus times over by than if is are hundred thousand million billion trillion dozen half
 halves third thirds quarter quarters fifth fifths tenth tenths hundredth hundredths mod base squared cubed pi infinity
-point negative below twice double triple factorial root zero one two
+point negative below twice double triple factorial root maybe perhaps actually wait no alternatively instead either
 """
 NOT_UNITS = frozenset(_CHANGING.split())
 _UNIT = re.compile(r"([A-Za-z¢]+)\.?(?: ?(?:\^ ?)?\{?([23])\}?)?(?:[ /-]+[A-Za-z]+){0,5}")

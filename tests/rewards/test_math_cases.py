@@ -74,6 +74,11 @@ def test_a_tolerance_that_the_row_states(answer: str, response: str, tolerance: 
     assert reward("", f"\\boxed{{{response}}}", answer, tolerance=tolerance) == is_right
 
 
+def test_a_tolerance_that_is_no_number_makes_the_row_unscorable() -> None:
+    with pytest.raises(Unscorable, match="tolerance 'a little'"):
+        reward("", "The answer is 18", "18", tolerance="a little")  # type: ignore[arg-type]
+
+
 LATEX_LIKE = st.text(alphabet="0123456789xyei+-*/^=_(){}[],. \\$%!<>|", max_size=30)
 _TOKENS = r"""
 \frac \sqrt \pi \pm \cup \infty \sin \log_2 \binom \{ \} \left( \right) { } ( ) [ ] 1 2 30 0.5 x y i e
