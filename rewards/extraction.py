@@ -12,7 +12,7 @@ from rewards.spelling import normal_form
 from rewards.think_format import after_thinking
 from rewards.verdict import same
 
-MAX_TAIL = 16_384
+MAX_TAIL = 65_536
 MAX_ANSWER = 256
 MAX_BARE = 64
 MAX_BOXES = 8
@@ -62,7 +62,7 @@ def extract(response: str, truncated: bool = False) -> str | None:
 
 
 def _without_comments(text: str) -> str:
-    """The text as it is seen: comments and phantoms show nothing."""
+    """The text as it is seen on paper: comments and phantoms show nothing."""
     if "%" in text or "<!--" in text or "\\iffalse" in text:
         text = _COMMENT.sub("", text)
     while phantom := _PHANTOM.search(text):
@@ -72,7 +72,7 @@ def _without_comments(text: str) -> str:
 
 
 def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
-    """The content of the last box; of several, where only a comma or "and" stands between them, joined by commas."""
+    """The content of the last box; of several, where only a comma, "and" or "or" is between them, joined by commas."""
     contents: list[str] = []
     next_start = 0
     for box in reversed(boxes[-MAX_BOXES:]):
