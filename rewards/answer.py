@@ -38,7 +38,7 @@ _BASE = re.compile(
 _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
-_SYMBOLS = re.compile(r"[a-zA-Z]|[b-df-hj-np-tv-z]{2,3}")
+_SYMBOLS = re.compile(r"(?:[a-zA-Z]|[b-df-hj-np-tv-z]{2,3})(?: [a-zA-Z])*")
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
 # ]0, 1[ is (0, 1); 3 to 4 is 3:4.
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")

@@ -62,7 +62,7 @@ def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, is_real: b
 
 
 def same_value(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
-    """Whether two results of `evaluate` are the same number. Where rounding could hide a difference they are not."""
+    """Whether two results of `evaluate` are the same number. Raises NoValueError where rounding may hide that."""
     (a, scale_a), (b, scale_b) = one, other
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
@@ -71,7 +71,9 @@ def same_value(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
     scale = max(size, scale_a, scale_b)
     if abs(a - b) > scale * ERROR:
         return False
-    return bool(size >= scale * RELIABLE or size <= scale * ERROR)
+    if scale * ERROR < size < scale * RELIABLE:
+        raise NoValueError
+    return True
 
 
 def is_real(value: Value) -> bool:

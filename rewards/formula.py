@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 MAX_CHARS = 256
-MAX_NESTING = 12
+MAX_NESTING = 24
 MAX_DIGITS = 80
 
 _FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp floor ceil sqrt cbrt abs"

@@ -19,7 +19,7 @@ from rewards.evaluate import NoValueError, as_real, evaluate, order
 from rewards.evaluate import same_value as same_result
 from rewards.formula import Node, symbols
 
-NUM_POINTS = 12
+NUM_POINTS = 36
 ENOUGH = 4
 LEAST = 3
 # A rounded gold answer shows this many decimals at least: for an irrational number, a fraction, a longer decimal.
@@ -96,9 +96,10 @@ def _same_function(gold: Node, given: Node, names: list[str]) -> bool:
         for point in points(names):
             try:
                 one, other = evaluate(gold, point, stays_real), evaluate(given, point, stays_real)
+                is_same = same_result(one, other)
             except NoValueError:
                 continue
-            if not same_result(one, other):
+            if not is_same:
                 return False
             num_agreeing += 1
             if num_agreeing == ENOUGH:
@@ -122,18 +123,17 @@ def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
 
 @lru_cache(64)
 def _rational_values(number: int) -> list[list[Fraction]]:
-    """Different values for different symbols; all positive, of both signs, and all less than 1, in turn."""
+    """Different values for different symbols: all positive, all negative, and alternating in both ways, in turn; four
+    less than 3, four less than 1, four less than 12, and so on."""
     points = []
     for index in range(NUM_POINTS):
-        chance = random.Random(index)
+        chance, largest = random.Random(index), (3, 1, 12)[index // 4 % 3]
         primes = chance.sample(_PRIMES, len(_PRIMES))
+        signs = [(1, 1), (-1, -1), (1, -1), (-1, 1)][index % 4]
         point = []
         for place in range(number):
             denominator = primes[place % len(primes)]
-            size = Fraction(chance.randrange(1, denominator), denominator)
-            if index % 3 != 2:
-                size += chance.randrange(3)
-            point.append(-size if index % 3 == 1 and (place == 0 or chance.random() < 0.5) else size)
+            point.append(signs[place % 2] * Fraction(chance.randrange(1, largest * denominator), denominator))
         points.append(point)
     return points
 
@@ -152,11 +152,10 @@ def ratio_of(one: Node, other: Node) -> Fraction | None:
     for point in _points(names):
         try:
             ratio = evaluate(Node("quotient", (one, other)), point, True)
+            is_same = not found or same_result(found[0], ratio)
         except NoValueError:
             continue
-        if not ratio[0]:
-            return None
-        if found and not same_result(found[0], ratio):
+        if not ratio[0] or not is_same:
             return None
         found.append(ratio)
     return found[0][0] if len(found) >= LEAST else None
