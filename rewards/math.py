@@ -66,7 +66,7 @@ def _verdict(
     tolerance: float,
     compare: Callable[[Answer, Answer, Fraction], bool | None],
 ) -> float | None:
-    gold = _gold(normal_form(answer))
+    gold = _gold(answer)
     if gold is None:
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
@@ -79,10 +79,12 @@ def _verdict(
 
 
 @lru_cache(1024)
-def _gold(text: str) -> Answer | None:
-    """The answer that a normal form is, None if it says nothing; many responses share one."""
-    answer = read(text)
-    return answer if answer.is_readable else None
+def _gold(answer: str) -> Answer | None:
+    """The gold answer read, None if it says nothing; many responses share one. A worked solution, as data sets have
+    them, counts for its box or for what follows its `####`."""
+    stated = extract(answer) if "\\boxed" in answer or "####" in answer else answer
+    gold = read(normal_form(stated or ""))
+    return gold if gold.is_readable else None
 
 
 def _exact(tolerance: float) -> Fraction:

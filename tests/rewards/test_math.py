@@ -259,6 +259,18 @@ def test_a_truncated_response_counts_only_answers_that_are_closed(response: str,
     assert reward("", response, "18") == 1.0
 
 
+@pytest.mark.parametrize("answer", [r"so it is $\boxed{18}$.", "9 * 2 = 18\n#### 18", "#### 1,800%\n#### 18"])
+def test_a_gold_answer_may_be_a_worked_solution(answer: str) -> None:
+    assert reward("", "The answer is 18", answer) == 1.0
+    assert reward("", "The answer is 9", answer) == 0.0
+
+
+@pytest.mark.parametrize("answer", [r"\boxed{", r"18 \boxed{}", "####", r"\boxed{???}"])
+def test_a_solution_without_an_answer_makes_the_row_unscorable(answer: str) -> None:
+    with pytest.raises(Unscorable, match="gold answer"):
+        reward("", r"\boxed{18}", answer)
+
+
 def test_thinking_opened_by_the_prompt() -> None:
     assert reward("<|assistant|><think>\n", r"I try \boxed{18}", "18") == 0.0
     assert reward("<|assistant|><think>\n", r"hm</think>\boxed{18}", "18") == 1.0
