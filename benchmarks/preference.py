@@ -7,8 +7,8 @@
 
 gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
 labels for KTO); one question in ten is held out. A small Llama of one token a character, first taught the train side's
-correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: the model pauses for
-1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are wrong and pause for 1 to 4.
+correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: the model
+pauses for 1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are wrong and pause for 1 to 4.
 """
 
 import argparse

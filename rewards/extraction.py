@@ -7,22 +7,38 @@ take the last number anywhere would reward a model for listing numbers.
 
 import re
 
-from rewards.exact import normal_form, parse_exact
+from rewards.answer import is_number, read
+from rewards.spelling import normal_form
 from rewards.think_format import after_thinking
+from rewards.verdict import same
 
-MAX_TAIL = 16_384
+MAX_TAIL = 65_536
 MAX_ANSWER = 256
 MAX_BARE = 64
 MAX_BOXES = 8
+MAX_TAGS = 8
 MAX_GAP = 40
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
-_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|\\text\s*\{\s*and\s*\})|,)[\s$]*")
+# A second box behind "or" is a second answer.
+_SPACE = r"(?:[\s$]|\\(?:q?quad\b|[;,: ]))*"
+_BETWEEN_BOXES = re.compile(rf"{_SPACE}(?:,?{_SPACE}(?:and|or|\\text\s*\{{\s*(?:and|or)\s*\}})|[,;]){_SPACE}")
+# A comment starts a line or follows a space that does not belong to a percentage.
+_COMMENT = re.compile(
+    r"(?m:^[ \t]*|(?<=[^\s0-9})$%\\])[ \t]+)%[^\n]*|<!--(?s:.*?)(?:-->|\Z)|\\iffalse\b(?s:.*?)(?:\\fi\b|\Z)"
+)
+_PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 _ANCHOR = re.compile(
-    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*",
+    r"\banswers?\b[^.\n:=<>]{0,40}?(?:\bis\b|\bare\b|=|:)[\s*_:]{0,8}|^[ \t]{0,8}A[ \t]?:[ \t]*"
+    r"|^[ \t*]{0,8}(?:final )?answer[ \t]{1,8}(?=\$|\\[(\[])",
     re.IGNORECASE | re.MULTILINE,
 )
-_END = re.compile(r"\.(?=\s|$|\*)|[;?](?=\s|$)|,? (?:because|since|so|which|where) ")
+# "Final answer: the largest n is 34".
+_SUBJECT = re.compile(
+    r"(?:the|its?|there|so|thus|hence|therefore)\b[^.=]{0,120}?\b(?:is|are|equals)\b[\s*:]*", re.IGNORECASE
+)
+_END = re.compile(r"\.(?=\s|$|\*)|[;?](?=\s|$)|,? (?:because|since|so|which|where) |(?<=[0-9}]) of (?:an?|the) ")
+_BOLD = re.compile(r"\*\*(?=\W|$)|(?<!\w)\*\*")
 
 
 def extract(response: str, truncated: bool = False) -> str | None:
@@ -36,15 +52,27 @@ def extract(response: str, truncated: bool = False) -> str | None:
     text = after_thinking(response)
     if text is None:
         return None
-    text = text[-MAX_TAIL:]
+    text = _without_comments(text[-MAX_TAIL:])
     boxes = list(_BOX.finditer(text))
     found = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
-    found = found.strip().strip("*_`").strip() if found else ""
+    found = found.strip() if found else ""
+    if "**" not in (unmarked := found.strip("*_`").strip()):
+        found = unmarked
     return found if 0 < len(found) <= MAX_ANSWER else None
 
 
+def _without_comments(text: str) -> str:
+    """The text as it is seen on paper: comments and phantoms show nothing."""
+    if "%" in text or "<!--" in text or "\\iffalse" in text:
+        text = _COMMENT.sub("", text)
+    while phantom := _PHANTOM.search(text):
+        end = _closing_brace(text, phantom.end())
+        text = text[: phantom.start()] + (text[end + 1 :] if end >= 0 else "")
+    return text
+
+
 def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
-    """The content of the last box; of several, where only a comma or "and" stands between them, joined by commas."""
+    """The content of the last box; of several, where only a comma, "and" or "or" is between them, joined by commas."""
     contents: list[str] = []
     next_start = 0
     for box in reversed(boxes[-MAX_BOXES:]):
@@ -85,6 +113,8 @@ def _unboxed(text: str, truncated: bool) -> str | None:
     *_, last_anchor = [None, *_ANCHOR.finditer(whole)]
     tag_place, hash_place = text.rfind("<answer>"), whole.rfind("####")
     anchor_place = last_anchor.start() if last_anchor else -1
+    if tag_place >= 0 and "</answer>" not in text[tag_place : max(hash_place, anchor_place)]:
+        return _tagged(text, truncated)  # any other mark stands inside
     last = max(tag_place, hash_place, anchor_place)
     if last < 0:
         return _bare(whole)
@@ -93,7 +123,9 @@ def _unboxed(text: str, truncated: bool) -> str | None:
     if last == hash_place:
         return _first_line(whole[hash_place + 4 :])
     assert last_anchor is not None
-    return _END.split(_first_line(whole[last_anchor.end() :]), maxsplit=1)[0]
+    sentence = _END.split(_BOLD.sub("", _first_line(whole[last_anchor.end() :])), maxsplit=1)[0]
+    subject = _SUBJECT.match(sentence)
+    return sentence[subject.end() :] if subject else sentence
 
 
 def _tagged(text: str, truncated: bool) -> str | None:
@@ -102,8 +134,14 @@ def _tagged(text: str, truncated: bool) -> str | None:
     parts = [piece.partition("</answer>") for piece in text.split("<answer>")[1:]]
     if truncated and not parts[-1][1]:
         return None
-    spellings = {normal_form(content) for content, _, _ in parts}
-    return parts[-1][0] if len(spellings) == 1 else None
+    spellings = {normal_form(content) for content, _, _ in parts[-MAX_TAGS:]}
+    last = read(normal_form(parts[-1][0]))
+    return _behind_anchor(parts[-1][0]) if all(same(last, read(spelling)) for spelling in spellings) else None
+
+
+def _behind_anchor(text: str) -> str:
+    anchor = _ANCHOR.match(text.strip().removeprefix("The ").removeprefix("the "))
+    return text if anchor is None else anchor.string[anchor.end() :]
 
 
 def _first_line(text: str) -> str:
@@ -115,4 +153,4 @@ def _bare(text: str) -> str | None:
     line = stripped.rpartition("\n")[2].strip()
     if len(line) > MAX_BARE:
         return None
-    return line if line == stripped or parse_exact(line) is not None else None
+    return line if line == stripped or is_number(normal_form(line)) else None

@@ -1,151 +1,99 @@
-"""Is the response's answer the gold answer? Exact for numbers, symbolic for formulas, literal for words.
+"""Is the response's answer the gold answer? Exact for numbers, by evaluation for formulas, literal for words.
 
     verify(response, answer) -> bool        extract(response) -> str | None        equivalent(a, b) -> bool
 
-What two spellings of an answer are is decided in this order: equal if both are numbers with the same exact value; equal
-if both are words with the same letters; otherwise compared as formulas. Equations: a lone symbol on the left is dropped
-where the other side has no equation, and whatever is chained by "=" must be equal throughout, so `2x = 5` is not 5 and
-neither is `3 + 1 = 5`.
-
-None of these functions raises or executes its input. A comparison of formulas may take long: the scorer runs those in
-child processes that it can kill.
+`rewards.extraction` finds the answer, `rewards.spelling` gives it one spelling, `rewards.answer` and `rewards.grammar`
+read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, and the work for
+an answer is bounded by its length, so they may be called from any thread, process and event loop.
 """
 
-import re
+from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards import symbolic
-from rewards.exact import normal_form, parse_exact
+from rewards.answer import Answer, read
 from rewards.extraction import extract
 from rewards.item import Unscorable
+from rewards.spelling import normal_form
 from rewards.think_format import with_opened_thinking
+from rewards.verdict import quick, same
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
-_LETTER = r"[^\W\d_]"
-_WORD = rf"{_LETTER}(?:{_LETTER}|['’.-])*"
-_WORDS = re.compile(rf"\(?[A-Z]\)|[A-J]|{_WORD}(?: {_WORD}){{0,9}}")
-_SYMBOLS = re.compile(r"[a-zK-Z]|[b-df-hj-np-tv-z]{2,3}")
-_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
-_LONE_SYMBOL = re.compile(
-    r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\{\w{1,8}\}|\w))?(?:\([A-Za-z]\))?|[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+){1,8}"
-)
 
-
-def verify(response: str, answer: str) -> bool:
-    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read."""
+def verify(response: str, answer: str, tolerance: float = 0.0) -> bool:
+    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read. tolerance: how
+    far a number may be from the gold one; 0 for exact."""
     try:
-        return reward("", response, answer) == 1.0
+        return reward("", response, answer, tolerance=tolerance) == 1.0
     except Exception:
         return False
 
 
-def equivalent(a: str, b: str) -> bool:
-    """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a decimal
-    against a formula), that is `a`."""
+def equivalent(a: str, b: str, tolerance: float = 0.0) -> bool:
+    """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a rounded
+    decimal), that is `a`."""
     try:
-        gold, given = normal_form(a), normal_form(b)
-        verdict = _quick(gold, given)
-        return _compare(gold, given) if verdict is None else verdict
+        gold, given = read(normal_form(a)), read(normal_form(b))
+        return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
     except Exception:
         return False
 
 
-def reward(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> float:
-    """1.0 if the response's answer is the gold answer, else 0.0. Raises `Unscorable` for a gold answer that is neither
-    number nor formula nor words."""
-    verdict = quick_reward(prompt, response, answer, truncated=truncated)
-    if verdict is not None:
-        return verdict
-    gold = normal_form(answer)
-    if not _is_formula(gold):
-        raise _unreadable(answer)
-    given = _given(prompt, response, truncated)
-    return float(given is not None and equivalent(gold, given))
+def reward(
+    prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
+) -> float:
+    """1.0 if the response's answer is the gold answer, else 0.0. tolerance: of the row or the recipe, how far a number
+    may be from the gold one. Raises `Unscorable` for a gold answer that is neither number nor formula nor words."""
+    verdict = _verdict(prompt, response, answer, truncated, tolerance, same)
+    assert verdict is not None
+    return verdict
 
 
-def quick_reward(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> float | None:
-    """`reward` where it takes microseconds and no symbolic engine; None where it would take one."""
-    gold = normal_form(answer)
-    parts = _split(gold)
-    if not all(_is_plain(part) for part in (_values(parts) if len(parts) > 1 else parts)):
-        if not all(_is_plain(part) or symbolic.is_admitted(part) for part in parts):
-            raise _unreadable(answer)
-        return None
-    given = _given(prompt, response, truncated)
-    verdict = given is not None and _quick(gold, normal_form(given))
+def quick_reward(
+    prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
+) -> float | None:
+    """`reward` where it takes microseconds; None where formulas must be evaluated."""
+    return _verdict(prompt, response, answer, truncated, tolerance, quick)
+
+
+def _verdict(
+    prompt: str,
+    response: str,
+    answer: str,
+    truncated: bool,
+    tolerance: float,
+    compare: Callable[[Answer, Answer, Fraction], bool | None],
+) -> float | None:
+    gold = _gold(answer)
+    if gold is None:
+        shown = answer if len(answer) <= 60 else answer[:60] + "..."
+        raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
+    found = extract(with_opened_thinking(prompt, response), truncated)
+    given = read(normal_form(found)) if found is not None else None
+    if given is None or not (given.tree or given.words or given.choice or given.clock or given.base):
+        return 0.0
+    verdict = compare(gold, given, _exact(tolerance))
     return None if verdict is None else float(verdict)
 
 
-def _given(prompt: str, response: str, truncated: bool) -> str | None:
-    return extract(with_opened_thinking(prompt, response), truncated)
+@lru_cache(1024)
+def _gold(answer: str) -> Answer | None:
+    """The gold answer read, None if it says nothing; many responses share one. A worked solution, as data sets have
+    them, counts for its box or for what follows its `####`."""
+    stated = extract(answer) if "\\boxed" in answer or "####" in answer else answer
+    gold = read(normal_form(stated or ""))
+    return gold if gold.is_readable else None
 
 
-def _unreadable(answer: str) -> Unscorable:
-    shown = answer if len(answer) <= 60 else answer[:60] + "..."
-    return Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
+def _exact(tolerance: float) -> Fraction:
+    try:
+        return abs(Fraction(str(tolerance))) if tolerance else Fraction(0)
+    except ValueError:
+        raise Unscorable(f"the tolerance {str(tolerance)[:60]!r} is no number") from None
 
 
-def _is_plain(text: str) -> bool:
-    return parse_exact(text) is not None or _words(text) is not None
-
-
-@lru_cache(512)
-def _is_formula(text: str) -> bool:
-    return all(_is_plain(part) or symbolic.is_readable(part) for part in _split(text))
-
-
-def _words(text: str) -> str | None:
-    """Words in lower case, a choice without its brackets; None for what is no words. A small letter, or two or three
-    without a vowel, are symbols."""
-    if _SYMBOLS.fullmatch(text) or not _WORDS.fullmatch(text):
-        return None
-    return " ".join(text.strip("()").lower().split())
-
-
-def _quick(gold: str, given: str) -> bool | None:
-    """The verdict where no symbolic engine is needed, None where it is."""
-    verdicts = [_quick_pair(*pair) for pair in _pairs(gold, given)]
-    if False in verdicts or not verdicts:
-        return False
-    return None if None in verdicts else True
-
-
-def _compare(gold: str, given: str) -> bool:
-    """The verdict where `_quick` has none."""
-    return all(_quick_pair(*pair) or symbolic.are_equal(*pair) for pair in _pairs(gold, given))
-
-
-def _pairs(gold: str, given: str) -> list[tuple[str, str]]:
-    """What must be equal for the answers to be: they themselves, or, where only one is an equation, each of its values
-    and the other."""
-    gold_parts, given_parts = _split(gold), _split(given)
-    if len(given_parts) > 1 and len(gold_parts) == 1:
-        return [(gold, value) for value in _values(given_parts)]
-    if len(gold_parts) > 1 and len(given_parts) == 1:
-        return [(value, given) for value in _values(gold_parts)]
-    return [(gold, given)]
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in _EQUALS.split(text)]
-
-
-def _values(parts: list[str]) -> list[str]:
-    """The parts of an equation without a lone symbol in front."""
-    return parts[1:] if _LONE_SYMBOL.fullmatch(parts[0]) else parts
-
-
-def _quick_pair(gold: str, given: str) -> bool | None:
-    if not gold or not given:
-        return False
-    one, other = parse_exact(gold), parse_exact(given)
-    if one is not None and other is not None:
-        return one.equals(other)
-    words, other_words = _words(gold), _words(given)
-    if words is not None or other_words is not None:
-        return words == other_words
-    if (one is not None and symbolic.has_variables(given)) or (other is not None and symbolic.has_variables(gold)):
-        return False
-    return None if symbolic.is_admitted(gold) and symbolic.is_admitted(given) else False
+def warm_up() -> None:
+    """Import and use everything once, so that no response pays for it."""
+    equivalent(r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")

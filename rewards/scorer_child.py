@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rewards import symbolic
+from rewards import math as math_reward
 from rewards.config import RewardConfig
 from rewards.item import Item
 from rewards.rubric import Rubric
@@ -99,7 +99,7 @@ def _load(connection: socket.socket, setup: dict[str, Any]) -> Rubric | None:
         tell("failed", str(error))
         return None
     if any(term.name == "math" for term in rubric.terms):
-        symbolic.warm_up()
+        math_reward.warm_up()
     return rubric
 
 

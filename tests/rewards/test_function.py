@@ -122,7 +122,7 @@ def test_right_signatures() -> None:
         ("length", {"max_token": 5}, "has no option 'max_token'; did you mean 'max_tokens'?"),
         ("length", {"max_tokens": 0}, "cache_tokens must be between"),
         ("length", {"max_tokens": "many"}, "mend its options"),
-        ("math", {"tolerance": 0.1}, "has no option 'tolerance'; it takes none"),
+        ("math", {"tolerances": 0.1}, "has no option 'tolerances'; did you mean 'tolerance'?"),
     ],
 )
 def test_options_of_built_in_rewards(name: str, options: dict, said: str) -> None:

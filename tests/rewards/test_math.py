@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.exact import normal_form, parse_exact
+from rewards.answer import is_number, read
 from rewards.item import Unscorable
 from rewards.math import equivalent, extract, quick_reward, reward, verify
+from rewards.spelling import normal_form
 
 RIGHT = [
     # plain numbers
@@ -38,6 +39,7 @@ RIGHT = [
     (r"\boxed{2.5e-3}", "0.0025"),
     (r"\boxed{2.5\times10^{-3}}", "0.0025"),
     (r"\boxed{2^{10}}", "1024"),
+    (r"\boxed{١٨}", "18"),
     # fractions, percentages, units
     (r"\boxed{\frac12}", "0.5"),
     (r"\boxed{\dfrac{2}{4}}", "1/2"),
@@ -172,7 +174,6 @@ HOSTILE = [
     "1\x008",
     "\u202e81",
     "18\u200b",
-    "١٨",
     "\ud800",
     "$" * 5000,
     "{0.__class__}",
@@ -258,6 +259,18 @@ def test_a_truncated_response_counts_only_answers_that_are_closed(response: str,
     assert reward("", response, "18") == 1.0
 
 
+@pytest.mark.parametrize("answer", [r"so it is $\boxed{18}$.", "9 * 2 = 18\n#### 18", "#### 1,800%\n#### 18"])
+def test_a_gold_answer_may_be_a_worked_solution(answer: str) -> None:
+    assert reward("", "The answer is 18", answer) == 1.0
+    assert reward("", "The answer is 9", answer) == 0.0
+
+
+@pytest.mark.parametrize("answer", [r"\boxed{", r"18 \boxed{}", "####", r"\boxed{???}"])
+def test_a_solution_without_an_answer_makes_the_row_unscorable(answer: str) -> None:
+    with pytest.raises(Unscorable, match="gold answer"):
+        reward("", r"\boxed{18}", answer)
+
+
 def test_thinking_opened_by_the_prompt() -> None:
     assert reward("<|assistant|><think>\n", r"I try \boxed{18}", "18") == 0.0
     assert reward("<|assistant|><think>\n", r"hm</think>\boxed{18}", "18") == 1.0
@@ -286,7 +299,7 @@ def test_every_gold_answer_of_gsm8k_equals_itself(gsm8k: Path) -> None:
             gold = solution.rpartition("####")[2].strip()
             assert quick_reward("", solution, gold) == 1.0, gold
             assert quick_reward("", f"<think>7</think>\\boxed{{{gold}}}", gold) == 1.0
-            assert quick_reward("", solution, f"{parse_exact(gold).value + 1}") == 0.0  # type: ignore[union-attr]
+            assert quick_reward("", solution, f"{int(gold.replace(',', '')) + 1}") == 0.0
             count += 1
     assert count == 8792
     assert time.process_time() - started < 10
@@ -355,4 +368,4 @@ def test_normal_form(text: str, form: str) -> None:
     "text", ["1/0", "2^{9999}", "1 000", "1,2345", "12,34", "0x10", "1_000", "--", "", "²", "1e9999"]
 )
 def test_what_is_no_exact_number(text: str) -> None:
-    assert parse_exact(text) is None
+    assert not is_number(normal_form(text)) or not read(normal_form(text)).is_readable

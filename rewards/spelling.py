@@ -1,0 +1,145 @@
+"""One spelling for what means the same on paper: the normal form that everything else of the verifier reads.
+
+Unicode becomes ASCII and LaTeX (digits of any script, superscripts, vulgar fractions, roots, signs); delimiters and
+commands for spacing and text go, and `\\frac`, `^`, `*`, `/`, `-`, `%` stand for their variants. What cannot be seen or
+reorders what is seen (bidirectional controls, null bytes, zero-width characters) makes a text unreadable: "".
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+MAX_CHARS = 256
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\uffff]"
+)
+_SIGNS = {
+    **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FULLWIDTH HYPHEN-MINUS}", "-"),
+    **dict.fromkeys("×·⋅∙∗✕", "*"),
+    **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("’′", "'"),
+    "π": r"\pi ",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "⩽": r"\le ",
+    "≥": r"\ge ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    "∖": r"\setminus ",
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "α": r"\alpha ",
+    "β": r"\beta ",
+    "γ": r"\gamma ",
+    "δ": r"\delta ",
+    "θ": r"\theta ",
+    "λ": r"\lambda ",
+    "μ": r"\mu ",
+    "φ": r"\phi ",
+    "ω": r"\omega ",
+}
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ", "0123456789+-nx")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_TEXT = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
+
+_REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(r"(?<!\\)\$([^$\\]*(?:\\.[^$\\]*)*)\$"), r" \1 "),
+    (re.compile(r"(?<!\\)\\[()\[\]]"), " "),
+    (re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)"), r"\1"),
+    (re.compile(r"\\(?:left|right|displaystyle|textstyle|bigg?[lr]?|Bigg?[lr]?|limits)(?![A-Za-z])\.?"), ""),
+    (re.compile(r",\\[!,]\s*(?=[0-9]{3})"), ","),
+    (re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!"), ""),
+    (re.compile(r"(?<!\\)\\,"), " "),
+    (re.compile(r"\{\s*,\s*\}"), ","),
+    (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
+    (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|°"), " degrees "),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "*"),
+    (re.compile(r"(?<=[0-9]) ?x ?(?=10 ?\^)"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
+    (re.compile(r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}\\]*)\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}\\]*)\}"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\%|\b(?:percent(?:age)?|pct)\b"), "%"),
+    (re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
+    (re.compile(r"(?<!\\)\\(?:[;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~"), " "),
+    (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
+    (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<=[0-9])\$(?=[^0-9])|(?<=[^0-9])\$(?=\s*(?:and|or|,|%|$))"), " "),
+    (re.compile(r"\s+"), " "),
+]
+_PLAIN = re.compile(r"-?[0-9]{1,80}(?:\.[0-9]{1,80})?")
+_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
+
+
+def normal_form(text: str) -> str:
+    """The one spelling of an answer, without the full stop at its end. "" for what is longer than `MAX_CHARS` or holds
+    characters that are not what they seem."""
+    text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return text
+    return _normal_form(text) if len(text) <= MAX_CHARS else ""
+
+
+@lru_cache(4096)
+def _normal_form(text: str) -> str:
+    if _UNSEEN.search(text):
+        return ""
+    if not text.isascii():
+        text = _to_ascii(text)
+    before = None
+    while before != text:
+        before = text
+        text = text.strip(" \t\r\n")
+        text = text if text.endswith("..") else text.rstrip(".,;:")
+        for left, right in _WRAPPERS:
+            if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
+                inside = text[len(left) : -len(right)]
+                if left not in inside:
+                    text = inside
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def _to_ascii(text: str) -> str:
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
+    text = re.sub(r"([√∛∜])\s*(\([^()]*\)|[0-9.]+|[A-Za-z])?", _root, text)
+    return "".join(map(_one, text))
+
+
+def _root(found: re.Match[str]) -> str:
+    radicand = found[2] or ""
+    return _ROOTS[found[1]] + (f"{{{radicand.removeprefix('(').removesuffix(')')}}}" if radicand else "")
+
+
+def _one(character: str) -> str:
+    if character.isascii():
+        return character
+    if character in _SIGNS:
+        return _SIGNS[character]
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    wide = unicodedata.normalize("NFKC", character)
+    if "⁄" in wide:
+        numerator, _, denominator = wide.partition("⁄")
+        return rf"\frac{{{numerator}}}{{{denominator}}}"
+    is_form = unicodedata.east_asian_width(character) == "F" or character.isspace()
+    return wide if is_form and wide.isascii() else character

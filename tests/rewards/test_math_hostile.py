@@ -1,0 +1,204 @@
+"""Hostile answers: the right verdict or unscorable, each within seconds and megabytes, and nothing of them executed."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.item import Unscorable
+from rewards.math import reward, verify
+
+LIMIT_S = 2.0
+MEMORY_BYTES = 200 << 20
+FUZZ_S = float(os.environ.get("VOLLEY_FUZZ_S", "60"))
+
+HOSTILE = [
+    "10^{10^{10}}",
+    "9**9**9**9",
+    "2^{2^{2^{2^{2^{2}}}}}",
+    "((9^{999})^{999})^{999}",
+    "(10^{4000})^{1/10^{40}}",
+    "1e999999999",
+    "9" * 250,
+    "0." + "0" * 200 + "1",
+    "100000!",
+    "((500!)!)!",
+    r"\binom{10^{9}}{10^{8}}",
+    r"\binom{500}{250}^{500}",
+    r"\sqrt{" * 11 + "2" + "}" * 11,
+    r"\sqrt{" * 60 + "2" + "}" * 60,
+    r"\sqrt[10^{10}]{2}",
+    r"\sqrt[3]{\sqrt[5]{\sqrt[7]{\sqrt[11]{10^{300}}}}}",
+    "(" * 50_000 + ")" * 50_000,
+    "{" * 100_000,
+    "\\frac{1}{" * 5_000,
+    "(" * 120 + "x" + ")" * 120,
+    "|" * 200,
+    "-" * 200 + "1",
+    "1" + "+1" * 120,
+    "x^2" * 80,
+    "(x+1)^{99}" * 20,
+    "(a+b+c+d+e+f+g+h)^{500}",
+    r"\sin(" * 10 + "x" + ")" * 10,
+    r"\sin\cos\tan" * 20,
+    r"e^{e^{e^{e^{e}}}}",
+    r"\tan(10^{300})",
+    r"\gamma(0.5)! + (-0.5)!",
+    r"\lfloor 10^{4000}\pi\rfloor",
+    r"\log_{1.0000000001} 2",
+    "1,2," * 60 + "3",
+    r"\pm" * 80 + "1",
+    r"\pm 1," * 40 + "1",
+    r"\{" + ",".join(f"x^{{{n}}}" for n in range(30)) + r"\}",
+    r"\begin{pmatrix}" + "&".join("1" * 60) + r"\end{pmatrix}",
+    "x" * 1_000_000,
+    "\\boxed{" * 100_000,
+    "__import__('os').system('touch {path}')",
+    r"\text{__import__('os').system('touch {path}')}",
+    "(__import__('os')).system('touch {path}')",
+    r"\operatorname{__import__}(os).system(touch {path})",
+    "x.__class__.__mro__",
+    "().__class__.__bases__[0].__subclasses__()",
+    "lambda: 1",
+    "(lambda x: x)(1)",
+    "[x for x in ().__class__.__mro__]",
+    "{0.__class__.__init__.__globals__}",
+    "{x!r:>{width}}",
+    "%s%s%n%(a)s",
+    "f'{open(1)}'",
+    "eval(compile('1','','eval'))",
+    "Symbol('x').func",
+    "sympify('1')",
+    "1\u200b8",
+    "\u202e81\u202c",
+    "\u206618\u2069",
+    "\ufeff18",
+    "\N{SCRIPT CAPITAL B}8",
+    "1\N{CYRILLIC SMALL LETTER O}",
+    "\u217718",
+    "\x0018",
+    "\ud83d18",
+    "{18",
+    "<think>18",
+    "18<think></think><think>",
+    "<answer>" * 1000 + "18",
+    "<answer>18</answer>" * 500 + "<answer>19</answer>",
+    "the answer is " + "the " * 5000,
+    "answer: " + " " * 16_000 + "% 18",
+    " " * 16_000 + "%",
+    "<!--" * 4000 + "18",
+    "\\phantom{" * 1600 + "18",
+    "\\boxed{1}" + "\\quad" * 3000 + "\\boxed{2}",
+    "1/0",
+    "0^0",
+    "0/0",
+    r"\infty-\infty",
+    r"\log(0)",
+    "i^i^i^i^i^i",
+]
+RUNNER = """
+import json, os, resource, sys, time
+sys.path.insert(0, sys.argv[1])
+from rewards import math
+math.warm_up()
+events = []
+watched = ("compile", "exec", "import", "open", "os.", "subprocess.", "socket.", "ctypes.", "pty.")
+sys.addaudithook(lambda event, arguments: event.startswith(watched) and events.append(event))
+with open("/proc/self/statm") as file:
+    now = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[2]),) * 2)
+outcomes = []
+for text, golds in json.load(sys.stdin):
+    for gold in golds:
+        boxed = chr(92) + "boxed{" + text + "}"
+        for response in (boxed, "<answer>" + text + "</answer>", "The answer is " + text, text):
+            events.clear()
+            started = time.process_time()
+            value = math.verify(response, gold)
+            outcomes.append((gold, response[:200], value, time.process_time() - started, list(events)))
+        started = time.process_time()
+        math.equivalent(text, gold), math.equivalent(gold, text), math.equivalent(text, text)
+        outcomes.append((gold, text[:200], False, time.process_time() - started, list(events)))
+json.dump(outcomes, sys.stdout)
+"""
+
+
+def test_hostile_answers_are_wrong_cheap_and_run_nothing(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    golds = ["18", r"\sqrt{2}", "Paris", "x^2+1", "(1,2)"]
+    work = [(text.replace("{path}", str(mark)), [*golds, text[:250]]) for text in HOSTILE]
+    child = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(Path(__file__).parents[2]), str(MEMORY_BYTES)],
+        input=json.dumps(work),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    outcomes: list[tuple[str, str, bool, float, list[str]]] = json.loads(child.stdout)
+    assert len(outcomes) == len(HOSTILE) * 6 * 5
+    for gold, response, value, seconds, events in outcomes:
+        assert not events, (response, events)
+        assert seconds < LIMIT_S, (gold, response, seconds)
+        assert not (value and gold in golds), (gold, response)
+    assert not mark.exists()
+
+
+def test_ten_thousand_hostile_answers_lose_no_good_one() -> None:
+    chance, started = random.Random(7), time.process_time()
+    for number in range(10_000):
+        text = chance.choice(HOSTILE)[:5000]
+        assert not verify(f"\\boxed{{{text}}}", str(number + 100))
+        assert verify(f"so \\boxed{{{number + 100}}}", str(number + 100))
+        if number % 100 == 0:
+            assert verify(rf"\boxed{{\frac{{{number + 1}\sqrt{{12}}}}{{2}}}}", rf"{number + 1}\sqrt{{3}}")
+    assert time.process_time() - started < 120
+
+
+PIECES = (*"}{^_9!,()x+|", "\\boxed{", "\\frac", "\\sqrt", "<think>", "</think>", "\u200b")
+
+
+def mutated(text: str, chance: random.Random) -> str:
+    for _ in range(chance.randrange(1, 6)):
+        place, size = chance.randrange(len(text) + 1), chance.randrange(4)
+        piece = chance.choice([*PIECES, text[place : place + 20] * 3, chr(chance.randrange(0x3000))])
+        text = text[:place] + piece + text[place + size :]
+    return text
+
+
+@pytest.mark.faults
+def test_fuzz() -> None:
+    """Mutations of the table and of hostile answers, for VOLLEY_FUZZ_S seconds: no exception, nothing slow, no leak."""
+    chance, num_done, slowest = random.Random(int(time.time())), 0, 0.0
+    lines = Path(__file__).with_name("math_cases.jsonl").read_text().splitlines()
+    cases: list[dict[str, str]] = [json.loads(line) for line in lines]
+    pool = [case["response"] for case in cases] + [f"\\boxed{{{text[:3000]}}}" for text in HOSTILE]
+    golds = [case["answer"] for case in cases]
+    ends, memory = time.monotonic() + FUZZ_S, 0
+    while time.monotonic() < ends:
+        response, gold = mutated(chance.choice(pool), chance), chance.choice(golds)
+        gold = gold if chance.random() < 0.7 else mutated(gold, chance)
+        started = time.thread_time()
+        try:
+            value: Any = reward("", response, gold)
+        except Unscorable:
+            value = 0.0
+        seconds = time.thread_time() - started
+        slowest = max(slowest, seconds)
+        assert value in (0.0, 1.0)
+        assert seconds < LIMIT_S, (gold, response)
+        num_done += 1
+        if num_done == 20_000:
+            memory = resident_bytes()
+    print(f"{num_done} answers, slowest {slowest * 1000:.0f} ms")
+    assert memory == 0 or resident_bytes() < memory + (64 << 20)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
