@@ -1,5 +1,6 @@
 """Configuration of the learner."""
 
+import math
 from dataclasses import dataclass
 
 from rollout.errors import ConfigError
@@ -54,6 +55,14 @@ class LearnerConfig:
             raise ConfigError(f"learner.min_lr_share is {self.min_lr_share}; it must be between 0 and 1.")
         if self.cpu_offload and self.zero_stage == 0:
             raise ConfigError("learner.cpu_offload needs learner.zero_stage 1, 2 or 3; stage 0 has nothing to offload.")
+
+    def rate_at(self, step: int, total_steps: int) -> float:
+        """The learning rate of the step after `step` done ones: linear warm-up, then the schedule."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        decay = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}
+        return self.lr * (self.min_lr_share + (1.0 - self.min_lr_share) * decay[self.schedule])
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class LearnerRank:
         torch.manual_seed(self._seed + self.step)
         normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows), batch.num_pairs)
         batch = batch.with_gradient(self._loss)
-        lr = learning_rate(self._config, self.step, self._total_steps)
+        lr = self._config.rate_at(self.step, self._total_steps)
         if not batch.rows:
             # Not one completion could be scored; the run has counted them and goes on.
             self.step += 1
@@ -288,15 +288,6 @@ class LearnerRank:
             torch.tensor(labels, dtype=torch.float32, device=device),
             baseline,
         )
-
-
-def learning_rate(config: LearnerConfig, step: int, total_steps: int) -> float:
-    """The rate of the step after `step` done ones: linear warm-up, then the schedule down to lr * min_lr_share."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    decay = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}[config.schedule]
-    return config.lr * (config.min_lr_share + (1.0 - config.min_lr_share) * decay)
 
 
 def trim_heap() -> None:

@@ -1,0 +1,115 @@
+"""What a user gets wrong with pairs, labels, references and stages is said in one sentence before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.cli import main
+from cluster.demo import make_model
+
+PAIR = {"prompt": "1+1=?", "chosen": "2", "rejected": "3"}
+LABEL = {"prompt": "1+1=?", "completion": "2", "label": True}
+ANSWER = {"prompt": "1+1=?", "answer": "2"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "model"
+    make_model(directory, seed=0)
+    return directory
+
+
+CASES = [
+    (3, [PAIR, {**PAIR, "rejected": "2"}], "dpo", "train.jsonl:2: chosen and rejected are the same text"),
+    (3, [PAIR, {**PAIR, "chosen": ""}], "dpo", "train.jsonl:2: chosen: the completion is empty"),
+    (3, [PAIR, {**PAIR, "chosen": None}], "dpo", "train.jsonl:2: 'chosen' is null"),
+    (3, [{**LABEL, "completion": ""}], "kto", "train.jsonl:1: the completion is empty"),
+    (3, [{**LABEL, "label": "yes"}], "kto", "the label is 'yes'; it must be true (desirable) or false"),
+    (3, [{**LABEL, "label": 1}], "kto", "the label is 1; it must be true"),
+    (2, [LABEL], "dpo", "dpo reads the columns chosen and rejected"),
+    (2, [LABEL], "dpo", "it fits sft, kto"),
+    (2, [PAIR], "kto", "kto reads the columns completion and label"),
+    (2, [PAIR], "kto", "it fits dpo, ipo, simpo, orpo"),
+    (2, [ANSWER], "orpo", "Name the columns with data.columns, or give rewards"),
+    (3, [PAIR], "sft", "there is no column 'completion'"),
+]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+    code = main(["train", "recipe.yaml", *overrides])
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("volley: ")]
+    assert "Traceback" not in captured.err
+    assert len(lines) == 1, captured.err
+    assert not Path("runs").exists(), "something was written"
+    return code, lines[0]
+
+
+def write(place: Path, model: Path, rows: list[dict[str, object]], loss: str) -> None:
+    (place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {"name": "run", "model": str(model), "steps": 4, "groups_per_step": 1, "loss": loss}
+    (place / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "data": {"train": "train.jsonl"}}))
+
+
+@pytest.mark.parametrize(("code", "rows", "loss", "message"), CASES, ids=[case[3] for case in CASES])
+def test_data_that_the_loss_cannot_learn_from(
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    rows: list[dict[str, object]],
+    loss: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, model, rows, loss)
+    found, sentence = refusal(capsys)
+    assert message in sentence
+    assert found == code
+
+
+OVERRIDES = [
+    ("reference.refresh_every=2", "simpo", [PAIR], "simpo as configured has no reference"),
+    ("publish_every=9", "dpo", [PAIR], "publish_every is 9 but the run has only 4 steps"),
+    ("data.completions=policy", "sft", [LABEL], "sft imitates a data set's completions"),
+    ("data.completions=dataset", "grpo", [ANSWER], "grpo learns from the policy's own samples"),
+    ("data.completions=both", "kto", [LABEL], "kto does not read pairs; use one of dpo, ipo, simpo, orpo"),
+    ("data.completions=mine", "dpo", [PAIR], "it must be 'auto', 'dataset', 'policy' or 'both'"),
+    ("signal.pairs=worst", "dpo", [PAIR], "it must be 'best_worst' or 'all'"),
+    ("signal.margin=-1", "dpo", [PAIR], "signal.margin is -1"),
+    ("stop_at.indistinguishable=0.55", "dpo", [PAIR], "needs rounds; set reference.refresh_every"),
+    ("loss={name: dpo, beta: 0}", "dpo", [PAIR], "loss.beta is 0"),
+    ("loss={name: grpo, guard: tiss}", "grpo", [ANSWER], "loss.guard is 'tiss'"),
+    ("stage=dpo", "dpo", [PAIR], "this recipe has no stages"),
+]
+
+
+@pytest.mark.parametrize(("override", "loss", "rows", "message"), OVERRIDES, ids=[case[0] for case in OVERRIDES])
+def test_settings_that_do_not_fit(
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    loss: str,
+    rows: list[dict[str, object]],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, model, rows, loss)
+    code, sentence = refusal(capsys, override)
+    assert code == 2
+    assert message in sentence
+
+
+def test_one_answer_is_no_pair(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, model, [ANSWER], "dpo")
+    code, sentence = refusal(capsys, "rewards=[math]", "rollout={group_size: 1, max_tokens: 16}")
+    assert code == 2
+    assert "rollout.group_size is 1, but dpo compares a group's completions" in sentence
