@@ -1,8 +1,10 @@
 """Every method's recipe, run as a user runs it: the shipped file with a tiny model and small data in its place."""
 
+import asyncio
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from whole_run import rows, volley
 
 from cluster.demo import worked_answer
+from rewards.fake_endpoint import MODEL, Endpoint, Reply
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {
@@ -128,6 +131,51 @@ def test_policy_gradient(data: Path, name: str) -> None:
     found = run(data, name, **SAMPLED)
     assert [row["weight_version"] for row in found] == [1, 2, 3, 4]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in found)
+
+
+@SLOW
+def test_a_reward_model_and_its_kl(data: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(data / "model")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **shape)
+    LlamaForSequenceClassification(config).save_pretrained(data / "scorer")
+    tokenizer.save_pretrained(data / "scorer")
+    rewards = "[{name: reward_model, options: {model: scorer, device: cpu}}]"
+    found = run(data, "reward-model", **{**SAMPLED, "rewards": rewards})
+    assert all(row["unscorable"] == 0 and row["zero_variance_share"] < 1 for row in found)
+    assert all(row["grad_norm"] > 0 for row in found)
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert found[-1]["kl"] > 0
+
+
+@SLOW
+def test_rlaif_learns_from_a_judge(data: Path) -> None:
+    """A judge who prefers the response with more digits, behind a real endpoint."""
+
+    def digits(text: str) -> int:
+        return sum(character.isdigit() for character in text)
+
+    def answer(request: dict[str, Any]) -> Reply:
+        content = request["messages"][-1]["content"]
+        first, second = re.findall(r"<judged_response_?\w*>\n(.*?)\n</judged_response", content, re.DOTALL)
+        winner = "tie" if digits(first) == digits(second) else "A" if digits(first) > digits(second) else "B"
+        return Reply(json.dumps({"reasoning": "counted", "winner": winner}))
+
+    async def judged() -> list[dict[str, Any]]:
+        async with Endpoint(answer) as endpoint:
+            principles = RECIPES / "constitution.txt"
+            options = f"{{endpoint: '{endpoint.url}', model: {MODEL}, principles: {principles}, mode: pairwise}}"
+            changes = {**SAMPLED, "rewards": f"[{{name: judge, options: {options}}}]"}
+            return await asyncio.to_thread(run, data, "rlaif", **changes)
+
+    found = asyncio.run(judged())
+    assert all(row["unscorable"] == 0 for row in found)
+    assert sum(row["pairs"] for row in found) > 0
+    assert found[-1]["judge/calls"] > 0
 
 
 def test_stages_hand_the_model_on(data: Path) -> None:
