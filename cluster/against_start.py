@@ -4,6 +4,7 @@
   half. With several answers a side, the share over all pairs of them, then the mean over prompts.
 - conciseness: a falling response length is no success where accuracy falls among the longest answers, which is where
   length is needed. The buckets are those of `evaluate.greedy_metrics`.
+- likelihood: losses over pairs may lower what is chosen, as long as they lower what is rejected more.
 
 Left out: judges; a judge's comparison is turned into rewards first.
 """
@@ -11,9 +12,12 @@ Left out: judges; a judge's comparison is turned into rewards first.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 Z_95 = 1.959964
 SHORTER = 0.95  # of the length at the start; less than 5 % is taken for chance
+FALLEN = 0.05  # nats a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,25 @@ def length_warning(start: Mapping[str, float | None], now: Mapping[str, float | 
         f"answers became shorter ({lengths[0]:.0f} to {lengths[1]:.0f} tokens), but accuracy among the longest ones "
         f"fell from {accuracies[0]:.2f} to {accuracies[1]:.2f}: they are cut short where length is needed; go back to "
         "an earlier checkpoint, or press less on length (a smaller length reward, a lower gamma of SimPO)"
+    )
+
+
+def chosen_warning(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where a run on pairs made what is chosen less likely than it was; else "".
+
+    rows: metrics of the steps. That the rejected fall faster is enough for the loss, so the chosen may fall, too: the
+    known failure of DPO (arXiv 2402.13228). The mean of the last tenth is compared with that of the first.
+    """
+    values = [row["chosen_logprob"] for row in rows if row.get("chosen_logprob") is not None]
+    part = max(1, len(values) // 10)
+    if len(values) < 2:
+        return ""
+    start, now = fmean(values[:part]), fmean(values[-part:])
+    if not now < start - FALLEN:
+        return ""
+    return (
+        f"the chosen answers became less likely ({start:.2f} to {now:.2f} nats a token) while the rejected fell faster; "
+        "lower learner.lr or steps, raise loss.beta, or take ipo or orpo"
     )
 
 

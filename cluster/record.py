@@ -11,7 +11,7 @@ from cluster.against_start import win_rate
 from cluster.config import Recipe
 from cluster.evaluate import Evaluation
 from cluster.loop import Step
-from cluster.metrics import RunLog, group_metrics, residual
+from cluster.metrics import METRICS, RunLog, group_metrics, read_rows, residual
 from cluster.progress import Progress
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
@@ -40,6 +40,8 @@ class Record:
         for path in directory.rollouts.glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > done:
                 path.unlink()
+        first = read_rows(directory.path / METRICS)[:1]
+        self._start_length = float(first[0]["response_length_mean"]) if first else math.nan
         self._progress = Progress(recipe.steps, done)
         self._seconds: dict[str, float] = {}
         self._busy = (0.0, 0.0)
@@ -79,6 +81,9 @@ class Record:
         samples = group_metrics(done.groups, done.trained)
         taken = now - self._step_started
         learning = seconds.get("update", 0.0) + seconds.get("publish", 0.0)
+        if math.isnan(self._start_length):
+            self._start_length = samples["response_length_mean"]
+        refreshed = self._recipe.reference.refresh_every
         row = {
             "step": done.number,
             "weight_version": done.served,
@@ -88,6 +93,10 @@ class Record:
             "rollout_idle_share": max(0.0, 1.0 - seconds["generate"] / taken),
             "learner_idle_share": max(0.0, 1.0 - learning / taken),
             **samples,
+            # Against the first step: preference losses are known to lengthen.
+            "response_length_ratio": samples["response_length_mean"] / self._start_length,
+            # Steps since the reference was the policy.
+            **({"reference_age": float((done.number - 1) % refreshed)} if refreshed else {}),
             **dict.fromkeys(("logprob_mismatch_mean", "logprob_mismatch_max"), math.nan),
             # To the reference where there is one, else to the policy that sampled.
             "kl": done.update.metrics.get("kl_behaviour", math.nan),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import checkpoint
-from cluster.against_start import length_warning
+from cluster.against_start import chosen_warning, length_warning
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
 from cluster.config import RUNS
@@ -108,11 +108,13 @@ class Training:
         elif self._learner.step < recipe.steps:
             self._say(f"stop_at is reached at step {self._learner.step}")
         await self._learner.export(self._directory.model, self._parts.tokenizer)
-        found = diagnose(read_rows(self._directory.path / METRICS))
+        rows = read_rows(self._directory.path / METRICS)
+        found = diagnose(rows)
         for line in explain(found, recipe.max_staleness, recipe.launcher != "local") if found else ():
             self._say(line)
         evaluations = read_rows(self._directory.path / EVALUATIONS)
-        if evaluations and (warning := length_warning(evaluations[0], evaluations[-1])):
+        warnings = [length_warning(evaluations[0], evaluations[-1])] if evaluations else []
+        for warning in filter(None, [*warnings, chosen_warning(rows)]):
             self._say(f"warning: {warning}")
         self._say(f"model {self._directory.model}  report {write_report(self._directory.path)}")
         return self._record.last_evaluation

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from cluster.against_start import length_warning, win_rate
+from cluster.against_start import chosen_warning, length_warning, win_rate
 from cluster.config import parse_recipe
 from cluster.evaluate import Evaluation, greedy_metrics
 from cluster.metrics import EVALUATIONS, read_rows
@@ -108,3 +108,20 @@ def test_evaluations_of_a_run_have_it_also_after_a_resume(tmp_path: Path) -> Non
     rows = read_rows(tmp_path / EVALUATIONS)
     assert [row.get("win_rate") for row in rows] == [None, 2.5 / 3, None]
     assert rows[1]["win_rate_low"] < 2.5 / 3 < rows[1]["win_rate_high"]
+
+
+@pytest.mark.parametrize(
+    ("values", "warns"),
+    [
+        ([-1.0] * 20, False),
+        ([-1.0, *[-1.02] * 19], False),
+        ([-1.0] * 10 + [-1.3] * 10, True),
+        ([], False),
+        ([-1.0], False),
+    ],
+)
+def test_chosen_answers_that_became_less_likely_are_told(values: list[float], warns: bool) -> None:
+    rows = [{"step": i, "chosen_logprob": value} for i, value in enumerate(values)]
+    sentence = chosen_warning([*rows, {"step": 99}, {"step": 100, "chosen_logprob": None}])
+    assert ("less likely (-1.00 to -1.30 nats a token)" in sentence) == warns
+    assert bool(sentence) == warns
