@@ -106,7 +106,7 @@ def chosen_warning(rows: Sequence[Mapping[str, Any]]) -> str:
     if not now < start - FALLEN:
         return ""
     return (
-        f"the chosen answers became less likely ({start:.2f} to {now:.2f} nats a token) while the rejected fell faster; "
+        f"the chosen answers became less likely ({start:.2f} to {now:.2f} nats a token), and the rejected fell faster; "
         "lower learner.lr or steps, raise loss.beta, or take ipo or orpo"
     )
 

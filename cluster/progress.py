@@ -44,9 +44,10 @@ class Progress:
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
         """Show the newest held-out accuracy from now on."""
-        for name in ("pass@1", "preference_accuracy", "loss"):
+        shown = {"pass@1": "pass@1", "preference_accuracy": "held-out preferred", "loss": "held-out loss"}
+        for name, label in shown.items():
             if not math.isnan(metrics.get(name, math.nan)):
-                self._held_out = f"held-out {name} {metrics[name]:.2f}"
+                self._held_out = f"{label} {metrics[name]:.2f}"
                 return
 
     def close(self) -> None:
