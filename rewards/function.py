@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import length, math, think_format
+from rewards import length, length_shapes, math, think_format
 from rewards.item import ITEM_ARGUMENTS, Item, Unscorable
 from rollout.errors import RewardError
 
@@ -27,14 +27,20 @@ BUILT_IN: dict[str, Reward] = {
     "math": math.reward,
     "think_format": think_format.reward,
     "length": length.reward,
+    "length_cosine": length_shapes.cosine,
+    "length_band": length_shapes.band,
+    "repetition": length_shapes.repetition,
 }
 # Built-in rewards that the caller may compute itself: microseconds on any text, None where it does take a child.
 CHEAP: dict[str, Reward] = {
     "math": math.quick_reward,
     "think_format": think_format.reward,
     "length": length.reward,
+    "length_cosine": length_shapes.quick_cosine,
+    "length_band": length_shapes.band,
+    "repetition": length_shapes.repetition,
 }
-ALWAYS_CHEAP = frozenset({"think_format", "length"})
+ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _REQUIRED = ("prompt", "response", "answer")
