@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import length, length_shapes, math, think_format
+from rewards import json_schema, length, length_shapes, math, think_format
 from rewards.item import ITEM_ARGUMENTS, Item, Unscorable
 from rollout.errors import RewardError
 
@@ -27,6 +27,7 @@ BUILT_IN: dict[str, Reward] = {
     "math": math.reward,
     "think_format": think_format.reward,
     "length": length.reward,
+    "json_schema": json_schema.reward,
     "length_cosine": length_shapes.cosine,
     "length_band": length_shapes.band,
     "repetition": length_shapes.repetition,
@@ -36,6 +37,7 @@ CHEAP: dict[str, Reward] = {
     "math": math.quick_reward,
     "think_format": think_format.reward,
     "length": length.reward,
+    "json_schema": json_schema.quick_reward,
     "length_cosine": length_shapes.quick_cosine,
     "length_band": length_shapes.band,
     "repetition": length_shapes.repetition,
