@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import json_schema, length, length_shapes, math, think_format
+from rewards import json_schema, length, length_shapes, math, think_format, verifier
 from rewards.item import ITEM_ARGUMENTS, Item, Unscorable
 from rollout.errors import RewardError
 
@@ -31,6 +31,7 @@ BUILT_IN: dict[str, Reward] = {
     "length_cosine": length_shapes.cosine,
     "length_band": length_shapes.band,
     "repetition": length_shapes.repetition,
+    "verifier": verifier.reward,
 }
 # Built-in rewards that the caller may compute itself: microseconds on any text, None where it does take a child.
 CHEAP: dict[str, Reward] = {
@@ -41,6 +42,7 @@ CHEAP: dict[str, Reward] = {
     "length_cosine": length_shapes.quick_cosine,
     "length_band": length_shapes.band,
     "repetition": length_shapes.repetition,
+    "verifier": verifier.quick_reward,
 }
 ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 
