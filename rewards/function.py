@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import length, math, think_format
+from rewards import json_schema, length, length_shapes, math, think_format, verifier
 from rewards.item import ITEM_ARGUMENTS, Item, Unscorable
 from rollout.errors import RewardError
 
@@ -27,14 +27,24 @@ BUILT_IN: dict[str, Reward] = {
     "math": math.reward,
     "think_format": think_format.reward,
     "length": length.reward,
+    "json_schema": json_schema.reward,
+    "length_cosine": length_shapes.cosine,
+    "length_band": length_shapes.band,
+    "repetition": length_shapes.repetition,
+    "verifier": verifier.reward,
 }
 # Built-in rewards that the caller may compute itself: microseconds on any text, None where it does take a child.
 CHEAP: dict[str, Reward] = {
     "math": math.quick_reward,
     "think_format": think_format.reward,
     "length": length.reward,
+    "json_schema": json_schema.quick_reward,
+    "length_cosine": length_shapes.quick_cosine,
+    "length_band": length_shapes.band,
+    "repetition": length_shapes.repetition,
+    "verifier": verifier.quick_reward,
 }
-ALWAYS_CHEAP = frozenset({"think_format", "length"})
+ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 # Built in too, but no plain functions: see rewards.group_terms.
 GROUP_TERMS = ("judge", "reward_model")
 

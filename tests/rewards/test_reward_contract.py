@@ -12,7 +12,10 @@ from rewards.function import ALWAYS_CHEAP, BUILT_IN, CHEAP, bind
 from rewards.item import Item, Unscorable
 from rewards.rubric import Rubric
 
-OPTIONS: dict[str, dict[str, Any]] = {"length": {"max_tokens": 100, "cache_tokens": 20}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "length": {"max_tokens": 100, "cache_tokens": 20},
+    "length_cosine": {"max_tokens": 100},
+}
 TEXT = st.one_of(
     st.text(max_size=300),
     st.builds("<think>{}</think>{}".format, st.text(max_size=50), st.text(max_size=50)),

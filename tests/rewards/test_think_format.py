@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.think_format import after_thinking, reward
+from rewards.think_format import after_thinking, reward, script_share
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,43 @@ def test_after_thinking() -> None:
     assert after_thinking("4</think>5") == "5"
     assert after_thinking("<think>5") is None
     assert after_thinking("<think>4</think>5<think>6") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "value"),
+    [
+        ("", "<think>a</think>b", 1.0),
+        ("<think>", "a</think>b", 1.0),
+        ("", "<think>a</think>", 2 / 3),
+        ("", "x<think>a</think>b", 2 / 3),
+        ("", "<think>a</think></think>b", 2 / 3),
+        ("", "<think>a</think>b<think>c", 1 / 3),
+        ("", "b", 0.0),
+        ("", "<think>a", 0.0),
+    ],
+)
+def test_graded_parts(prompt: str, response: str, value: float) -> None:
+    assert reward(prompt, response, "", graded=True) == pytest.approx(value)
+
+
+def test_script_of_the_parts() -> None:
+    mixed = "<think>да, hm</think>yes 5"
+    assert reward("", mixed, "", answer_script="latin") == 1.0
+    assert reward("", mixed, "", thinking_script="latin") == 0.0
+    assert reward("", mixed, "", thinking_script="latin", min_share=0.5) == 1.0
+    assert reward("", mixed, "", thinking_script="latin", graded=True) == pytest.approx(3.5 / 4)
+    assert reward("", "b", "", answer_script="latin", graded=True) == 0.0
+
+
+def test_share_of_a_script() -> None:
+    assert script_share("答えは 42", "japanese") == 1.0
+    assert script_share("答えは 42", "chinese") == pytest.approx(1 / 3)
+    assert script_share("42 + 1", "greek") == 1.0
+    assert script_share("aé¨ß", "latin") == 1.0
+    with pytest.raises(ValueError, match="there is no script 'klingon'"):
+        script_share("a", "klingon")
+
+
+def test_a_share_outside_its_range() -> None:
+    with pytest.raises(ValueError, match="min_share"):
+        reward("", "a", "", min_share=1.5)

@@ -1,0 +1,139 @@
+"""Answers that are JSON: do they obey a schema, and do they equal the gold value?
+
+Text is bounded in size and depth before it is parsed. A schema's remote references are never fetched.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rewards.item import Unscorable
+from rewards.think_format import after_thinking, with_opened_thinking
+
+MAX_CHARACTERS = 65_536
+MAX_DEPTH = 32
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+
+
+def reward(
+    prompt: str,
+    response: str,
+    answer: str,
+    *,
+    schema: Mapping[str, Any] | str | bool | None = None,
+    fields: bool = False,
+    **row: Any,
+) -> float:
+    """1.0 for JSON that obeys `schema` and equals `answer`, else 0.0; what is not given is not asked for.
+
+    The JSON is the text after thinking, or what its last code fence holds. schema: a column or an option, a mapping or
+    JSON text. answer: the gold value as JSON, "" for none.
+    fields: instead of all or nothing 2 m / (g + a), in [0, 1], for g leaves of the gold value and a of the answer, of
+    which m stand at the same path with the same value; still 0.0 where the schema is not obeyed.
+    Numbers are equal by value, true is not 1, keys have no order, lists have. No JSON, twice the same key, NaN, or more
+    than `MAX_CHARACTERS` or `MAX_DEPTH` give 0.0. Raises Unscorable where gold or schema cannot be used.
+    """
+    if not answer.strip() and schema is None:
+        raise Unscorable("the row has neither a JSON answer nor a schema")
+    gold = _gold(answer) if answer.strip() else None
+    rules = _schema(schema)
+    text = after_thinking(with_opened_thinking(prompt, response))
+    try:
+        given = parse(_fenced(text or ""))
+    except ValueError:
+        return 0.0
+    if rules is not None and not obeys(given, rules):
+        return 0.0
+    if gold is None:
+        return 1.0
+    share = field_share(given, gold[0])
+    return share if fields else float(share == 1.0)
+
+
+def quick_reward(
+    prompt: str, response: str, answer: str, *, schema: Mapping[str, Any] | str | bool | None = None, **row: Any
+) -> float | None:
+    """`reward` where no schema has to be checked, else None: the patterns of a schema may take any time."""
+    return reward(prompt, response, answer, **row) if schema is None else None
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none, too large, too deep or ambiguous."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"JSON of more than {MAX_CHARACTERS} characters is not read")
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"JSON nested deeper than {MAX_DEPTH} is not read")
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+
+
+def obeys(value: Any, schema: Mapping[str, Any] | bool) -> bool:
+    """Whether a value is valid under a JSON schema, by `jsonschema`. Raises Unscorable for a schema that is none."""
+    try:
+        from jsonschema.exceptions import SchemaError
+        from jsonschema.validators import Draft202012Validator, validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
+    except ImportError:
+        raise Unscorable("checking a JSON schema needs the package jsonschema; install it") from None
+    validator = validator_for(schema, default=Draft202012Validator)
+    try:
+        validator.check_schema(schema)
+        return bool(validator(schema, registry=Registry()).is_valid(value))
+    except (SchemaError, Unresolvable, re.error) as error:
+        raise Unscorable(f"the row's schema cannot be used: {str(error)[:100]}") from None
+
+
+def field_share(given: Any, gold: Any) -> float:
+    """F1 of the leaves: 2 m / (g + a), see `reward`. An empty list or object is a leaf."""
+    mine, true = dict(_leaves(given, ())), dict(_leaves(gold, ()))
+    num_same = sum(path in mine and mine[path] == value for path, value in true.items())
+    return 2 * num_same / (len(mine) + len(true))
+
+
+def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], tuple[str, Any]]]:
+    if value and isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, (*path, key))
+    else:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        yield path, ("number" if is_number else type(value).__name__, value)
+
+
+def _gold(answer: str) -> tuple[Any]:
+    try:
+        return (parse(answer),)
+    except ValueError as error:
+        raise Unscorable(f"the answer is no JSON that can be read: {str(error)[:100]}") from None
+
+
+def _schema(schema: Mapping[str, Any] | str | bool | None) -> Mapping[str, Any] | bool | None:
+    try:
+        rules = parse(schema) if isinstance(schema, str) else schema
+    except ValueError as error:
+        raise Unscorable(f"the schema is no JSON that can be read: {str(error)[:100]}") from None
+    if rules is not None and not isinstance(rules, (Mapping, bool)):
+        raise Unscorable("the schema must be a JSON object, true or false")
+    return rules
+
+
+def _fenced(text: str) -> str:
+    before, fence, _ = text.rpartition("```")
+    inside = before.rpartition("```")[2] if fence and before.count("```") else text
+    return inside.strip().removeprefix("json").strip()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("the same key stands twice in one object")
+    return made
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

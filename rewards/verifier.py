@@ -1,0 +1,49 @@
+"""Per-row choice: the column `verifier` names what judges the row, so that mixed data sets work."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rewards import json_schema, math
+from rewards.item import Unscorable
+from rewards.math import extract
+from rewards.think_format import with_opened_thinking
+
+
+def exact_words(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> float:
+    """1.0 where the extracted answer has the words of the gold one, whatever their case and spacing; else 0.0.
+    Raises Unscorable for an empty gold answer."""
+    gold = answer.casefold().split()
+    if not gold:
+        raise Unscorable("the row's answer is empty")
+    given = extract(with_opened_thinking(prompt, response), truncated)
+    return float(given is not None and given.casefold().split() == gold)
+
+
+VERIFIERS: dict[str, Callable[..., float]] = {
+    "math": math.reward,
+    "json_schema": json_schema.reward,
+    "exact_words": exact_words,
+}
+QUICK: dict[str, Callable[..., float | None]] = {
+    "math": math.quick_reward,
+    "json_schema": json_schema.quick_reward,
+    "exact_words": exact_words,
+}
+
+
+def reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float:
+    """What the row's verifier says, with the row's other columns as its options; `math` where the data has no such
+    column. Raises Unscorable for an unknown or empty name, and as the verifier does."""
+    return VERIFIERS[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+
+
+def quick_reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float | None:
+    """`reward` where the row's verifier takes microseconds, else None."""
+    return QUICK[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+
+
+def _known(name: Any) -> str:
+    if isinstance(name, str) and name in VERIFIERS:
+        return name
+    shown = f"'{name[:50]}'" if isinstance(name, str) else f"a value of type {type(name).__name__}"
+    raise Unscorable(f"the row's column 'verifier' is {shown}; it must be one of {', '.join(VERIFIERS)}")
