@@ -22,129 +22,19 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from trl_harness import Bench, Comparison, compare, evaluate, logprobs, move, sequence_micro, show
 from versus_trl import ENVIRONMENT, ROOT, TRL_VENV, ensure_trl
 
-from cluster.demo import make_model, worked_answer
+from cluster.demo import worked_answer
 from learner.losses import LOSSES
 from learner.losses.common import Loss, MicroBatch
 
-TOLERANCE, SMALL = 1e-5, 0.01
 GROUP, PROMPTS, MAX_TOKENS, BETA = 4, 4, 12, 0.04
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-TRAINING = {
-    "max_steps": 1,
-    "learning_rate": 1e-3,
-    "bf16": False,
-    "use_cpu": True,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "report_to": [],
-    "disable_tqdm": True,
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One row. Values are NaN where only gradients are to be compared. agrees: what is expected."""
-
-    loss: str
-    setting: str
-    values: tuple[float, float]
-    value_difference: float
-    gradient_difference: float
-    agrees: bool
-    note: str
-    clip_share: float | None = None
-
-    @property
-    def is_as_expected(self) -> bool:
-        is_equal = not max(self.value_difference, self.gradient_difference) > TOLERANCE
-        return is_equal == self.agrees and (self.clip_share is None or 0 < self.clip_share < 1)
-
-
-class Bench:
-    """The checkpoint and the trainers made of it."""
-
-    def __init__(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self.directory = directory
-        make_model(directory / "model", seed=0, **SHAPE)
-        self.tokenizer = AutoTokenizer.from_pretrained(directory / "model")
-
-    def trainer(self, kind: Any, config: Any, rows: list[dict[str, Any]], **parts: Any) -> Any:
-        """A trainer whose policy was moved away from the checkpoint, which its reference is."""
-        from datasets import Dataset
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(self.directory / "model", dtype=torch.float32)
-        made = kind(
-            model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=self.tokenizer, **parts
-        )
-        move(made.model, 1, 0.05)
-        made.model.train()
-        made.current_gradient_accumulation_steps = 1
-        return made
-
-    def options(self, **more: Any) -> dict[str, Any]:
-        return {"output_dir": str(self.directory / "out"), **TRAINING, **more}
-
-
-def move(model: Any, seed: int, spread: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
-
-
-def logprobs(model: Any, ids_NL: Tensor, attention_NL: Tensor) -> Tensor:
-    """Of every token but the first, [N, L - 1]."""
-    logits = model(input_ids=ids_NL, attention_mask=attention_NL).logits[:, :-1]
-    return logits.log_softmax(-1).gather(-1, ids_NL[:, 1:, None]).squeeze(-1)
-
-
-def compare(
-    name: str,
-    setting: str,
-    model: Any,
-    theirs: Tensor,
-    ours: Tensor,
-    note: str,
-    *,
-    agrees: bool = True,
-    clip_share: float | None = None,
-    only_gradients: bool = False,
-) -> Comparison:
-    parameters = list(model.parameters())
-    theirs_G, ours_G = (
-        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters, retain_graph=True)])
-        for loss in (theirs, ours)
-    )
-    values = (float("nan"),) * 2 if only_gradients else (theirs.item(), ours.item())
-    return Comparison(
-        name,
-        setting,
-        (values[0], values[1]),
-        0.0 if only_gradients else abs(values[1] - values[0]) / max(abs(values[0]), SMALL),
-        ((ours_G - theirs_G).norm() / theirs_G.norm()).item(),
-        agrees,
-        note,
-        clip_share,
-    )
-
-
-def evaluate(loss: Loss, micro: MicroBatch) -> tuple[Tensor, float | None]:
-    """The loss as an update has it, and the share of clipped tokens."""
-    result = loss.loss_sum(micro)
-    counts = int(micro.mask_NT.sum()), len(micro.mask_NT), len(micro.pairs_P2)
-    clip = result.metrics.get("clip_share")
-    return result.loss / loss.normalizer(*counts), None if clip is None else float(clip[0] / clip[1])
 
 
 def reward_of(ids: Sequence[int]) -> float:
@@ -268,16 +158,6 @@ def pair_rows(count: int = 6, prompt: str = "", *, has_carry: bool = True) -> li
     ]
 
 
-def sequence_micro(trainer: Any, ids_NL: Tensor, attention_NL: Tensor, mask_NL: Tensor, **more: Any) -> MicroBatch:
-    """A micro-batch over all tokens but the first, of which the mask picks the completions'."""
-    reference = getattr(trainer, "ref_model", None)
-    logprobs_NT = logprobs(trainer.model, ids_NL, attention_NL)
-    with torch.no_grad():
-        reference_NT = None if reference is None else logprobs(reference, ids_NL, attention_NL)
-    zeros_NT = torch.zeros_like(logprobs_NT)
-    return MicroBatch(logprobs_NT, zeros_NT, reference_NT, mask_NL[:, 1:].float(), zeros_NT[:, 0], **more)
-
-
 def first_batch(trainer: Any) -> dict[str, Any]:
     return dict(next(iter(trainer.get_train_dataloader())))
 
@@ -305,9 +185,7 @@ def referenced_pairs(bench: Bench, name: str, options: dict[str, Any], loss: Los
     return compare(name, said, trainer.model, theirs, evaluate(loss, micro)[0], note, **how)
 
 
-def unreferenced_pairs(
-    bench: Bench, name: str, trainer: Any, loss: Loss, said: str, note: str, **how: Any
-) -> Comparison:
+def unreferenced_pairs(name: str, trainer: Any, loss: Loss, said: str, note: str, **how: Any) -> Comparison:
     batch = first_batch(trainer)
     padding = {"padding_value": trainer.processing_class.pad_token_id}
     whole = trainer.concatenated_inputs(batch, is_encoder_decoder=False, device=torch.device("cpu"), **padding)
@@ -337,16 +215,16 @@ def pair_losses(bench: Bench) -> Iterator[Comparison]:
     config = CPOConfig(**bench.options(per_device_train_batch_size=6, max_length=128, **options))
     trainer, note = bench.trainer(CPOTrainer, config, pair_rows()), "TRL's gamma is subtracted after beta, as ours"
     loss, said = LOSSES["simpo"](beta=2.0, gamma=1.0), ", ".join(f"{key}={value}" for key, value in options.items())
-    yield unreferenced_pairs(bench, "simpo", trainer, loss, said, note)
+    yield unreferenced_pairs("simpo", trainer, loss, said, note)
 
     config = ORPOConfig(**bench.options(per_device_train_batch_size=6, max_length=128, beta=0.1))
     loss, rows = LOSSES["orpo"](odds_weight=0.1), pair_rows()
     note = "TRL's NLL is a mean over the prompts' and chosen tokens of the batch; ours of each chosen, then of pairs"
     trainer = bench.trainer(ORPOTrainer, config, rows)
-    yield unreferenced_pairs(bench, "orpo", trainer, loss, "beta=0.1", note, agrees=False)
+    yield unreferenced_pairs("orpo", trainer, loss, "beta=0.1", note, agrees=False)
     trainer = bench.trainer(ORPOTrainer, config, pair_rows(prompt="?", has_carry=False))
     note, said = "both NLLs are then of the same tokens", "beta=0.1, prompts of one token, chosen of one length"
-    yield unreferenced_pairs(bench, "orpo", trainer, loss, said, note)
+    yield unreferenced_pairs("orpo", trainer, loss, said, note)
 
 
 def kto(bench: Bench) -> Comparison:
@@ -393,15 +271,6 @@ def sft(bench: Bench) -> Comparison:
     micro = sequence_micro(trainer, batch["input_ids"], batch["attention_mask"], mask_NL)
     theirs = trainer.compute_loss(trainer.model, batch, num_items_in_batch=mask_NL.sum())
     return compare("sft", "completions only", trainer.model, theirs, evaluate(LOSSES["sft"](), micro)[0], "")
-
-
-def show(row: Comparison) -> str:
-    values = ["–" if value != value else f"{value:.6f}" for value in row.values]
-    value_difference = "–" if "–" in values else f"{row.value_difference:.1e}"
-    clipped = "" if row.clip_share is None else f"{row.clip_share:.2f}"
-    verdict = ("equal" if row.agrees else "differs") if row.is_as_expected else "NOT AS EXPECTED"
-    cells = [row.loss, row.setting, *values, value_difference, f"{row.gradient_difference:.1e}", clipped, verdict]
-    return " | ".join(["", *cells, row.note, ""]).strip()
 
 
 def main() -> None:
