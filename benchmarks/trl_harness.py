@@ -46,7 +46,7 @@ class Comparison:
 
 
 class Bench:
-    """The checkpoint and the trainers made of it."""
+    """A checkpoint and the trainers made of it."""
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoTokenizer
@@ -75,6 +75,7 @@ class Bench:
 
 
 def move(model: Any, seed: int, spread: float) -> None:
+    """Add noise to all weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -99,6 +100,7 @@ def compare(
     clip_share: float | None = None,
     only_gradients: bool = False,
 ) -> Comparison:
+    """A row from two losses whose graphs end in the model's parameters."""
     parameters = list(model.parameters())
     theirs_G, ours_G = (
         torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters, retain_graph=True)])
@@ -136,6 +138,7 @@ def sequence_micro(trainer: Any, ids_NL: Tensor, attention_NL: Tensor, mask_NL: 
 
 
 def show(row: Comparison) -> str:
+    """A line of the table."""
     values = ["–" if value != value else f"{value:.6f}" for value in row.values]
     value_difference = "–" if "–" in values else f"{row.value_difference:.1e}"
     clipped = "" if row.clip_share is None else f"{row.clip_share:.2f}"

@@ -8,11 +8,11 @@ policy that sampled and the policy that learns differ by noise on the weights, s
 its `compute_loss` returns. Ours reads the same tokens: log-probs by a log_softmax of the same model, advantages by
 `Loss.advantages` from the rewards of the batch's completions.
 
-Where conventions differ the first row shows by how much, and the next the setting in which both must agree to 1e-5, in
-value (over TRL's, or over 0.01 where centred advantages cancel to less) and in the gradient of all parameters (norm of
-the difference over the norm). Exits with 1 where one that must
-agree does not, where one that should differ does not, or where a clipping range clips nothing or all. Leaves out:
-REINFORCE++, which TRL does not have, and agreement at lower precisions.
+Where conventions differ, one row shows by how much, and another the setting in which both must agree to 1e-5: in value
+(over TRL's, or over 0.01 where centred advantages cancel to less) and in the gradient of all parameters (norm of the
+difference over the norm). Exits with 1 where a row that must agree does not, where one that should differ does not, or
+where clipping takes none or all of the tokens. Leaves out: REINFORCE++, which TRL does not have; guards against stale
+samples, which TRL computes for vLLM only; lower precisions.
 """
 
 import importlib.util
@@ -60,8 +60,8 @@ def advantages_of(loss: Loss, batch: dict[str, Tensor]) -> Tensor:
 
 
 def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: str, **how: Any) -> Comparison:
-    """A policy loss. how: agrees; max_tokens of the completions; is_fresh: the policy is the one that sampled, and the
-    gradients are compared after undoing the means, over sequences there and over tokens here."""
+    """A policy loss. how: agrees; is_fresh: the policy is the one that sampled, and the gradients are compared after
+    undoing the means, over sequences there and over tokens here."""
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     is_rloo, is_fresh = name == "rloo", how.get("is_fresh", False)
@@ -71,11 +71,11 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
         num_generations=GROUP,
         # Two updates per batch, or TRL takes the policy for the one that sampled.
         num_iterations=2,
-        max_completion_length=how.get("max_tokens", MAX_TOKENS),
         seed=3,
+        **{"max_completion_length": MAX_TOKENS, **options},
     )
     rows = [{"prompt": f"{a}+{b}=?"} for a, b in ((12, 34), (56, 7), (80, 15), (3, 99))]
-    trainer = bench.trainer(kind, config(**shared, **options), rows, reward_funcs=rewards)
+    trainer = bench.trainer(kind, config(**shared), rows, reward_funcs=rewards)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     ids_NL = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     attention_NL = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
@@ -101,8 +101,8 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
     )
     if is_fresh:
         ours, clip_share = ours * mask_NT.sum() / len(mask_NT), None
-    said = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
-    said += "".join(f", {key}={how[key]}" for key in ("max_tokens",) if key in how) + ", fresh samples" * is_fresh
+    said = ", ".join(f"{key}={value}" for key, value in options.items())
+    said += ", fresh samples" * is_fresh
     return compare(
         name,
         said,
@@ -117,14 +117,12 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
 
 
 def policy_losses(bench: Bench) -> Iterator[Comparison]:
-    make = LOSSES
-    kl = {"beta": BETA}
-    grpo = make["grpo"](**kl)
+    make, kl = LOSSES, {"beta": BETA}
+    plain, grpo = {"use_bias_correction_kl": False, **kl}, make["grpo"](**kl)
     note = "TRL takes each sequence's mean first; ours is over all tokens (said in grpo.py)"
-    yield online(bench, "grpo", {"loss_type": "grpo", **kl}, grpo, note, agrees=False)
-    note = "the same reduction; TRL multiplies the KL by the ratio (DeepSeek-V3.2), ours is equation 4 of GRPO"
+    yield online(bench, "grpo", {"loss_type": "grpo", **plain}, grpo, note, agrees=False)
+    note = "TRL multiplies the KL by the ratio (arXiv 2512.02556); ours is equation 4 of GRPO"
     yield online(bench, "grpo", {"loss_type": "dapo", **kl}, grpo, note, agrees=False)
-    plain = {"use_bias_correction_kl": False, **kl}
     yield online(bench, "grpo", {"loss_type": "dapo", **plain}, grpo, "the same reduction and KL")
     options = {"loss_type": "dr_grpo", "scale_rewards": "none", **plain}
     yield online(bench, "dr_grpo", options, make["dr_grpo"](max_tokens=MAX_TOKENS, **kl), "")
@@ -136,7 +134,8 @@ def policy_losses(bench: Bench) -> Iterator[Comparison]:
     rloo, off = make["rloo"](), {"beta": 0.0}
     note = "TRL's ratio and clipping are of whole sequences, and its mean over them; ours are tokens' (said in rloo.py)"
     yield online(bench, "rloo", off, rloo, note, agrees=False)
-    yield online(bench, "rloo", off, rloo, "one token: a sequence is its token", max_tokens=1)
+    options = {"max_completion_length": 1, **off}
+    yield online(bench, "rloo", options, rloo, "one token: a sequence is its token")
     note = "gradient, ours times tokens / sequences; on fresh samples all ratios are 1"
     yield online(bench, "rloo", off, rloo, note, is_fresh=True)
 
@@ -218,9 +217,8 @@ def pair_losses(bench: Bench) -> Iterator[Comparison]:
     yield unreferenced_pairs("simpo", trainer, loss, said, note)
 
     config = ORPOConfig(**bench.options(per_device_train_batch_size=6, max_length=128, beta=0.1))
-    loss, rows = LOSSES["orpo"](odds_weight=0.1), pair_rows()
+    loss, trainer = LOSSES["orpo"](odds_weight=0.1), bench.trainer(ORPOTrainer, config, pair_rows())
     note = "TRL's NLL is a mean over the prompts' and chosen tokens of the batch; ours of each chosen, then of pairs"
-    trainer = bench.trainer(ORPOTrainer, config, rows)
     yield unreferenced_pairs("orpo", trainer, loss, "beta=0.1", note, agrees=False)
     trainer = bench.trainer(ORPOTrainer, config, pair_rows(prompt="?", has_carry=False))
     note, said = "both NLLs are then of the same tokens", "beta=0.1, prompts of one token, chosen of one length"
@@ -277,7 +275,9 @@ def main() -> None:
     if importlib.util.find_spec("trl") is None:
         ensure_trl()
         python = str(TRL_VENV / "bin" / "python")
-        os.execve(python, [python, "-W", "ignore", __file__], {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)})
+        # DeepSpeed, imported by accelerate, would say in the table that it chose the CPU itself.
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+        os.execve(python, [python, "-W", "ignore", __file__], environment)
     import datasets
     import transformers
 

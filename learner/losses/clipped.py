@@ -11,7 +11,8 @@ batch, and with r_t = sg(pi / mu)
     icepop     w_t = r_t where guard_low <= r_t <= guard_high, else 0  Ring-1T, arXiv 2510.18855 (0.5 and 5)
     geometric  w_t = 1 where guard_low <= exp(mean_t log r_t) <= guard_high, else 0 for the whole sequence (0.99, 1.01)
 
-Leaves out: several epochs over the same samples, which would need a third set of log-probs.
+Leaves out: several epochs over the same samples, which would need a third set of log-probs; a KL term multiplied by the
+ratio, which corrects its gradient for the policy that sampled (arXiv 2512.02556).
 """
 
 from collections.abc import Sequence
