@@ -11,7 +11,8 @@ batch, and with r_t = sg(pi / mu)
     icepop     w_t = r_t where guard_low <= r_t <= guard_high, else 0  Ring-1T, arXiv 2510.18855 (0.5 and 5)
     geometric  w_t = 1 where guard_low <= exp(mean_t log r_t) <= guard_high, else 0 for the whole sequence (0.99, 1.01)
 
-Leaves out: several epochs over the same samples, which would need a third set of log-probs.
+Leaves out: several epochs over the same samples, which would need a third set of log-probs; a KL term multiplied by the
+ratio, which corrects its gradient for the policy that sampled (arXiv 2512.02556).
 """
 
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ class ClippedLoss:
         if micro.reference_NT is not None:
             if self.beta:
                 kl_NT = kl_estimate(self.kl, micro.logprobs_NT, micro.reference_NT)
-                loss = loss + self.beta * (kl_NT * mask_NT).sum()
+                loss = loss + self.beta * self._kl_sum(kl_NT, mask_NT)
             k3_NT = kl_estimate("k3", micro.logprobs_NT.detach(), micro.reference_NT)
             metrics["kl"] = ((k3_NT * mask_NT).sum(), num_tokens)
         return LossSum(loss, metrics)
@@ -103,6 +104,10 @@ class ClippedLoss:
         free_NT = ratio_NT * advantages_N1
         clipped_NT = ratio_NT.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_N1
         return -(torch.minimum(free_NT, clipped_NT) * weights_NT * micro.mask_NT).sum(), clipped_NT < free_NT
+
+    def _kl_sum(self, kl_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """The KL's sum over what the normalizer counts."""
+        return (kl_NT * mask_NT).sum()
 
     def _guard(self, log_ratio_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the tokens, and which of them the guard changed."""

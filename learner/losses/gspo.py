@@ -34,3 +34,6 @@ class Gspo(Grpo):
         clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high) * micro.advantages_N
         is_clipped_NT = (clipped_N < free_N)[:, None].expand_as(micro.mask_NT)
         return -(torch.minimum(free_N, clipped_N) * weights_N).sum(), is_clipped_NT
+
+    def _kl_sum(self, kl_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        return (sequence_sums(kl_NT, mask_NT) / mask_NT.sum(dim=1).clamp(min=1)).sum()

@@ -143,6 +143,23 @@ def test_gspo_weighs_whole_sequences(seed, spread):
     assert Gspo().normalizer(70, 6) == 6
 
 
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
+def test_gspo_takes_the_kl_as_a_mean_of_each_sequence(kl):
+    """As everything else of it, which is divided by the sequences; a sum would grow with the length."""
+    micro, beta = random_micro(0), 0.3
+    expected, slopes = 0.0, torch.zeros_like(micro.logprobs_NT)
+    for i, length in enumerate(LENGTHS):
+        for t in range(length):
+            d = micro.reference_NT[i, t].item() - micro.logprobs_NT[i, t].item()
+            value, slope = {"k1": (-d, 1.0), "k2": (d * d / 2, -d), "k3": (math.exp(d) - d - 1, 1 - math.exp(d))}[kl]
+            expected += beta * value / length
+            slopes[i, t] = beta * slope / length
+    without = Gspo().loss_sum(micro).loss
+    difference = Gspo(beta=beta, kl=kl).loss_sum(micro).loss - without
+    assert difference.item() == pytest.approx(expected, rel=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(difference, micro.logprobs_NT)[0], slopes)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_cispo_caps_the_weight_and_silences_nobody(seed):
     micro = random_micro(seed, spread=2.0)
