@@ -38,6 +38,8 @@ def engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_len
         "max_num_seqs": config.max_num_seqs,
         # Whole prompts fit into a step beside a full batch of decoding sequences.
         "max_num_batched_tokens": max(2 * max_model_len, 16 * config.max_num_seqs, 2048),
+        # vLLM 0.32 rewinds the generator of a request whose prompt it cuts in two; a generator of the CPU cannot be.
+        "enable_chunked_prefill": None if torch.cuda.is_available() else False,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enforce_eager": config.enforce_eager,
         "logprobs_mode": "processed_logprobs",

@@ -42,6 +42,8 @@ def server(char_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Ite
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory / "model")]
     command += ["--served-model-name", "tiny-judge", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
     command += ["--max-model-len", "4096", "--max-num-seqs", "16", "--enforce-eager"]
+    # On the CPU a request with a seed may not be cut in two (see `rollout.vllm_engine.engine_args`).
+    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"]
     log = directory / "log"
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -1,6 +1,7 @@
 """Real vLLM behind the engine protocol."""
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,6 +65,21 @@ def test_the_same_request_gives_the_same_samples_and_another_seed_others(vllm_en
     assert first == again
     assert len({completion.token_ids for completion in first}) == 4
     assert run(sample(vllm_engine, sampling, seed=6)) != first
+
+
+def test_more_prompt_tokens_than_one_step_takes(vllm_engine: Any, run: Run) -> None:
+    # vLLM's CPU runner dies of a seeded request whose prompt it cut in two; 96 x 100 tokens are more than its 4,096.
+    draw = random.Random(0)
+    prompts = [tuple(draw.randrange(8, 18) for _ in range(100)) for _ in range(96)]
+
+    async def both() -> list[list[Completion]]:
+        sampling = Sampling(1, 1.0, max_tokens=4)
+        together = await asyncio.gather(*(sample(vllm_engine, sampling, 1, prompt) for prompt in prompts))
+        return [*together, await sample(vllm_engine, sampling, 1, prompts[40])]
+
+    *together, (alone,) = run(both())
+    assert len(together) == 96
+    assert together[40][0].token_ids == alone.token_ids
 
 
 def test_greedy_is_greedy_and_truncation_is_marked(vllm_engine: Any, run: Run) -> None:
