@@ -1,0 +1,119 @@
+"""The sandboxed process that runs the judged program: as a script between streams, or as a module that is called.
+
+Nothing that this process says about itself counts. It knows the inputs, never what is expected of it.
+"""
+
+import atexit
+import builtins
+import io
+import os
+import random
+import socket
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+from rewards.sandbox.values import LostError, decode, encode, receive, send
+
+OUTPUT_BUFFER = 1 << 16
+MAX_ERROR = 200
+
+
+def run_script(source: bytes) -> int:
+    """Run a program as `python program.py` does, between the descriptors 0, 1 and 2. Returns its exit status."""
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    output = io.BufferedWriter(io.FileIO(1, "w", closefd=False), OUTPUT_BUFFER)
+    sys.stdout = io.TextIOWrapper(output, "utf-8", "backslashreplace")
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout)
+    status = _status(lambda: _execute(source, "__main__"))
+    # What the interpreter does on its way out: programs of competitions start threads and print at exit.
+    for last in (threading._shutdown, atexit._run_exitfuncs, lambda: sys.stdout.flush()):  # type: ignore[attr-defined]
+        status = _status(last) or status
+    return status
+
+
+def serve(source: bytes, connection: socket.socket) -> int:
+    """Run a program as a module, then do as the tests on the connection say. Returns its exit status."""
+    module = _execute(source, "solution")
+    objects: dict[int, Any] = {}
+
+    def lend(value: Any) -> Any:
+        objects[id(value)] = value
+        return ["object", id(value)]
+
+    def out(value: Any) -> Any:
+        return encode(value, lend)
+
+    def back(form: Any) -> Any:
+        return decode(form, lambda lent: objects[lent[1]])
+
+    while True:
+        try:
+            operation, target, arguments, keywords = receive(connection)
+        except LostError:
+            return 0
+        try:
+            if operation == "names":
+                found = {name: getattr(module, name) for name in target if hasattr(module, name)}
+                reply = {name: out(value) for name, value in found.items() if not isinstance(value, types.ModuleType)}
+                send(connection, ["names", reply])
+                continue
+            arguments = [back(each) for each in arguments]
+            before = [out(each) if isinstance(each, (list, dict, set)) else None for each in arguments]
+            keywords = {name: back(each) for name, each in keywords.items()}
+            value = _OPERATIONS[operation](objects[target], *arguments, **keywords)
+            after = [None if form is None else out(each) for form, each in zip(before, arguments, strict=True)]
+            changed = {index: form for index, form in enumerate(after) if form != before[index]}
+            send(connection, ["value", out(value), changed])
+        except BaseException as error:
+            send(connection, ["error", type(error).__name__, str(error)[:MAX_ERROR]])
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda target, *arguments: getattr(type(target), name)(target, *arguments)
+
+
+METHODS = (
+    *("__len__", "__iter__", "__next__", "__getitem__", "__setitem__", "__delitem__", "__contains__", "__str__"),
+    *("__repr__", "__int__", "__float__", "__enter__", "__exit__"),
+)
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda target, *arguments, **keywords: target(*arguments, **keywords),
+    "get": getattr,
+    "set": setattr,
+    "truth": bool,
+    **{name: _method(name) for name in METHODS},
+}
+
+
+def _execute(source: bytes, name: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    # `site`, which defines these, is not loaded.
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
+    # A response always gets the same score.
+    random.seed(0)
+    exec(compile(source, "program.py", "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def _status(run: Callable[[], Any]) -> int:
+    try:
+        run()
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return int(leaving.code or 0) & 0xFF
+        return 1
+    except BaseException:
+        return 1
+    return 0
+
+
+def redirect(stdin: int, stdout: int, stderr: int, keep: int = 3) -> None:
+    """Make these the descriptors 0, 1 and 2, and close all others, `keep` excepted."""
+    for number, descriptor in enumerate((stdin, stdout, stderr)):
+        os.dup2(descriptor, number)
+    os.closerange(3, keep)
+    os.closerange(max(keep, 2) + 1, os.sysconf("SC_OPEN_MAX"))
