@@ -6,6 +6,7 @@ Nothing that this process says about itself counts. It knows the inputs, never w
 import atexit
 import builtins
 import io
+import operator
 import os
 import random
 import socket
@@ -71,20 +72,26 @@ def serve(source: bytes, connection: socket.socket) -> int:
             send(connection, ["error", type(error).__name__, str(error)[:MAX_ERROR]])
 
 
-def _method(name: str) -> Callable[..., Any]:
-    return lambda target, *arguments: getattr(type(target), name)(target, *arguments)
-
-
-METHODS = (
-    *("__len__", "__iter__", "__next__", "__getitem__", "__setitem__", "__delitem__", "__contains__", "__str__"),
-    *("__repr__", "__int__", "__float__", "__enter__", "__exit__"),
-)
+# What a remote object of the tests forwards, by the names that Python has for it.
+METHODS: dict[str, Callable[..., Any]] = {
+    "__len__": len,
+    "__iter__": iter,
+    "__next__": next,
+    "__getitem__": operator.getitem,
+    "__setitem__": operator.setitem,
+    "__delitem__": operator.delitem,
+    "__contains__": operator.contains,
+    "__str__": str,
+    "__repr__": repr,
+    "__int__": int,
+    "__float__": float,
+}
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *arguments, **keywords: target(*arguments, **keywords),
     "get": getattr,
     "set": setattr,
     "truth": bool,
-    **{name: _method(name) for name in METHODS},
+    **METHODS,
 }
 
 

@@ -28,8 +28,8 @@ MAX_FILES = 3
 STACK_BYTES = 64 << 20
 MAX_OPEN = 64
 MAX_THREADS = 64
-PRELOADED = """abc array ast base64 bisect calendar cmath collections.abc contextlib copy csv dataclasses datetime decimal
-enum fractions functools hashlib heapq inspect io itertools json math numbers operator os pprint queue random re
+PRELOADED = """abc array ast base64 bisect calendar cmath collections.abc contextlib copy csv dataclasses datetime
+decimal enum fractions functools hashlib heapq inspect io itertools json math numbers operator os pprint queue random re
 statistics string struct textwrap threading time traceback types typing unicodedata unittest uuid zlib bz2 lzma secrets
 """
 
