@@ -17,6 +17,7 @@ import yaml
 from cluster.parse import parse, read_yaml
 from cluster.stages import stage_names, stage_of
 from learner.config import LearnerConfig, SignalConfig
+from rewards.code import check_budgets
 from rewards.config import RewardConfig, ScorerConfig
 from rollout.config import DataConfig, RolloutConfig, TransferConfig
 from rollout.errors import ConfigError
@@ -187,6 +188,7 @@ class Recipe:
                 raise ConfigError(f"rewards: '{label}' stands there twice; give one of the terms another label.")
         if sum(term.accuracy for term in self.rewards) > 1:
             raise ConfigError("rewards: more than one term says accuracy: true; only one can tell what is correct.")
+        check_budgets(self.rewards, self.scorer.timeout_s)
         self._check_arithmetic()
 
     def _check_arithmetic(self) -> None:

@@ -13,10 +13,12 @@ the program a function or an object of a class that the test itself defines: suc
 
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from rewards.code_tests import Tests, read_tests, same_output
+from rewards.config import RewardConfig
 from rewards.item import Unscorable
 from rewards.sandbox.box import Limits, Sandbox, shared
 from rewards.think_format import after_thinking, with_opened_thinking
@@ -24,6 +26,7 @@ from rollout.errors import ConfigError
 
 MAX_CHARACTERS = 65_536
 MAX_TESTS = 32
+MIN_MEMORY_BYTES = 64 << 20
 SPARE_OUTPUT_BYTES = 65_536
 START_S = 0.5
 DEFAULTS = Limits()
@@ -90,12 +93,12 @@ def reward(
     """
     if case_s <= 0 or budget_s <= 0 or max_tests < 1:
         raise ValueError("case_s, budget_s and max_tests must be above 0")
+    if memory_bytes < MIN_MEMORY_BYTES:
+        raise ValueError(f"memory_bytes is {memory_bytes}; Python alone needs {MIN_MEMORY_BYTES}")
     setup = "\n".join(each for each in (setup, test_setup_code) if each)
-    given = (
-        read_tests(tests, test_list, test, entry_point, input_output, setup)
-        if _any(tests, test_list, test, input_output)
-        else read_tests(answer, setup=setup)
-    )
+    if not any(_is_there(column) for column in (tests, test_list, test, input_output)):
+        tests = answer
+    given = read_tests(tests, test_list, test, entry_point, input_output, setup)
     program = extract(with_opened_thinking(prompt, response))
     if program is None:
         return 0.0
@@ -169,17 +172,23 @@ def _run_statements(
     return passed
 
 
-def _any(*columns: Any) -> bool:
-    return any(column is not None and (not isinstance(column, (str, list, dict)) or column) for column in columns)
+def _is_there(column: Any) -> bool:
+    return bool(column) if isinstance(column, (str, list, dict)) else column is not None
 
 
-def check(options: dict[str, Any] | None = None, timeout_s: float = float("inf")) -> None:
-    """Find out whether programs can be run here, and be over before the scorer's clock is. Raises RewardError,
-    ConfigError."""
-    budget_s = (options or {}).get("budget_s", BUDGET_S)
-    if budget_s + START_S > timeout_s:
-        raise ConfigError(
-            f"reward 'code': budget_s is {budget_s:g} and scorer.timeout_s {timeout_s:g}; a program must be stopped "
-            f"before its scorer is: make scorer.timeout_s {budget_s + START_S:g} or more, or budget_s smaller."
-        )
+def check_budgets(terms: Iterable[RewardConfig], timeout_s: float) -> None:
+    """Raises ConfigError where a program could run for longer than a scorer's `timeout_s`: its response would be
+    unscorable instead of wrong."""
+    for term in terms:
+        budget_s = term.options.get("budget_s", BUDGET_S)
+        if term.name == "code" and isinstance(budget_s, (int, float)) and budget_s + START_S > timeout_s:
+            raise ConfigError(
+                f"reward 'code': budget_s is {budget_s:g} and scorer.timeout_s is {timeout_s:g}; programs must be "
+                f"stopped before their scorer is, so set scorer.timeout_s to {budget_s + START_S:g} or more."
+            )
+
+
+def warm_up() -> None:
+    """Start the sandbox and prove that it holds, so that no response pays for it. Raises RewardError where it does
+    not."""
     shared().start()

@@ -7,8 +7,8 @@
 | `test`, `entry_point` | text that defines `check(candidate)` | HumanEval |
 | `input_output` | `{"inputs", "outputs"}`, with `fn_name` where functions are called | APPS, TACO |
 
-Each may be JSON text instead of lists and mappings. `test` is one test, whatever it asserts; assert statements are one
-each, with the statements before it.
+Each may be JSON text instead of lists and mappings. Each assert statement is one test, and does not need the others;
+`test` is one, whatever it asserts.
 """
 
 import ast
@@ -25,6 +25,7 @@ from rewards.item import Unscorable
 MAX_BYTES = 16 << 20
 MAX_TEST_CHARACTERS = 1 << 20
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 # JSON has no tuples, and some data sets put a result into a list of one.
 _CALL = """
 def call(*arguments):
@@ -66,7 +67,7 @@ def read_tests(
     for given in (tests, test_list, input_output):
         value = _parsed(given)
         if isinstance(value, str) and value.strip():
-            return _statements(_split(value), setup)
+            return _text_of_tests(value, setup)
         if isinstance(value, Mapping):
             return _mapping(value, setup)
         if isinstance(value, Sequence) and value and not isinstance(value, str):
@@ -150,24 +151,23 @@ def _statements(given: Sequence[str], setup: str, names: set[str] = frozenset())
                 called.add(node.func.id)
     # Python's own functions and modules are the tests' own, or the program could lend them false ones.
     modules &= sys.stdlib_module_names
-    wanted = {name for name in used - modules if not hasattr(builtins, name)} | names
+    wanted = {name for name in used - modules if not (name.startswith("__") or hasattr(builtins, name))} | names
     lines = [f"import {name}" for name in sorted(modules)]
     # A task may be to write a function that Python has; then the tests call nothing else.
     return Tests((), tuple(given), "\n".join([*lines, setup]), tuple(sorted(wanted or called)))
 
 
-def _split(text: str) -> list[str]:
-    """The text in pieces that end with an assert statement each."""
-    pieces: list[str] = []
-    statements: list[ast.stmt] = []
-    for statement in _tree(text).body:
-        statements.append(statement)
-        if isinstance(statement, ast.Assert):
-            pieces.append(ast.unparse(ast.Module(statements, [])))
-            statements = []
-    if not pieces:
+def _text_of_tests(text: str, setup: str) -> Tests:
+    """Imports, functions and classes at the start belong to the set-up. What follows is one test for each assert
+    statement, if it is nothing else; a script, of which each line may need those before it, is one test."""
+    statements = _tree(text).body
+    if not any(isinstance(node, ast.Assert) for statement in statements for node in ast.walk(statement)):
         raise Unscorable("the row's tests hold no assert statement")
-    return pieces
+    num = next(index for index, each in enumerate(statements + [ast.Pass()]) if not isinstance(each, _DEFINITIONS))
+    tests = [ast.unparse(each) for each in statements[num:]]
+    if not tests or not all(isinstance(each, ast.Assert) for each in statements[num:]):
+        return _statements([text], setup)
+    return _statements(tests, "\n".join([setup, *map(ast.unparse, statements[:num])]))
 
 
 def _tree(text: str) -> ast.Module:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards import json_schema, length, length_shapes, math, think_format, verifier
+from rewards import code, json_schema, length, length_shapes, math, think_format, verifier
 from rewards.item import ITEM_ARGUMENTS, Item, Unscorable
 from rollout.errors import RewardError
 
@@ -28,6 +28,7 @@ BUILT_IN: dict[str, Reward] = {
     "think_format": think_format.reward,
     "length": length.reward,
     "json_schema": json_schema.reward,
+    "code": code.reward,
     "length_cosine": length_shapes.cosine,
     "length_band": length_shapes.band,
     "repetition": length_shapes.repetition,
@@ -39,6 +40,7 @@ CHEAP: dict[str, Reward] = {
     "think_format": think_format.reward,
     "length": length.reward,
     "json_schema": json_schema.quick_reward,
+    "code": code.quick_reward,
     "length_cosine": length_shapes.quick_cosine,
     "length_band": length_shapes.band,
     "repetition": length_shapes.repetition,

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from rewards import code
 from rewards.child_process import Child, Work, died_loading, kill, launch, subject
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.group_terms import add_outcomes, all_of, make_group_terms, plain_terms
@@ -46,6 +47,7 @@ class Scorer:
         self._group_terms = make_group_terms(terms)
         self._labels = [term.label for term in self._rubric.terms]
         self._config = config or ScorerConfig()
+        code.check_budgets(terms, self._config.timeout_s)
         self._cores = len(os.sched_getaffinity(0))
         self._waiting: deque[Work] = deque()
         self._children: list[Child] = []
@@ -241,6 +243,8 @@ def check_rewards(configs: Sequence[RewardConfig], columns: set[str], group_size
     now. Raises RewardError, or ConfigError for terms that contradict each other.
     """
     own = Rubric(plain_terms(configs)).own_terms
+    if any(term.name == "code" for term in configs):
+        code.warm_up()
     if own:
         _check_own(own, columns)
     for term in make_group_terms(configs):

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rewards import code
 from rewards import math as math_reward
 from rewards.config import RewardConfig
 from rewards.item import Item
@@ -95,6 +96,8 @@ def _load(connection: socket.socket, setup: dict[str, Any]) -> Rubric | None:
         rubric = Rubric([RewardConfig(**term) for term in setup["terms"]])
         with _signs_of_life(tell):
             rubric.load(setup["columns"], lambda name: tell("loading", name))
+            if any(term.name == "code" for term in rubric.terms):
+                code.warm_up()
     except VolleyError as error:
         tell("failed", str(error))
         return None

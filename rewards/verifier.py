@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from rewards import json_schema, math
+from rewards import code, json_schema, math
 from rewards.item import Unscorable
 from rewards.math import extract
 from rewards.think_format import with_opened_thinking
@@ -23,11 +23,13 @@ VERIFIERS: dict[str, Callable[..., float]] = {
     "math": math.reward,
     "json_schema": json_schema.reward,
     "exact_words": exact_words,
+    "code": code.reward,
 }
 QUICK: dict[str, Callable[..., float | None]] = {
     "math": math.quick_reward,
     "json_schema": json_schema.quick_reward,
     "exact_words": exact_words,
+    "code": code.quick_reward,
 }
 
 

@@ -80,7 +80,7 @@ def restrict() -> None:
     machine = platform.machine()
     if machine not in ARCHITECTURES:
         raise OSError(f"seccomp: the system calls of the processor {machine} are not known")
-    code = _filter(machine)
+    code = filter_of(machine)
     program = _Program(len(code) // 8, code)
     number = ARCHITECTURES[machine][1]
     # Our own interpreter needs no slower branches (SPEC_ALLOW): there is no secret in its memory.
@@ -89,7 +89,7 @@ def restrict() -> None:
 
 
 @lru_cache(1)
-def _filter(machine: str) -> bytes:
+def filter_of(machine: str) -> bytes:
     """The filter in the kernel's classic BPF. A jump names how many instructions to pass if true, and if false."""
     code = [
         (LOAD, 0, 0, ARCHITECTURE),

@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import platform
 import resource
 import signal
 import socket
@@ -67,6 +68,7 @@ def main() -> None:
         os.environ.clear()
         sys.path[:] = [each for each in sys.path if each.startswith(library)]
         sys.argv[:] = ["program.py"]
+        system_calls.filter_of(platform.machine())
         gc.collect()
         gc.freeze()
     except Exception as error:
