@@ -45,9 +45,12 @@ def die_with_parent(parent: int) -> None:
 
 
 def leave_root() -> None:
-    """Become nobody where this process is root."""
+    """Become nobody where this process is root and may; in a user namespace, root is nobody outside already."""
     if os.geteuid() == 0:
-        os.setgroups([])
+        try:
+            os.setgroups([])
+        except PermissionError:
+            return
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         # Without this the process's own files in /proc, such as its uid_map, still belong to root.

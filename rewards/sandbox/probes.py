@@ -44,6 +44,17 @@ def signal():
     os.kill(int(pid), 0)
 def memory():
     bytearray(int(too_much))
+def threads():
+    threading.stack_size(65536)
+    done, started = threading.Event(), []
+    try:
+        for _ in range(100):
+            started.append(threading.Thread(target=done.wait))
+            started[-1].start()
+    finally:
+        done.set()
+        for thread in started[:-1]:
+            thread.join()
 def program():
     os.execv(sys.executable, [sys.executable, "-c", "print('program')"])
 attempts = {
@@ -64,6 +75,7 @@ attempts = {
     "start a program": program,
     "read an environment": environment,
     "take memory": memory,
+    "start many threads": threads,
     "trace": lambda: call("ptrace", 0, 0, 0, 0),
     "make a namespace": lambda: call("unshare", 0x10000000),
     "mount": lambda: call("mount", b"tmpfs", b"/", b"tmpfs", 0, None),
@@ -73,9 +85,9 @@ attempts = {
 for name, attempt in attempts.items():
     try:
         attempt()
-    except (OSError, MemoryError, ValueError):
+    except (OSError, MemoryError, ValueError, RuntimeError):
         continue
-    print("it can " + name)
+    print("it can " + name, flush=True)
 thread = threading.Thread(target=print, args=("that was all",))
 thread.start()
 thread.join()
