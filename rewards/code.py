@@ -32,7 +32,7 @@ START_S = 0.5
 DEFAULTS = Limits()
 BUDGET_S = 4.0
 
-_FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]{0,3})(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 
 
 def extract(response: str) -> str | None:
@@ -45,10 +45,11 @@ def extract(response: str) -> str | None:
     for fence in _FENCE.finditer(text or ""):
         if opened is None:
             opened = fence
-        elif fence[1].startswith(opened[1]) and not fence[2]:
-            marked = opened[2].lower() in ("python", "py", "python3")
-            if marked or not (opened[2] or is_marked):
-                program, is_marked = fence.string[opened.end() + 1 : fence.start()], marked
+        elif fence[2].startswith(opened[2]) and not fence[3]:
+            marked = opened[3].lower() in ("python", "py", "python3")
+            if marked or not (opened[3] or is_marked):
+                inside = fence.string[opened.end() + 1 : fence.start()]
+                program, is_marked = re.sub(f"^[ \\t]{{0,{len(opened[1])}}}", "", inside, flags=re.MULTILINE), marked
             opened = None
     if opened is not None or program is None or len(program) > MAX_CHARACTERS:
         return None
