@@ -185,10 +185,10 @@ def _commands() -> list[tuple[str, Callable[[int], list[str]]]]:
         return [interpreter, *options, root, str(descriptor), str(os.getpid()), library, walls]
 
     def bubblewrap(descriptor: int) -> list[str]:
-        return [*_bubblewrap(library, interpreter, root), *start("bwrap", descriptor)]
+        return [str(installed), *_bubblewrap(library, interpreter, root), *start("bwrap", descriptor)]
 
     own: tuple[str, Callable[[int], list[str]]] = ("namespaces", lambda descriptor: start("namespaces", descriptor))
-    if shutil.which("bwrap") is None:
+    if (installed := shutil.which("bwrap")) is None:
         return [own]
     ways = [("bwrap", bubblewrap), own]
     # Started by root, bubblewrap's world still belongs to root outside; ours does not.
@@ -196,8 +196,8 @@ def _commands() -> list[tuple[str, Callable[[int], list[str]]]]:
 
 
 def _bubblewrap(library: str, interpreter: str, root: str) -> list[str]:
-    """bubblewrap with the interpreter, the shared libraries of the system and the code of the zygote, read-only."""
-    command = ["bwrap", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    """Options of bubblewrap: the interpreter, the shared libraries of the system and the code of the zygote, read-only."""
+    command = ["--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for place in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/lib"):
         command += ["--ro-bind-try", place, place]
     for place in (interpreter, library, f"{root}/rewards/__init__.py", f"{root}/rewards/sandbox"):

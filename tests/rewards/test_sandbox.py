@@ -148,10 +148,11 @@ def test_files_outside_cannot_be_read(sandbox: Sandbox, tmp_path: Path) -> None:
         *("/../../../etc/passwd", os.path.dirname(ast.__file__) + "/../../../../../../../../etc/passwd"),
         pytest.__file__,
     ]
-    attempts = [f"{how}({place!r})" for place in places for how in ("os.listdir", "open", "os.stat")]
-    attempts = [each for each in attempts if each != "os.stat('/root')"]  # an empty directory on the library's way
-    attempts += [f"call('open', {place.encode()!r}, 0)" for place in places if place not in ("/root",)]
-    attempts += ["os.chroot('/')", "os.open('/', os.O_RDONLY | os.O_PATH) and os.stat('etc', dir_fd=3)"]
+    # bubblewrap's world has more directories on the way to what it needs; they are there, and cannot be looked into.
+    ways = ("os.listdir", "open", "os.stat") if sandbox.walls == "namespaces" else ("os.listdir", "open")
+    attempts = [f"{how}({place!r})" for place in places for how in ways]
+    attempts += [f"call('open', {place.encode()!r}, 0)" for place in places]
+    attempts += ["os.chroot('/')", "os.open('etc/passwd', os.O_RDONLY, dir_fd=os.open('/', os.O_PATH))"]
     attempts += ["os.chdir('/proc')", "os.symlink('/etc/passwd', '/x')", "os.link(os.__file__, '/x')", "os.fchdir(5)"]
     prefix = os.path.realpath(os.path.dirname(ast.__file__))
     on_the_way = [each for each in places if prefix.startswith(os.path.normpath(each) + "/")]
@@ -447,7 +448,7 @@ def test_everything_dies_with_the_parent(sandbox: Sandbox) -> None:
 def test_a_system_without_namespaces_is_refused(sandbox: Sandbox) -> None:
     """In a user namespace that allows no more of them; without bubblewrap, which needs one too."""
     code = "from rewards.sandbox.box import shared\ntry: shared().start()\nexcept ValueError as error: print(error)"
-    forbid = f'echo 0 > /proc/sys/user/max_user_namespaces && exec "{sys.executable}" -c "$0"'
+    forbid = f'echo 0 > /proc/sys/user/max_user_namespaces && PATH= exec "{sys.executable}" -c "$0"'
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, code], capture_output=True, text=True, cwd=ROOT
     )
@@ -460,7 +461,7 @@ def test_a_system_without_namespaces_is_refused(sandbox: Sandbox) -> None:
 
 def commands_with(change: str) -> Callable[[int], list[str]]:
     """How a zygote is started, with a wall taken away."""
-    ((_, command), *_) = box._commands()
+    command = dict(box._commands())["namespaces"]
 
     def start(descriptor: int) -> list[str]:
         return [change + each if "from rewards.sandbox.zygote" in each else each for each in command(descriptor)]
@@ -496,7 +497,7 @@ def test_a_wall_that_is_missing_is_noticed(sandbox: Sandbox, change: str, said: 
 
 def test_without_a_world_of_its_own_nothing_starts(sandbox: Sandbox) -> None:
     """A zygote kills all processes that it sees, so it must not see any others."""
-    ((_, command), *_) = box._commands()
+    command = dict(box._commands())["namespaces"]
     broken = Sandbox()
     try:
         with pytest.raises(OSError, match="not in a world of their own"):
