@@ -2,14 +2,15 @@
 
     sandbox = shared()                                    one for each process, started and tested at the first call
     sandbox.run_script(program, stdin, limits)            -> Script(ended, status, output)
-    sandbox.run_tests(program, setup, tests, names, ...)  -> one character for each test that was come to
+    sandbox.run_tests(program, job, limits)               -> one character for each test that was come to
 
 The walls are bubblewrap's where that is installed, else our own namespaces (`rewards.sandbox.kernel`); inside them a
 filter of system calls, Landlock where the kernel has it, and limits. Where neither holds, nothing is run.
 
-A program may read the files of Python's standard library and its input, and write its output. It has no environment,
-network, other processes or files. It is limited in processor and wall time, address space, output, threads and open
-files. What is left to it: to compute, to guess, and to use a bug of the kernel in one of the calls it may make.
+A program may read the files of Python's standard library and its input, and write its output (within bubblewrap and
+without Landlock it may read the system's libraries too). It has no environment, network, other processes or files. It
+is limited in processor and wall time, address space, output, threads and open files. What is left to it: to compute, to
+guess, and to use a bug of the kernel in one of the calls it may make.
 """
 
 import json
@@ -196,7 +197,7 @@ def _commands() -> list[tuple[str, Callable[[int], list[str]]]]:
 
 
 def _bubblewrap(library: str, interpreter: str, root: str) -> list[str]:
-    """Options of bubblewrap: the interpreter, the shared libraries of the system and the code of the zygote, read-only."""
+    """Options of bubblewrap: the interpreter, the system's libraries and the zygote's own code, all read-only."""
     command = ["--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for place in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/lib"):
         command += ["--ro-bind-try", place, place]

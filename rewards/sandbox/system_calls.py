@@ -9,6 +9,7 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 
 ARCHITECTURES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}  # audit number, seccomp's own number
@@ -62,7 +63,9 @@ ALLOWED = {
     ),
 }
 CLONE_THREAD = 0x10000
-LOAD, JUMP_EQUAL, JUMP_SET, RETURN = 0x20, 0x15, 0x45, 0x06
+LOAD, RETURN = 0x20, 0x06
+JUMP_EQUAL, JUMP_ABOVE, JUMP_AT_LEAST, JUMP_SET = 0x15, 0x25, 0x35, 0x45
+Instruction = tuple[int, int, int, int]
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 NOT_IMPLEMENTED, NOT_PERMITTED = 0x50000 | errno.ENOSYS, 0x50000 | errno.EPERM
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
@@ -91,14 +94,12 @@ def restrict() -> None:
 @lru_cache(1)
 def filter_of(machine: str) -> bytes:
     """The filter in the kernel's classic BPF. A jump names how many instructions to pass if true, and if false."""
-    code = [
+    code: list[Instruction] = [
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine][0]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
     ]
-    for number in ALLOWED[machine]:
-        code += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
     # A new thread, and no new process; its own limits, and nobody else's.
     for number, test, value in (
         (CLONE[machine], JUMP_SET, CLONE_THREAD),
@@ -111,5 +112,25 @@ def filter_of(machine: str) -> bytes:
             (RETURN, 0, 0, ALLOW),
             (RETURN, 0, 0, NOT_PERMITTED),
         ]
-    code.append((RETURN, 0, 0, NOT_IMPLEMENTED))
-    return b"".join(struct.pack("=HBBI", *each) for each in code)
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(ALLOWED[machine]):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return b"".join(struct.pack("=HBBI", *each) for each in code + _search(ranges))
+
+
+def _search(ranges: Sequence[tuple[int, int]]) -> list[Instruction]:
+    """Allow numbers within these ranges, by bisection: the kernel tries a new filter on every number that there is."""
+    if len(ranges) == 1:
+        ((low, high),) = ranges
+        return [
+            (JUMP_AT_LEAST, 0, 2, low),
+            (JUMP_ABOVE, 1, 0, high),
+            (RETURN, 0, 0, ALLOW),
+            (RETURN, 0, 0, NOT_IMPLEMENTED),
+        ]
+    middle = len(ranges) // 2
+    left = _search(ranges[:middle])
+    return [(JUMP_AT_LEAST, len(left), 0, ranges[middle][0]), *left, *_search(ranges[middle:])]

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import random
 import resource
 import signal
 import socket
@@ -72,7 +73,8 @@ def main() -> None:
         gc.collect()
         gc.freeze()
     except Exception as error:
-        control.send(json.dumps({"failed": str(error) or type(error).__name__}).encode())
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        control.send(json.dumps({"failed": reason}).encode())
         os._exit(1)
     control.send(json.dumps({"landlock": abi}).encode())
     while True:
@@ -131,6 +133,7 @@ def _fork(
         program.redirect(stdin, stdout, 2, keep=connection)
         _limit(job, cpu_s)
         system_calls.restrict()
+        random.seed(0)  # a response always gets the same score
         status = run(content, socket.socket(fileno=connection) if connection >= 0 else None)  # type: ignore[arg-type]
     finally:
         os._exit(status)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 import rewards
-from rewards.sandbox import box, probes
+from rewards.sandbox import box, probes, system_calls
 from rewards.sandbox.box import Limits, Sandbox, Script
 from rollout.errors import RewardError
 
@@ -457,6 +458,43 @@ def test_a_system_without_namespaces_is_refused(sandbox: Sandbox) -> None:
     assert done.stdout.startswith("reward 'code': this system cannot hold a hostile program (")
     assert "unshare: No space left on device" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def verdict_of(code: bytes, number: int, architecture: int, argument: int) -> int:
+    """What a filter returns for a call, read as the kernel reads it."""
+    data = struct.pack("=IIQ6Q", number, architecture, 0, argument, 0, 0, 0, 0, 0)
+    place = held = 0
+    while True:
+        operation, if_true, if_false, value = struct.unpack_from("=HBBI", code, 8 * place)
+        place += 1
+        if operation == system_calls.RETURN:
+            return value
+        if operation == system_calls.LOAD:
+            (held,) = struct.unpack_from("=I", data, value)
+            continue
+        tests = {
+            system_calls.JUMP_EQUAL: held == value,
+            system_calls.JUMP_ABOVE: held > value,
+            system_calls.JUMP_AT_LEAST: held >= value,
+            system_calls.JUMP_SET: bool(held & value),
+        }
+        place += if_true if tests[operation] else if_false
+
+
+@pytest.mark.parametrize("machine", system_calls.ALLOWED)
+def test_the_filter_says_what_the_list_says(machine: str) -> None:
+    code = system_calls.filter_of(machine)
+    own, foreign = system_calls.ARCHITECTURES[machine][0], 0x40000003
+    for number in (*range(600), *range(1 << 30, (1 << 30) + 600), 2**32 - 1):
+        expected = {
+            system_calls.CLONE[machine]: [system_calls.NOT_PERMITTED, system_calls.ALLOW],
+            system_calls.PRLIMIT[machine]: [system_calls.ALLOW, system_calls.NOT_PERMITTED],
+        }.get(
+            number,
+            [system_calls.ALLOW if number in system_calls.ALLOWED[machine] else system_calls.NOT_IMPLEMENTED] * 2,
+        )
+        assert [verdict_of(code, number, own, argument) for argument in (0, system_calls.CLONE_THREAD)] == expected
+        assert verdict_of(code, number, foreign, 0) == system_calls.KILL
 
 
 def commands_with(change: str) -> Callable[[int], list[str]]:
