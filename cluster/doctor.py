@@ -15,6 +15,9 @@ from pathlib import Path
 
 import psutil
 
+from rewards import code
+from rollout.errors import RewardError
+
 PACKAGES = {"torch": "2.13.0", "transformers": "5.19.0", "deepspeed": "0.19.8", "ray": "2.60.0", "math-verify": "0.9.0"}
 VLLM_VERSION = "0.32.0"
 MIN_PYTHON = (3, 11)
@@ -40,7 +43,7 @@ def run_checks() -> list[Check]:
     checks = [_python(), _compiler(), _headers(), *_packages(), _vllm_version(), _torchvision(), _torch_build()]
     if all(check.state != "fail" for check in checks):
         checks += [_imports("vllm"), _imports("deepspeed"), _imports("ray")]
-    return [*checks, _cores(), _memory(), _shared_memory(), _disk()]
+    return [*checks, _cores(), _memory(), _shared_memory(), _disk(), _sandbox()]
 
 
 def print_checks(checks: Sequence[Check]) -> int:
@@ -163,6 +166,14 @@ def _shared_memory() -> Check:
 
 def _disk() -> Check:
     return _at_least("disk here", shutil.disk_usage(".").free, MIN_DISK_BYTES, "checkpoints need room; free some")
+
+
+def _sandbox() -> Check:
+    try:
+        return Check("sandbox", "ok", f"holds programs ({code.check_system()})")
+    except RewardError as error:
+        mend = "for the reward 'code' only: allow user namespaces or install bubblewrap"
+        return Check("sandbox", "warn", str(error), mend)
 
 
 def _at_least(name: str, size: int, least: int, mend: str) -> Check:

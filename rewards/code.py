@@ -32,7 +32,8 @@ START_S = 0.5
 DEFAULTS = Limits()
 BUDGET_S = 4.0
 
-_FENCE = re.compile(r"^([ \t]{0,3})(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+# Each part takes all that it can and gives nothing back, or a long line would take time by its square.
+_FENCE = re.compile(r"^([ \t]{0,3}+)(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^\n`]*+$", re.MULTILINE)
 
 
 def extract(response: str) -> str | None:
@@ -193,3 +194,13 @@ def warm_up() -> None:
     """Start the sandbox and prove that it holds, so that no response pays for it. Raises RewardError where it does
     not."""
     shared().start()
+
+
+def check_system() -> str:
+    """Whose walls hold programs on this system, `bwrap` or `namespaces`. Raises RewardError where none do."""
+    sandbox = Sandbox()
+    try:
+        sandbox.start()
+        return sandbox.walls
+    finally:
+        sandbox.close()

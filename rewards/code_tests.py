@@ -24,6 +24,7 @@ from rewards.item import Unscorable
 
 MAX_BYTES = 16 << 20
 MAX_TEST_CHARACTERS = 1 << 20
+MAX_NUMBER = 400
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 # JSON has no tuples, and some data sets put a result into a list of one.
@@ -93,7 +94,7 @@ def same_output(expected: str, given: str, tolerance: float = 0.0) -> bool:
 def _close(expected: str, given: str, tolerance: float) -> bool:
     if expected == given:
         return True
-    if len(given) > 400 or not (_NUMBER.fullmatch(expected) and _NUMBER.fullmatch(given)):
+    if max(len(expected), len(given)) > MAX_NUMBER or not (_NUMBER.fullmatch(expected) and _NUMBER.fullmatch(given)):
         return False
     gold = float(expected)
     return abs(float(given) - gold) <= tolerance * max(1.0, abs(gold))

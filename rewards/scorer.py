@@ -244,7 +244,7 @@ def check_rewards(configs: Sequence[RewardConfig], columns: set[str], group_size
     """
     own = Rubric(plain_terms(configs)).own_terms
     if any(term.name == "code" for term in configs):
-        code.warm_up()
+        code.check_system()
     if own:
         _check_own(own, columns)
     for term in make_group_terms(configs):

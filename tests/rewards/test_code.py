@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewards import code
 from rewards.code import check_budgets, extract, grade, reward, verify
@@ -69,10 +71,23 @@ def value(program: str, **row: Any) -> float:
         ("```python\n" + "#" * 70_000 + "\n```", None),
         ("```python\n" * 20_000, None),
         ("`" * 200_000, None),
+        ("```" + "x" * 1_000_000 + "`", None),
+        ("```" + " " * 1_000_000 + "`", None),
+        ("`" * 1_000_000 + "x`", None),
+        ("   ```x " * 100_000, None),
     ],
 )
 def test_extraction(response: str, program: str | None) -> None:
     assert extract(response) == program
+
+
+@settings(max_examples=300, deadline=1000)
+@given(st.text(alphabet="`~ab \n", max_size=60))
+def test_what_is_extracted_is_fenced(text: str) -> None:
+    program = extract(text)
+    assert program is None or "```" in text or "~~~" in text
+    last = extract(f"{text}\n\n```python\nlast\n```")
+    assert last is None or last.endswith("last\n")
 
 
 def test_thinking_that_the_template_opened() -> None:

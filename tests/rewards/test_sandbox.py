@@ -1,6 +1,10 @@
 """The sandbox against programs that want out, want to stay, want everything, or want to know too much."""
 
 import ast
+import collections
+import decimal
+import fractions
+import json
 import os
 import shutil
 import signal
@@ -17,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import rewards
 from rewards.sandbox import box, probes, system_calls
 from rewards.sandbox.box import Limits, Sandbox, Script
+from rewards.sandbox.values import LostError, decode, encode
 from rollout.errors import RewardError
 
 ROOT = Path(rewards.__file__).parent.parent
@@ -703,3 +710,57 @@ def test_a_test_may_catch_anything_but_not_the_programs_end(sandbox: Sandbox) ->
 def test_what_cannot_travel_is_unusable(sandbox: Sandbox) -> None:
     assert outcome(sandbox, "def f(x): return 1", ["f(1)", "f(lambda: 1)"]) == "1?"
     assert outcome(sandbox, "def f(x): return 1", ["f(1)"], setup="f(object())") == "?"
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers().map(lambda number: number**40)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False)
+    | st.fractions(),
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.tuples(st.text()), inner)
+        | st.frozensets(st.integers() | st.text())
+        | st.sets(st.booleans() | st.binary())
+    ),
+    max_leaves=20,
+)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["list", "dict", "set", "int", "range"])
+    | st.sampled_from(["complex", "fraction", "decimal", "bytes", "object", "1e9"]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def refuse(value: Any) -> Any:
+    raise LostError(str(value))
+
+
+@settings(max_examples=300, deadline=1000)
+@given(value=PLAIN)
+def test_plain_values_arrive_as_they_are(value: Any) -> None:
+    arrived = decode(json.loads(json.dumps(encode(value, refuse))), refuse)
+    assert arrived == value
+    assert type(arrived) is type(value)
+
+
+@settings(max_examples=500, deadline=1000)
+@given(form=JSON)
+def test_what_a_program_sends_is_plain_or_refused(form: Any) -> None:
+    try:
+        value = decode(form, refuse)
+    except LostError:
+        return
+    plain = (type(None), bool, int, float, str, list, tuple, set, frozenset, dict, bytes, bytearray, complex, range)
+    assert isinstance(value, (*plain, fractions.Fraction, decimal.Decimal, collections.deque))
