@@ -5,7 +5,7 @@
 The program cannot forge a verdict. What a script should print is compared outside of the sandbox. Assert statements run
 in another process than the program, which only answers their calls, with plain values: it sees the arguments, never the
 expected value. What this cannot stop: a program that knows the tests from its prompt and lists their answers; and,
-where a test calls a helper that the program defines, one that lies.
+where a test has a helper or an object of the program compare for it, one that lies.
 
 Programs have the standard library and threads, but no other packages, files, processes or network. A test cannot hand
 the program a function or an object of a class that the test itself defines: such rows are unscorable.

@@ -79,11 +79,24 @@ METHODS: dict[str, Callable[..., Any]] = {
     "__getitem__": operator.getitem,
     "__setitem__": operator.setitem,
     "__delitem__": operator.delitem,
-    "__contains__": operator.contains,
     "__str__": str,
     "__repr__": repr,
     "__int__": int,
     "__float__": float,
+}
+# And what it forwards if both operands are remote.
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "__eq__": operator.eq,
+    "__lt__": operator.lt,
+    "__le__": operator.le,
+    "__gt__": operator.gt,
+    "__ge__": operator.ge,
+    "__add__": operator.add,
+    "__sub__": operator.sub,
+    "__mul__": operator.mul,
+    "__truediv__": operator.truediv,
+    "__and__": operator.and_,
+    "__or__": operator.or_,
 }
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *arguments, **keywords: target(*arguments, **keywords),
@@ -91,6 +104,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "set": setattr,
     "truth": bool,
     **METHODS,
+    **OPERATORS,
 }
 
 

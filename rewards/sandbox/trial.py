@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.sandbox.program import METHODS
+from rewards.sandbox.program import METHODS, OPERATORS
 from rewards.sandbox.values import LostError, decode, encode, receive, send
 
 PASSED, FAILED, UNUSABLE = b"1", b"0", b"?"
+VERDICTS = {"startswith", "endswith", "issubset", "issuperset", "isdisjoint", "is_integer"}
+VERDICTS |= {name for name in dir(str) if name.startswith("is")}
 
 
 class NotPlainError(TypeError):
@@ -113,8 +115,12 @@ class Program:
 
 
 class Remote:
-    """An object of the program: may be called, asked for attributes and items, iterated over and shown. Equality is
-    identity, so that no program decides it."""
+    """An object of the program: may be called, asked for attributes and items, iterated over and shown.
+
+    What compares it with a value of the test is not the program's to decide: it equals no such value, has no sum or
+    difference with one, contains what iterating over it gives, and lacks the methods of `VERDICTS`, which an answer of
+    plain values would have. Two objects of the program are compared and combined by the program.
+    """
 
     __slots__ = ("_number", "_program")
 
@@ -126,12 +132,15 @@ class Remote:
         return self._program.do("call", self._number, arguments, keywords)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name in VERDICTS:
             raise AttributeError(name)
         return self._program.do("get", self._number, (name,), {})
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._program.do("set", self._number, (name, value), {})
+
+    def __hash__(self) -> int:
+        return self._number
 
     def __bool__(self) -> bool:
         return self._program.do("truth", self._number, (), {}) is True
@@ -141,8 +150,17 @@ def _forward(name: str) -> Callable[..., Any]:
     return lambda self, *arguments: self._program.do(name, self._number, arguments, {})
 
 
+def _forward_pair(name: str) -> Callable[..., Any]:
+    def forward(self: Remote, other: Any) -> Any:
+        return self._program.do(name, self._number, (other,), {}) if isinstance(other, Remote) else NotImplemented
+
+    return forward
+
+
 for _name in METHODS:
     setattr(Remote, _name, _forward(_name))
+for _name in OPERATORS:
+    setattr(Remote, _name, _forward_pair(_name))
 
 
 def _exception(operation: str, name: Any) -> Exception:

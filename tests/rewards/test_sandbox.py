@@ -604,6 +604,21 @@ def test_tests_and_program_are_two_processes(sandbox: Sandbox) -> None:
     assert outcome(sandbox, program, tests, case_s=2.0) == "11"
 
 
+# Says yes to everything that it is asked.
+LIAR = """
+class Liar:
+    def __init__(self, *_): pass
+    def __call__(self, *_): return self
+    def __getattr__(self, name): return lambda *_: True
+    def __iter__(self): return iter(())
+    def yes(self, *_): return True
+    def zero(self, *_): return 0
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = __bool__ = __instancecheck__ = yes
+    __sub__ = __rsub__ = __abs__ = __round__ = __mod__ = __xor__ = __rxor__ = __len__ = __index__ = __int__ = zero
+    __hash__ = lambda self: hash(4)
+"""
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -620,6 +635,10 @@ def test_tests_and_program_are_two_processes(sandbox: Sandbox) -> None:
         "import builtins\nbuiltins.exec = builtins.compile = lambda *a: None\ndef f(x): return 5",
         "import os\ndef f(x):\n for n in range(64):\n  try: os.write(n, b'1')\n  except OSError: pass\n return 5",
         "import os\nfor n in range(64):\n try: os.write(n, b'11111111')\n except OSError: pass\ndef f(x): return 5",
+        LIAR + "def f(x): return Liar()",
+        LIAR + "f = Liar",
+        LIAR + "f = Liar()",
+        LIAR + "def f(x): return [Liar()]",
         "def f(x): raise AssertionError",
         "def f(x): raise StopIteration",
         "def f(x): return NotImplemented",
@@ -651,6 +670,9 @@ def test_no_verdict_can_be_forged(sandbox: Sandbox, program: str) -> None:
     tests = ["assert f(2) == 4", "assert f(3) == 9 and int('4') == 4", "assert all(map(lambda x: f(x) == 16, [4]))"]
     tests += ["for x in map(f, [5]):\n    assert x == 25\n    break\nelse:\n    assert False"]
     tests += ["try:\n    assert f(6) == 36\nexcept TypeError:\n    assert False"]
+    tests += ["assert abs(f(2) - 4) < 1e-6", "assert 4 in f(2)", "assert f(2) in (4,)", "assert f(2) in {4: 0}"]
+    tests += ["assert f(2).startswith('4')", "assert f(2).issubset({4}) and list(f(2))", "assert round(f(2), 2) == 4"]
+    tests += ["assert isinstance(f(2), str)", "assert f(2) > 3 and f(2) < 5", "assert not f(2) != 4"]
     for test in tests:
         assert "1" not in outcome(sandbox, program, [test])
 
@@ -664,7 +686,9 @@ def test_what_tests_may_do_with_a_program(sandbox: Sandbox) -> None:
             def push(self, item): self.items.append(item)
             def __len__(self): return len(self.items)
             def __getitem__(self, index): return self.items[index]
-            def __contains__(self, item): return item in self.items
+            def __eq__(self, other): return self.items == other.items
+            def __lt__(self, other): return self.items < other.items
+            def __add__(self, other): return Stack(self.items + other.items)
             def __repr__(self): return f"Stack({self.items})"
         class Own(ValueError): pass
         def f(x, *, times=1): return x * times
@@ -685,6 +709,8 @@ def test_what_tests_may_do_with_a_program(sandbox: Sandbox) -> None:
         "x = {}\ngrow(x)\nassert x == {'new': {1, 2}}",
         "assert list(count()) == [0, 1, 2] and sum(count()) == 3 and next(count()) == 0",
         "s = Stack()\ns.push(4)\nassert len(s) == 1 and s[0] == 4 and 4 in s and 5 not in s and s.items == [4]",
+        "assert Stack([1]) == Stack([1]) and Stack([1]) != Stack([2]) and (Stack([1]) + Stack([2])).items == [1, 2]",
+        "assert Stack([1]) != [1] and sorted([Stack([2]), Stack([1])])[0].items == [1] and {Stack()} != {1}",
         "assert str(Stack([1])) == 'Stack([1])' and Stack.limit == 3 and top(Stack([1, 2])) == 2",
         "s = Stack()\ns.limit = 9\nassert s.limit == 9 and s is same(s)",
         "try:\n    fail()\n    assert False\nexcept KeyError:\n    pass",
