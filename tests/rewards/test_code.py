@@ -4,11 +4,12 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from boxed import descendants, is_alive, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -319,28 +320,6 @@ def test_rows_name_it() -> None:
     assert rubric(Item("", fenced(SQUARE), "", 7, False, row)).reward == 1.0
     assert rubric.compute_cheaply(Item("", "no program", "", 7, False, row))[0].value == 0.0  # type: ignore[union-attr]
     assert rubric.compute_cheaply(Item("", fenced(SQUARE), "", 7, False, row)) == [None]
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [each for child in map(int, children) for each in (child, *descendants(child))]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def scored(
