@@ -13,7 +13,7 @@ the program a function or an object of a class that the test itself defines: suc
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,7 @@ def reward(
     input_output: Any = None,
     setup: str | None = "",
     test_setup_code: str | None = "",
+    test_imports: Sequence[str] | None = (),
     tolerance: float = 0.0,
     partial: bool = False,
     max_tests: int = MAX_TESTS,
@@ -86,7 +87,7 @@ def reward(
 ) -> float:
     """1.0 if the response's program passes all tests, else 0.0. No program, a broken one and one too slow are wrong.
 
-    tests ... test_setup_code: of the row, see `rewards.code_tests`; where none is there, the answer holds the tests.
+    tests ... test_imports: of the row, see `rewards.code_tests`; where none is there, the answer holds the tests.
     setup: Python text that runs before assert statements, beside them. tolerance: see `same_output`.
     partial: the share of passed tests instead, in [0, 1].
     max_tests: of more, so many are used, evenly spread. case_s: seconds of processor time for one test, and twice as
@@ -97,7 +98,7 @@ def reward(
         raise ValueError("case_s, budget_s and max_tests must be above 0")
     if memory_bytes < MIN_MEMORY_BYTES:
         raise ValueError(f"memory_bytes is {memory_bytes}; Python alone needs {MIN_MEMORY_BYTES}")
-    setup = "\n".join(each for each in (setup, test_setup_code) if each)
+    setup = "\n".join(each for each in (*(test_imports or ()), setup, test_setup_code) if each)
     if not any(_is_there(column) for column in (tests, test_list, test, input_output)):
         tests = answer
     given = read_tests(tests, test_list, test, entry_point, input_output, setup)

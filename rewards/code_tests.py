@@ -3,7 +3,7 @@
 | column | holds | known from |
 |---|---|---|
 | `tests` | a list of `{"input", "output"}`, or of assert statements; or text with assert statements | |
-| `test_list`, `test_setup_code` | assert statements | MBPP |
+| `test_list`, with `test_setup_code` or `test_imports` | assert statements | MBPP |
 | `test`, `entry_point` | text that defines `check(candidate)` | HumanEval |
 | `input_output` | `{"inputs", "outputs"}`, with `fn_name` where functions are called | APPS, TACO |
 

@@ -107,6 +107,7 @@ def test_thinking_that_the_template_opened() -> None:
         {"tests": "for n in range(5):\n    assert f(n) == n ** 2"},
         {"test_list": ASSERTS, "test_setup_code": "", "tests": None},
         {"test_list": ["assert f(three) == 9"], "test_setup_code": "three = 3"},
+        {"test_list": ["assert isclose(f(3), 9.0)"], "test_imports": ["import math", "from math import isclose"]},
         {"test": "def check(candidate):\n    assert candidate(2) == 4\n    assert f(3) == 9\n", "entry_point": "f"},
         {"input_output": {"inputs": [[2], [3]], "outputs": [4, 9], "fn_name": "f"}},
         {"input_output": json.dumps({"inputs": [[2], [3]], "outputs": [[4], [9]], "fn_name": "f"})},
