@@ -146,6 +146,9 @@ class Sandbox:
                     self.close()
                     if is_last:
                         raise RuntimeError(f"the sandbox is gone ({error})") from error
+                except BaseException:
+                    self.close()  # or the answer that was not waited for would be taken for the next one
+                    raise
         raise AssertionError("unreachable")
 
     def ask(

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from boxed import descendants, is_alive, run, within
@@ -28,6 +30,21 @@ def test_a_zygote_that_is_gone_is_replaced(sandbox: Sandbox) -> None:
     assert run(sandbox, "print(2)").output == b"2\n"
     os.kill(sandbox.pid, signal.SIGKILL)
     assert run(sandbox, "print(3)").output == b"3\n"
+
+
+def test_an_interrupted_call_leaves_no_answer_behind(sandbox: Sandbox) -> None:
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            run(sandbox, "import time; time.sleep(0.4); print(1)")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(0.4)
+    assert run(sandbox, "print(2)").output == b"2\n"
 
 
 def test_threads_share_one_sandbox(sandbox: Sandbox) -> None:
