@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 256 << 20
 BRIEF_S = 0.05
 
-# Reads what to try from its input, prints the names of all attempts that worked, and then that it came to the end.
+# Reads what to try from its input, prints the names of all attempts that worked, and then that it came to the end. What
+# it must be able to do is to load a module that nothing has loaded before, and to start a thread.
 PROBE = """
 import ctypes, os, resource, socket, sys, threading
 path, port, pid, too_much = sys.stdin.read().split()
@@ -88,6 +89,7 @@ for name, attempt in attempts.items():
     except (OSError, MemoryError, ValueError, RuntimeError):
         continue
     print("it can " + name, flush=True)
+import colorsys
 thread = threading.Thread(target=print, args=("that was all",))
 thread.start()
 thread.join()

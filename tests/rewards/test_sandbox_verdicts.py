@@ -159,6 +159,14 @@ def test_a_test_may_catch_anything_but_not_the_programs_end(sandbox: Sandbox) ->
     assert outcome(sandbox, "def f(): raise ValueError", [test, test]) == "11"
 
 
+def test_what_a_test_prints_is_no_verdict(sandbox: Sandbox) -> None:
+    tests = [
+        "import os\nprint(11, flush=True)\nos.write(1, b'11')\nassert f(1) == 2",
+        "print(0, flush=True)\nassert f(1) == 1",
+    ]
+    assert outcome(sandbox, "def f(x): return x", tests) == "01"
+
+
 def test_what_cannot_travel_is_unusable(sandbox: Sandbox) -> None:
     assert outcome(sandbox, "def f(x): return 1", ["f(1)", "f(lambda: 1)"]) == "1?"
     assert outcome(sandbox, "def f(x): return 1", ["f(1)"], setup="f(object())") == "?"
