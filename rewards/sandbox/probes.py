@@ -61,7 +61,6 @@ def program():
 attempts = {
     "read a file": lambda: open(path),
     "read /etc/passwd": lambda: open("/etc/passwd"),
-    "read /root": lambda: listing("/root"),
     "see a process": lambda: open(f"/proc/{pid}/environ"),
     "see /proc": lambda: listing("/proc"),
     "see devices": lambda: listing("/dev"),
