@@ -209,7 +209,7 @@ def _bubblewrap(library: str, interpreter: str, root: str) -> list[str]:
     for place in ("site-packages", "dist-packages"):
         if os.path.isdir(f"{library}/{place}"):
             command += ["--tmpfs", f"{library}/{place}"]
-    return [*command, "--chdir", "/", "--"]
+    return [*command, "--remount-ro", "/", "--chdir", "/", "--"]
 
 
 _shared: tuple[int, Sandbox] | None = None
