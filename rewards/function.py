@@ -44,6 +44,12 @@ CHEAP: dict[str, Reward] = {
     "repetition": length_shapes.repetition,
     "verifier": verifier.quick_reward,
 }
+# Of those that judge an answer, what they take for it; None where there is none.
+READS: dict[str, Callable[..., str | None]] = {
+    "math": math.found,
+    "json_schema": json_schema.found,
+    "verifier": verifier.found,
+}
 ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 # Built in too, but no plain functions: see rewards.group_terms.
 GROUP_TERMS = ("judge", "reward_model")

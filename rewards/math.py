@@ -58,6 +58,11 @@ def quick_reward(
     return _verdict(prompt, response, answer, truncated, tolerance, quick)
 
 
+def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
+    """What `reward` takes for the response's answer, None where there is none."""
+    return extract(with_opened_thinking(prompt, response), truncated)
+
+
 def _verdict(
     prompt: str,
     response: str,
@@ -70,8 +75,8 @@ def _verdict(
     if gold is None:
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
-    found = extract(with_opened_thinking(prompt, response), truncated)
-    given = read(normal_form(found)) if found is not None else None
+    text = found(prompt, response, answer, truncated=truncated)
+    given = read(normal_form(text)) if text is not None else None
     if given is None or not (given.tree or given.words or given.choice or given.clock or given.base):
         return 0.0
     verdict = compare(gold, given, _exact(tolerance))

@@ -108,11 +108,16 @@ class Scorer:
     async def score(self, prompt: Prompt, completion: Completion) -> Score:
         """The score of one completion. Whatever goes wrong in its rewards is told in `Score.unscorable`, not raised.
         Raises RewardError only once children cannot be started any more."""
+        return (await self.timed_score(prompt, completion))[0]
+
+    async def timed_score(self, prompt: Prompt, completion: Completion) -> tuple[Score, float]:
+        """`score`, and the seconds that its terms worked on it, without the waiting."""
         item = Item.of(prompt, completion)
         outcomes = self._rubric.compute_cheaply(item)
         if None in outcomes:
             await self._compute(item, outcomes)
-        return self._rubric.combine(item, [outcome for outcome in outcomes if outcome is not None])
+        done = [outcome for outcome in outcomes if outcome is not None]
+        return self._rubric.combine(item, done), math.fsum(outcome.seconds for outcome in done)
 
     async def finish(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]

@@ -5,7 +5,7 @@ Messages are JSON behind a length of four bytes, big-endian; nothing is ever unp
     to the child    {"terms", "columns", "path", "cpu_s", "memory_bytes"}                        once
                     [[term, ...], prompt, response, answer, num_tokens, truncated, row]          each item
     from the child  ["loading", reward name], ["alive"], then ["ready"] or ["failed", message]
-                    [term, value or null, error, leaving]                                        each term, in order
+                    [term, value or null, error, seconds, leaving]                               each term, in order
 
 The child dies with its parent, cannot take more memory or processor time than allowed, and never writes to the parent's
 standard output: whatever a reward prints goes to standard error. It is no sandbox for hostile code; a reward is the
@@ -132,7 +132,7 @@ def _work(connection: socket.socket, rubric: Rubric, terms: list[int], fields: l
         outcome = rubric.compute(term, item)
         value = None if math.isnan(outcome.value) else outcome.value
         leaving = "raised MemoryError" in outcome.error
-        connection.sendall(encode([term, value, outcome.error, leaving]))
+        connection.sendall(encode([term, value, outcome.error, outcome.seconds, leaving]))
         if leaving:
             return False
     return True

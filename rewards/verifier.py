@@ -29,6 +29,12 @@ QUICK: dict[str, Callable[..., float | None]] = {
     "json_schema": json_schema.quick_reward,
     "exact_words": exact_words,
 }
+# What each takes for the response's answer.
+READS: dict[str, Callable[..., str | None]] = {
+    "math": math.found,
+    "json_schema": json_schema.found,
+    "exact_words": math.found,
+}
 
 
 def reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float:
@@ -40,6 +46,12 @@ def reward(prompt: str, response: str, answer: str, *, verifier: str = "math", *
 def quick_reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float | None:
     """`reward` where the row's verifier takes microseconds, else None."""
     return QUICK[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+
+
+def found(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> str | None:
+    """What the row's verifier takes for the response's answer, None where there is none or it does not tell."""
+    read = READS.get(_known(verifier))
+    return read(prompt=prompt, response=response, answer=answer, **row) if read else None
 
 
 def _known(name: Any) -> str:
