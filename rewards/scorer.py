@@ -126,7 +126,7 @@ class Scorer:
         them. Raises RewardError when such a term has failed too often for the run to go on."""
         if not self._group_terms:
             return tuple(scores)
-        items = [Item.of(prompt, completion) for completion in completions]
+        items = [Item.of(prompt, each, score.accuracy) for each, score in zip(completions, scores, strict=True)]
         columns = await all_of([term.score_group(items) for term in self._group_terms])
         configs = [term.config for term in self._group_terms]
         return tuple(

@@ -1,6 +1,6 @@
 """Per-row choice: the column `verifier` names what judges the row, so that mixed data sets work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rewards import json_schema, math
@@ -38,20 +38,24 @@ READS: dict[str, Callable[..., str | None]] = {
 
 
 def reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float:
-    """What the row's verifier says, with the row's other columns as its options; `math` where the data has no such
-    column. Raises Unscorable for an unknown or empty name, and as the verifier does."""
-    return VERIFIERS[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+    """What the row's verifier says, with the row's other columns as its options, but for null ones; `math` where the
+    data has no such column. Raises Unscorable for an unknown or empty name, and as the verifier does."""
+    return VERIFIERS[_known(verifier)](prompt=prompt, response=response, answer=answer, **_given(row))
 
 
 def quick_reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float | None:
     """`reward` where the row's verifier takes microseconds, else None."""
-    return QUICK[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+    return QUICK[_known(verifier)](prompt=prompt, response=response, answer=answer, **_given(row))
 
 
 def found(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> str | None:
     """What the row's verifier takes for the response's answer, None where there is none or it does not tell."""
     read = READS.get(_known(verifier))
-    return read(prompt=prompt, response=response, answer=answer, **row) if read else None
+    return read(prompt=prompt, response=response, answer=answer, **_given(row)) if read else None
+
+
+def _given(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _known(name: Any) -> str:
