@@ -65,17 +65,18 @@ class Judged:
 def judged(term: RewardConfig, score: Score, seconds: float) -> Judged:
     """A score in words. "No answer" is known of verifiers that tell what they read only."""
     value = score.terms[term.label]
+    given = score.extracted or ""
     if score.unscorable:
         is_late = score.unscorable.startswith(f"reward '{term.label}': {TIMED_OUT}")
         reason = _LABEL.sub("", score.unscorable)
-        return Judged("time-out" if is_late else "unscorable", math.nan, score.extracted, reason, seconds)
+        return Judged("time-out" if is_late else "unscorable", math.nan, given, reason, seconds)
     if value == 1.0:
         kind = "right"
     elif value > 0.0:
         kind = "partly right"
     else:
-        kind = "wrong" if score.extracted or term.name not in READS else "no answer"
-    return Judged(kind, value, score.extracted, "", seconds)
+        kind = "no answer" if score.is_answerless else "wrong"
+    return Judged(kind, value, given, "", seconds)
 
 
 @dataclass(slots=True)

@@ -113,20 +113,21 @@ class Rubric:
         reason = next((outcome.error for outcome in outcomes if outcome.error), "")
         if not reason and not math.isfinite(total):
             reason = "the weighted sum of the rewards is not finite"
-        accuracy, extracted = math.nan, ""
+        accuracy, extracted = math.nan, None
         if self._accuracy is not None:
             value = outcomes[self._accuracy].value
             accuracy = math.nan if math.isnan(value) else float(value == 1.0)
             extracted = self._extracted(self.terms[self._accuracy], item)
         return Score(math.nan if reason else total, terms, reason, accuracy, extracted)
 
-    def _extracted(self, term: RewardConfig, item: Item) -> str:
-        """What the verifier took for the answer, "" where it found none or does not tell."""
-        read = READS.get(term.name)
+    def _extracted(self, term: RewardConfig, item: Item) -> str | None:
+        """What the verifier took for the answer, "" where it found none, None where it does not tell."""
+        if term.name not in READS:
+            return None
         try:
-            return (bind(read, term.options)(item) or "") if read else ""
+            return bind(READS[term.name], term.options)(item) or ""
         except Exception:
-            return ""
+            return None
 
     def __call__(self, item: Item) -> Score:
         """The score of one item, computed here and now; after `load`."""

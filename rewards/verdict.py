@@ -25,10 +25,12 @@ def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool
 
 
 def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool | None:
-    """`same` where it takes microseconds, None where formulas must be evaluated."""
+    """`same` where it takes microseconds, None where formulas must be evaluated. gold: readable, so it has a value."""
     one, other = gold.tree, given.tree
     if one is None or other is None:
         return same(gold, given, tolerance)
+    if gold == given and gold.is_formula:
+        return True
     plain = compare.is_rational(one), compare.is_rational(other)
     if all(plain):
         return same(gold, given, tolerance)
