@@ -7,10 +7,19 @@ from rewards import compare
 from rewards.answer import DEGREE, Answer
 from rewards.formula import Node, number, symbols
 from rewards.units import agree, is_measure
+from rewards.value import TooMuchWorkError, bounded_work
 
 
 def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
-    """Whether two answers are the same; the gold one is the first."""
+    """Whether two answers are the same; the gold one is the first. What takes more work than any real answer is not."""
+    try:
+        with bounded_work():
+            return _same(gold, given, tolerance)
+    except TooMuchWorkError:
+        return False
+
+
+def _same(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     if gold.choice and given.choice:
         return gold.choice == given.choice and (not (gold.words and given.words) or _same_content(gold, given))
     if gold.clock and given.clock and (gold.clock[1] or given.clock[1] or not _is_ratio(gold)):
