@@ -37,7 +37,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def launch(
-    terms: Sequence[RewardConfig], columns: Collection[str] | None, cpu_s: int, memory_bytes: int
+    terms: Sequence[RewardConfig], columns: Collection[str] | None, cpu_s: int, memory_bytes: int, network: bool
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """Start a child for these rewards; returns it and our end of its socket.
 
@@ -50,6 +50,7 @@ def launch(
         "path": [entry or os.getcwd() for entry in sys.path],
         "cpu_s": cpu_s,
         "memory_bytes": memory_bytes,
+        "network": network,
     }
     try:
         message = encode(setup)

@@ -213,8 +213,9 @@ class Scorer:
     async def _start_child(self) -> Child:
         self._reap()
         cpu_s = math.ceil(self._config.timeout_s) * self._cores + 1
+        network = self._config.network and bool(self._rubric.own_terms)
         try:
-            process, connection = launch(self._rubric.terms, None, cpu_s, self._config.memory_bytes)
+            process, connection = launch(self._rubric.terms, None, cpu_s, self._config.memory_bytes, network)
         except OSError as error:
             raise RewardError(f"rewards: a scoring process cannot be started ({error}).") from None
         self._processes.add(process)
@@ -253,7 +254,7 @@ def check_rewards(configs: Sequence[RewardConfig], columns: set[str], group_size
 
 
 def _check_own(own: Sequence[RewardConfig], columns: set[str]) -> None:
-    process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes)
+    process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes, True)
     try:
         with connection:
             _await_ready(connection, process.pid)
@@ -290,7 +291,7 @@ def _await_ready(connection: socket.socket, pid: int) -> None:
 
 
 def _disk_reads(pid: int) -> str:
-    """Page faults of a child that had to wait for the disk: they grow while it loads a large library."""
+    """Page faults that waited for the disk: they grow while a child loads a large library."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9]
 
 
