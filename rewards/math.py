@@ -60,7 +60,11 @@ def quick_reward(
 
 def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
     """What `reward` takes for the response's answer, None where there is none."""
-    return extract(with_opened_thinking(prompt, response), truncated)
+    return _extract(with_opened_thinking(prompt, response), truncated)
+
+
+# A response is asked for its answer twice: to judge it, and to tell what was read.
+_extract = lru_cache(32)(extract)
 
 
 def _verdict(

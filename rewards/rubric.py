@@ -61,6 +61,8 @@ class Rubric:
         by_default = [index for index, term in enumerate(terms) if term.name == "math"]
         self.terms = tuple(terms)
         self._accuracy = next(iter(flagged or by_default), None)
+        judge = None if self._accuracy is None else self.terms[self._accuracy]
+        self._reads = bind(READS[judge.name], judge.options) if judge and judge.name in READS else None
         self._functions: list[Callable[[Item], Any] | None] = [None] * len(terms)
         self._cheap = [bind(CHEAP[term.name], term.options) if term.name in CHEAP else None for term in terms]
 
@@ -117,15 +119,13 @@ class Rubric:
         if self._accuracy is not None:
             value = outcomes[self._accuracy].value
             accuracy = math.nan if math.isnan(value) else float(value == 1.0)
-            extracted = self._extracted(self.terms[self._accuracy], item)
+            extracted = self._extracted(item)
         return Score(math.nan if reason else total, terms, reason, accuracy, extracted)
 
-    def _extracted(self, term: RewardConfig, item: Item) -> str | None:
+    def _extracted(self, item: Item) -> str | None:
         """What the verifier took for the answer, "" where it found none, None where it does not tell."""
-        if term.name not in READS:
-            return None
         try:
-            return bind(READS[term.name], term.options)(item) or ""
+            return (self._reads(item) or "") if self._reads else None
         except Exception:
             return None
 
