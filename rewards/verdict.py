@@ -34,7 +34,8 @@ def _same(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
 
 
 def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool | None:
-    """`same` where it takes microseconds, None where formulas must be evaluated. gold: readable, so it has a value."""
+    """`same` where it takes microseconds, None where formulas must be evaluated. True for equal formulas supposes
+    that the gold one has a value."""
     one, other = gold.tree, given.tree
     if one is None or other is None:
         return same(gold, given, tolerance)
