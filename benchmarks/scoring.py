@@ -3,14 +3,13 @@
 cores: answers/s of the `Scorer` with one child and with two, on distinct formulas that the caller cannot judge by
 itself, each once, and eight responses to a gold answer, as a group has them; and of `verify` in one process and in two.
 
-step: the wall time of a step in which a real vLLM engine (the demo's model) answers and every response is scored as it
-ends, through the loop's own `Roller`, against the same step without scoring; in turn, in pairs. The model's own words
-are noise, so what is scored in their place are the realistic responses of the speed table: of ten, eight with integers,
-one with a fraction, one with a formula.
+step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and every
+response is scored as it ends, through the loop's own `Roller`, against the same step without scoring; in turn, in pairs
+after one that warms up. The model's own words are noise, so what is scored in their place are responses of the speed
+table, as long and all different: of ten, eight with integers, one with a fraction, one with a formula.
 """
 
 import asyncio
-import os
 import random
 import statistics
 import tempfile
@@ -26,7 +25,10 @@ from rollout.types import Completion, Prompt, Score
 
 Case = tuple[str, str, bool]  # response, gold answer, whether it is right
 GROUP_SIZE = 8
-MAX_TOKENS = 32
+MAX_TOKENS = 128
+"""What a response of the speed table has, more or less."""
+CHARACTERS = "".join(map(chr, range(32, 1000)))
+"""So many that an end token is rare among words drawn at random."""
 
 
 def formulas(make: Callable[[random.Random], Case], chance: random.Random, number: int, copies: int) -> list[Case]:
@@ -109,16 +111,17 @@ class Prepared:
 
 def step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
     """kinds: what makes responses, one after the other in turn."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from cluster.config import parse_recipe
+    from cluster.launcher import prepare_environment
+
+    prepare_environment(parse_recipe({"name": "step", "model": "demo", "data": {"train": "none"}, "steps": 1}))
     asyncio.run(_step(kinds, rounds, num_responses))
 
 
 async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
     from transformers import AutoTokenizer
 
-    from cluster.demo import make_model
+    from cluster.demo import make_model, make_tokenizer
     from cluster.launcher import tune_interpreter
     from cluster.roll import Roller
     from rollout.config import RolloutConfig
@@ -130,9 +133,9 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
     chance = random.Random("step")
     cases = [kinds[place % len(kinds)](chance) for place in range(num_responses)]
     with tempfile.TemporaryDirectory() as directory:
-        make_model(Path(directory), seed=0)
+        make_model(Path(directory), 0, make_tokenizer(CHARACTERS))
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        engine = VllmEngine(directory, tokenizer, RolloutConfig(), "bf16", max_model_len=128)
+        engine = VllmEngine(directory, tokenizer, RolloutConfig(), "bf16", max_model_len=256)
     pairs = [(chance.randrange(10, 100), chance.randrange(10, 100)) for _ in range(num_responses // GROUP_SIZE)]
     prompts = [
         Prompt(i, i, f"{a}+{b}=?", tuple(tokenizer.encode(f"{a}+{b}=?", add_special_tokens=False)), "")
@@ -140,17 +143,17 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
     ]
     sampling = Sampling(GROUP_SIZE, 1.0, 1.0, MAX_TOKENS)
 
-    async def seconds(scorer: Scorer | None, some: Sequence[Prompt]) -> float:
+    async def seconds(scorer: Scorer | None) -> float:
         scores = Prepared(cases, scorer)
         roller = Roller(RolloutPool([engine]), scores, 0)
         started = time.perf_counter()
-        groups = await asyncio.gather(*(roller(prompt, sampling) for prompt in some))
+        groups = await asyncio.gather(*(roller(prompt, sampling) for prompt in prompts))
         taken = time.perf_counter() - started
         assert scorer is None or scores.num_right == sum(len(group.completions) for group in groups)
         return taken
 
     async with Scorer([RewardConfig("math")]) as scorer:
-        await seconds(scorer, prompts[:20])
+        await seconds(scorer)
         started = time.perf_counter()
         alone = Prepared(cases, scorer)
         blank = Completion((), (), "", "stop", 0, 0)
@@ -160,7 +163,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
         for index in range(rounds):
             taken: dict[bool, float] = {}
             for is_scored in (True, False) if index % 2 else (False, True):
-                taken[is_scored] = await seconds(scorer if is_scored else None, prompts)
+                taken[is_scored] = await seconds(scorer if is_scored else None)
             ratios.append(taken[True] / taken[False] - 1)
             print(f"step without scoring {taken[False]:.2f} s, with {taken[True]:.2f} s, {ratios[-1]:+.1%}", flush=True)
     await engine.close()
