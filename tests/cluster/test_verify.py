@@ -223,6 +223,22 @@ def test_terms_of_a_recipe() -> None:
         recipe_term(terms, "yours")
 
 
+def test_the_verifier_of_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text("def judge(prompt, response, answer, *, word): return float(word in response)\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: a\nmodel: none\nsteps: 1\ndata: {train: none}\nrewards:\n  - {name: math, options: {tolerance: 1}}\n"
+        f"  - {{name: '{tmp_path}/mine.py:judge', label: mine, options: {{word: so}}}}\n"
+    )
+    data = written(tmp_path, ROWS[:2])
+    for arguments, name, right in (([], "math", 2), (["--verifier", "mine"], "mine", 2)):
+        assert main(["verify", data, "--recipe", str(recipe), "--json", *arguments]) == 0
+        (verifier,) = json.loads(capfd.readouterr().out)["verifiers"]
+        assert (verifier["name"], verifier["counts"]["right"]) == (name, right)
+    assert main(["verify", data, "--recipe", str(recipe), "--options", "tolerance=1"]) == 2
+    assert "a recipe states the options of its rewards itself" in capfd.readouterr().err
+
+
 def test_options_are_spelled_as_in_a_recipe(tmp_path: Path) -> None:
     assert parse_options(["tolerance=0.5", "graded=true"]) == {"tolerance": 0.5, "graded": True}
     with pytest.raises(RewardError, match="no option"):
