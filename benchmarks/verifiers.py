@@ -1,6 +1,7 @@
 """Our mathematics verifier against math-verify 0.9: agreement with labels, and answers per second.
 
-    VOLLEY_TEST_DATA=DIR .venv/bin/python benchmarks/verifiers.py [agreement] [speed] [--show 20] [--rounds 3]
+    VOLLEY_TEST_DATA=DIR .venv/bin/python benchmarks/verifiers.py [agreement] [speed] [cores] [step] [--show 20]
+        [--rounds 3] [--responses 10000]
 
 Agreement, the same inputs for both in one run: GSM8K's gold solutions against their own and against another row's
 answer; labelled model solutions; cases after the tests of public graders (`verifier_cases.jsonl`, each with its source,
@@ -8,6 +9,9 @@ in our own spelling, with their labels, also where we would label them otherwise
 
 Speed: distinct answers in realistic responses, so that no cache helps; one core, warm, CPU seconds, the two in turn;
 medians. math-verify runs without its timers, which is its faster way. Two cores: the same work in two processes.
+
+Cores and step, only when they are asked for: the scoring service with one child and two, and a step of a real engine
+with and without scoring (`scoring.py`).
 """
 
 import argparse
@@ -23,6 +27,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import scoring
 from math_verify import parse
 from math_verify import verify as compare
 
@@ -210,12 +215,17 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["agreement", "speed"])
     parser.add_argument("--show", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--responses", type=int, default=10_000, help="of a step")
     options = parser.parse_args()
     logging.disable(logging.ERROR)  # math-verify warns that its timers are off
     if "agreement" in options.parts:
         agreement(options.show)
     if "speed" in options.parts:
         speed(options.rounds)
+    if "cores" in options.parts:
+        scoring.cores(symbolic, options.rounds, wall_rate)
+    if "step" in options.parts:
+        scoring.step([*[integers] * 8, fractions, symbolic], options.rounds, options.responses)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.config import EvalConfig
+from cluster.metrics import no_answer_share
 from cluster.roll import Roller
 from rollout.engine import Sampling
 from rollout.types import Prompt, ScoredGroup
@@ -61,6 +62,7 @@ def greedy_metrics(groups: Sequence[ScoredGroup], num_buckets: int) -> dict[str,
         "response_length_mean": _mean([float(length) for length in lengths]),
         "truncated_share": _mean([float(group.completions[0].truncated) for group in groups]),
         "unscorable": float(sum(bool(group.scores[0].unscorable) for group in groups)),
+        "no_answer_share": no_answer_share([group.scores[0] for group in groups]),
     }
     order = sorted(range(len(groups)), key=lambda i: lengths[i])
     for bucket in range(min(num_buckets, len(groups))):

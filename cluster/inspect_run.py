@@ -113,7 +113,7 @@ def _facts(completion: Completion, score: Score) -> str:
     parts = [f"unscorable: {_visible(score.unscorable)}"] if score.unscorable else [f"reward {score.reward:.4g}"]
     parts += [f"{_visible(name)} {value:.4g}" for name, value in score.terms.items()]
     if not math.isnan(score.accuracy):
-        parts.append("right" if score.accuracy == 1.0 else "wrong")
+        parts.append("right" if score.accuracy == 1.0 else "no answer" if score.is_answerless else "wrong")
     if score.extracted:
         parts.append(f"read as {_visible(score.extracted)}")
     parts.append(f"{len(completion.token_ids)} tokens")

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from cluster.config import Recipe, dump_recipe
 from rollout.errors import ConfigError
-from rollout.types import ScoredGroup
+from rollout.types import Score, ScoredGroup
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -90,6 +90,7 @@ def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, floa
         "completion_tokens": sum(len(completion.token_ids) for completion in completions),
         "reward_mean": _mean([score.reward for score in scores]),
         "accuracy": _mean([score.accuracy for score in scores]),
+        "no_answer_share": no_answer_share(scores),
         "response_length_mean": _mean([float(len(completion.token_ids)) for completion in completions]),
         "truncated_share": _mean([float(completion.truncated) for completion in completions]),
         "zero_variance_share": _mean([float(not group.has_signal) for group in groups]),
@@ -99,6 +100,12 @@ def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, floa
     for name in sorted({name for score in scores for name in score.terms}):
         metrics[f"reward/{name}"] = _mean([score.terms[name] for score in scores if name in score.terms])
     return metrics
+
+
+def no_answer_share(scores: Sequence[Score]) -> float:
+    """Of the judged ones, those in which the verifier found no answer; NaN where it does not tell what it found."""
+    judged = [score for score in scores if not math.isnan(score.accuracy) and score.extracted is not None]
+    return _mean([float(score.is_answerless) for score in judged])
 
 
 def residual(accounting: Mapping[str, int]) -> int:

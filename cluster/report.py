@@ -18,7 +18,7 @@ from rollout.types import Completion, Score, ScoredGroup
 TEMPLATE = Path(__file__).with_name("report.html")
 CHARTS: dict[str, dict[str, str]] = {
     "Reward": {"reward_mean": "reward"},
-    "Accuracy in training": {"accuracy": "accuracy"},
+    "Accuracy in training": {"accuracy": "accuracy", "no_answer_share": "no answer found"},
     "Loss": {"loss": "loss"},
     "Response length, tokens": {"response_length_mean": "tokens"},
     "Truncated share": {"truncated_share": "share"},

@@ -89,6 +89,11 @@ class Answer:
     base: int = 0
 
     @property
+    def is_formula(self) -> bool:
+        """Whether it is nothing but a formula and its unit."""
+        return self.tree is not None and not (self.words or self.choice or self.clock or self.base)
+
+    @property
     def is_readable(self) -> bool:
         """Whether it says anything: a formula must have a value."""
         is_other = self.words or self.choice or self.clock or self.base

@@ -26,6 +26,7 @@ from rollout.errors import RewardError
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.scorer_child import main; main()"
 _SECRET = re.compile(r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|^RAY_AUTH_|^WANDB_")
 STANDARD_ERROR = 2
+TIMED_OUT = "timed out after"
 
 
 def clean_environment() -> dict[str, str]:
@@ -36,7 +37,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def launch(
-    terms: Sequence[RewardConfig], columns: Collection[str] | None, cpu_s: int, memory_bytes: int
+    terms: Sequence[RewardConfig], columns: Collection[str] | None, cpu_s: int, memory_bytes: int, network: bool
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """Start a child for these rewards; returns it and our end of its socket.
 
@@ -49,6 +50,7 @@ def launch(
         "path": [entry or os.getcwd() for entry in sys.path],
         "cpu_s": cpu_s,
         "memory_bytes": memory_bytes,
+        "network": network,
     }
     try:
         message = encode(setup)
@@ -104,12 +106,13 @@ class Work:
         fields = (item.prompt, item.response, item.answer, item.num_tokens, item.truncated, dict(item.row))
         return cls(outcomes, encode([terms, *fields]), asyncio.get_running_loop().create_future())
 
-    def finish(self, error: str = "") -> None:
-        """No more outcomes will come: the first one missing failed for this reason, others behind it never ran."""
+    def finish(self, error: str = "", seconds: float = 0.0) -> None:
+        """No more outcomes will come: the first one missing failed for this reason after so long, others behind it
+        never ran."""
         for index, outcome in enumerate(self.outcomes):
             if outcome is None:
-                self.outcomes[index] = Outcome(math.nan, error)
-                error = ""
+                self.outcomes[index] = Outcome(math.nan, error, seconds)
+                error, seconds = "", 0.0
         if not self.done.done():
             self.done.set_result(None)
 
@@ -160,7 +163,8 @@ class Child(asyncio.Protocol):
             self._timer.cancel()
         if self.work and reason:
             work = self.work.popleft()
-            work.finish(f"reward '{self._labels[work.outcomes.index(None)]}': {reason}")
+            seconds = self._loop.time() - self._deadline + self._timeout_s
+            work.finish(f"reward '{self._labels[work.outcomes.index(None)]}': {reason}", seconds)
         self.ready.cancel()
         self.ended.set()
 
@@ -189,11 +193,11 @@ class Child(asyncio.Protocol):
         elif what == "failed" and not self.ready.done():
             self.ready.set_exception(RewardError(text))
 
-    def _take_answer(self, term: int, value: float | None, error: str, leaving: bool) -> None:
+    def _take_answer(self, term: int, value: float | None, error: str, seconds: float, leaving: bool) -> None:
         if self.ended.is_set():
             return
         work = self.work[0]
-        work.outcomes[term] = Outcome(math.nan if value is None else value, error)
+        work.outcomes[term] = Outcome(math.nan if value is None else value, error, seconds)
         if leaving or None not in work.outcomes:
             self.work.popleft().finish()
             self._start_clock()
@@ -212,6 +216,6 @@ class Child(asyncio.Protocol):
         # Answers that had arrived before are taken already: the loop runs readers before timers.
         self._timer = None
         if self.work and self._loop.time() >= self._deadline:
-            self.end(f"timed out after {self._timeout_s:g} s")
+            self.end(f"{TIMED_OUT} {self._timeout_s:g} s")
         elif self.work:
             self._timer = self._loop.call_at(self._deadline, self._look_at_clock)

@@ -32,11 +32,14 @@ class RewardConfig:
 @dataclass(frozen=True)
 class ScorerConfig:
     """The service that scores. workers: child processes (0: one per core, 4 at most). timeout_s: what one response's
-    scoring may take before its child is killed; memory_bytes: address space of a child beyond what it starts with."""
+    scoring may take before its child is killed; memory_bytes: address space of a child beyond what it starts with.
+    network: whether your own functions may use it; children with built-in rewards only never do, where the system can
+    forbid it."""
 
     workers: int = 0
     timeout_s: float = 5.0
     memory_bytes: int = 2 << 30
+    network: bool = True
 
     def __post_init__(self) -> None:
         if self.workers < 0:

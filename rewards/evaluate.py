@@ -2,47 +2,40 @@
 
 Every result is bounded before it is computed: rational numbers by their bits (at a point, larger ones are rounded),
 powers and factorials by the size of what would come out, arguments of functions by their magnitude. So the work for a
-formula is its number of nodes times a constant, and no clock is needed. Roots and rational powers of negative numbers
-are real where the root is odd, as in school; otherwise functions take their principal values.
+formula is its number of nodes times a constant, and no clock is needed; `rewards.value` bounds their sum. Roots and
+rational powers of negative numbers are real where the root is odd, as in school; otherwise functions take their
+principal values.
 """
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 from rewards.formula import Node, symbols
+from rewards.value import (
+    BITS,
+    ERROR,
+    NoValueError,
+    Value,
+    as_real,
+    check_work,
+    context,
+    count_work,
+    is_real,
+    rounded,
+)
 
-BITS = 320
-ERROR = 1e-85
-RELIABLE = 1e-40
 MAX_BITS_AT_POINT = 4096
 MAX_BITS = 16_384
 MAX_GAP_BITS = 200
 MAX_MAGNITUDE = 20_000
 MAX_ARGUMENT_BITS = 64
 MAX_FACTORIAL = 500
+GAMMA_STEPS = 10
+"""What a value of the gamma function costs, in other operations."""
 ZERO = Fraction(1, 10**80)
 
 _E = Node("constant", name="e")
-Value = Any  # Fraction, or an mpmath number where it is not rational
-
-_local = threading.local()
-
-
-class NoValueError(Exception):
-    """The formula has no value at this point, or one too large to compute."""
-
-
-def context() -> Any:
-    """This thread's arithmetic: mpmath keeps the precision in it, so threads must not share one."""
-    if not hasattr(_local, "context"):
-        import mpmath
-
-        _local.context = mpmath.MPContext()
-        _local.context.prec = BITS
-    return _local.context
 
 
 def value_of(node: Node) -> Value:
@@ -52,57 +45,16 @@ def value_of(node: Node) -> Value:
 
 def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, is_real: bool = False) -> tuple[Value, Value]:
     """The value, and the largest summand met on the way, against which rounding errors are to be measured. is_real:
-    whatever would leave the real numbers has no value. Raises NoValueError."""
+    whatever would leave the real numbers has no value. Raises NoValueError; TooMuchWorkError within `bounded_work`."""
+    check_work()
     work = _Evaluation(point or {}, is_real)
     try:
         value = work.value(node)
     except (ArithmeticError, ValueError, TypeError, RecursionError):
         raise NoValueError from None
+    finally:
+        count_work(work.steps)
     return value, work.scale
-
-
-def same_value(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
-    """Whether two results of `evaluate` are the same number. Raises NoValueError where rounding may hide that."""
-    (a, scale_a), (b, scale_b) = one, other
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        return a == b
-    a, b = _rounded(a), _rounded(b)
-    size = max(abs(a), abs(b))
-    scale = max(size, scale_a, scale_b)
-    if abs(a - b) > scale * ERROR:
-        return False
-    if scale * ERROR < size < scale * RELIABLE:
-        raise NoValueError
-    return True
-
-
-def is_real(value: Value) -> bool:
-    return isinstance(value, Fraction) or value.imag == 0 or abs(value.imag) < abs(value.real) * ERROR
-
-
-def as_real(value: Value) -> Value:
-    """A value that can be ordered. Raises NoValueError."""
-    if not is_real(value):
-        raise NoValueError
-    return value if isinstance(value, Fraction) else value.real
-
-
-def order(one: Value, other: Value) -> int:
-    """-1, 0 or 1 as one real value is less than, equal to or greater than another, rounding errors left aside."""
-    if same_value((one, context().zero), (other, context().zero)):
-        return 0
-    return -1 if _rounded(one) < _rounded(other) else 1
-
-
-def mean(one: Value, other: Value) -> Value:
-    return (one + other) / 2 if type(one) is type(other) else (_rounded(one) + _rounded(other)) / 2
-
-
-def _rounded(value: Value) -> Value:
-    if not isinstance(value, Fraction):
-        return value
-    ctx = context()
-    return ctx.mpf(value.numerator) / value.denominator
 
 
 class _Evaluation:
@@ -112,8 +64,10 @@ class _Evaluation:
         self._max_bits = MAX_BITS_AT_POINT if point else MAX_BITS
         self._ctx = context()
         self.scale: Value = self._ctx.zero
+        self.steps = 0
 
     def value(self, node: Node) -> Value:
+        self.steps += 1
         if node.op == "number":
             return self._checked(node.number)
         if node.op == "lone":
@@ -144,7 +98,7 @@ class _Evaluation:
     def _exponential(self, exponent: Value) -> Value:
         if self._magnitude(exponent) > 14:
             raise NoValueError
-        return self._ctx.exp(_rounded(exponent))
+        return self._ctx.exp(rounded(exponent))
 
     def _checked(self, value: Value) -> Value:
         if isinstance(value, Fraction):
@@ -153,7 +107,7 @@ class _Evaluation:
                 return value
             if not self._point:  # rational numbers are exact
                 raise NoValueError
-            return self._checked(_rounded(value))
+            return self._checked(rounded(value))
         if not self._ctx.isfinite(value) or (value and abs(self._magnitude(value)) > MAX_MAGNITUDE):
             raise NoValueError
         if value.imag == 0:
@@ -173,27 +127,27 @@ class _Evaluation:
             return left + right
         if left and right and abs(self._magnitude(left) - self._magnitude(right)) > MAX_GAP_BITS:
             raise NoValueError  # rounding would hide the smaller one
-        left, right = _rounded(left), _rounded(right)
+        left, right = rounded(left), rounded(right)
         size, total = max(abs(left), abs(right)), left + right
         self.scale = max(self.scale, size)
         return total if abs(total) > size * ERROR else self._ctx.zero
 
     def _product(self, left: Value, right: Value) -> Value:
-        return _rounded(left) * _rounded(right) if type(left) is not type(right) else left * right
+        return rounded(left) * rounded(right) if type(left) is not type(right) else left * right
 
     def _quotient(self, left: Value, right: Value) -> Value:
         if self._is_zero(right):
             raise NoValueError
-        return _rounded(left) / _rounded(right) if type(left) is not type(right) else left / right
+        return rounded(left) / rounded(right) if type(left) is not type(right) else left / right
 
     def _is_zero(self, value: Value) -> bool:
-        return value == 0 if isinstance(value, Fraction) else bool(abs(value) < _rounded(ZERO))
+        return value == 0 if isinstance(value, Fraction) else bool(abs(value) < rounded(ZERO))
 
     def _minus(self, inside: Value) -> Value:
         return -inside
 
     def _degrees(self, inside: Value) -> Value:
-        return _rounded(inside) * self._ctx.pi / 180
+        return rounded(inside) * self._ctx.pi / 180
 
     def _ratio(self, *parts: Value) -> Value:
         if len(parts) != 2:
@@ -220,7 +174,7 @@ class _Evaluation:
         if isinstance(exponent, Fraction) and exponent.denominator > 1:
             return self._root_power(base, exponent)
         exponent = int(exponent) if isinstance(exponent, Fraction) else exponent
-        return self._ctx.power(_rounded(base), exponent)
+        return self._ctx.power(rounded(base), exponent)
 
     def _root(self, radicand: Value, index: Value) -> Value:
         if not isinstance(index, Fraction) or index == 0:
@@ -230,15 +184,15 @@ class _Evaluation:
     def _root_power(self, base: Value, exponent: Fraction) -> Value:
         numerator, index = exponent.numerator, exponent.denominator
         if index > MAX_MAGNITUDE:
-            return self._ctx.power(_rounded(base), _rounded(exponent))
+            return self._ctx.power(rounded(base), rounded(exponent))
         if isinstance(base, Fraction) and index == 2 and base > 0:
             above, below = math.isqrt(base.numerator), math.isqrt(base.denominator)
             if above * above == base.numerator and below * below == base.denominator:
                 return self._power(Fraction(above, below), Fraction(numerator))
         if is_real(base) and as_real(base) < 0 and index % 2:
-            root = -self._ctx.root(-_rounded(as_real(base)), index)
+            root = -self._ctx.root(-rounded(as_real(base)), index)
         else:
-            root = self._ctx.root(_rounded(base), index)
+            root = self._ctx.root(rounded(base), index)
         return self._ctx.power(root, numerator)
 
     def _factorial(self, inside: Value) -> Value:
@@ -248,7 +202,8 @@ class _Evaluation:
             return Fraction(math.factorial(int(inside)))
         if abs(inside) > MAX_FACTORIAL:
             raise NoValueError
-        return self._ctx.gamma(_rounded(inside) + 1)
+        self.steps += GAMMA_STEPS
+        return self._ctx.gamma(rounded(inside) + 1)
 
     def _binomial(self, above: Value, below: Value) -> Value:
         if max(abs(above), abs(below)) > MAX_FACTORIAL:
@@ -257,7 +212,8 @@ class _Evaluation:
             if above < 0 or below < 0:
                 raise NoValueError
             return Fraction(math.comb(int(above), int(below)))
-        return self._ctx.binomial(_rounded(above), _rounded(below))
+        self.steps += 3 * GAMMA_STEPS
+        return self._ctx.binomial(rounded(above), rounded(below))
 
     def _function(self, node: Node) -> Value:
         arguments = [self.value(part) for part in node.parts]
@@ -275,7 +231,7 @@ class _Evaluation:
         if self._magnitude(value) > (14 if node.name in ("exp", "sinh", "cosh", "tanh") else MAX_ARGUMENT_BITS):
             raise NoValueError
         if node.name in ("cot", "sec", "csc", "tan"):
-            sine, cosine = ctx.sin(_rounded(value)), ctx.cos(_rounded(value))
+            sine, cosine = ctx.sin(rounded(value)), ctx.cos(rounded(value))
             above, below = {
                 "tan": (sine, cosine),
                 "cot": (cosine, sine),
@@ -285,16 +241,16 @@ class _Evaluation:
             return self._quotient(above, below)
         name = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(node.name, node.name)
         if name not in ("sin", "cos"):
-            return getattr(ctx, name)(_rounded(value))
+            return getattr(ctx, name)(rounded(value))
         # Near a zero the result is a difference of what is near 1: its rounding error is that of the argument.
-        size, result = max(abs(_rounded(value)), ctx.one), getattr(ctx, name)(_rounded(value))
+        size, result = max(abs(rounded(value)), ctx.one), getattr(ctx, name)(rounded(value))
         self.scale = max(self.scale, size)
         return result if abs(result) > size * ERROR else ctx.zero
 
     def _logarithm(self, value: Value) -> Value:
         if self._is_zero(value):
             raise NoValueError
-        return Fraction(0) if value == 1 else self._ctx.ln(_rounded(value))
+        return Fraction(0) if value == 1 else self._ctx.ln(rounded(value))
 
     def _whole(self, value: Value, name: str) -> Value:
         value = as_real(value)
@@ -303,7 +259,7 @@ class _Evaluation:
         if self._magnitude(value) > BITS // 2:
             raise NoValueError
         nearest = int(self._ctx.nint(value))
-        if abs(value - nearest) < _rounded(ZERO):
+        if abs(value - nearest) < rounded(ZERO):
             return Fraction(nearest)
         return Fraction(int((self._ctx.floor if name == "floor" else self._ctx.ceil)(value)))
 

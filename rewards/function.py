@@ -46,9 +46,15 @@ CHEAP: dict[str, Reward] = {
     "repetition": length_shapes.repetition,
     "verifier": verifier.quick_reward,
 }
+# Of those that judge an answer, what they take for it; None where there is none.
+READS: dict[str, Callable[..., str | None]] = {
+    "math": math.found,
+    "json_schema": json_schema.found,
+    "verifier": verifier.found,
+}
 ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 # Built in too, but no plain functions: see rewards.group_terms.
-GROUP_TERMS = ("judge", "reward_model")
+GROUP_TERMS = ("judge", "reward_model", "length_group")
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _REQUIRED = ("prompt", "response", "answer")
@@ -145,13 +151,16 @@ def check_built_in(name: str, options: Mapping[str, Any]) -> None:
 
 def bind(function: Reward, options: Mapping[str, Any]) -> Callable[[Item], Any]:
     """`function` as a function of an item: it is given the arguments that it names, or all of them if it takes `**row`.
-    Options win over data columns of the same name."""
+    Options win over data columns of the same name. A column that is null leaves a parameter its default: in Parquet,
+    that is how a row lacks a column which others have."""
     parameters = inspect.signature(function).parameters.values()
     named = {each.name for each in parameters if each.kind in _NAMED}
+    optional = {each.name for each in parameters if each.kind in _NAMED and each.default is not inspect.Parameter.empty}
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
 
     def call(item: Item) -> Any:
-        arguments = {**item.arguments(), **options}
+        offered = item.arguments().items()
+        arguments = {key: value for key, value in offered if value is not None or key not in optional} | dict(options)
         if not takes_all:
             arguments = {key: value for key, value in arguments.items() if key in named}
         return function(**arguments)

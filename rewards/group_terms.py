@@ -1,4 +1,5 @@
-"""Rewards that a plain function of one response cannot be: a judge over the network, a model in a thread.
+"""Rewards that a plain function of one response cannot be: a judge over the network, a model in a thread, a length
+against the lengths of the others.
 
     completions of a prompt -- all there --> every GroupTerm.score_group --> combine with the plain terms' scores
 
@@ -57,13 +58,22 @@ def make_group_terms(configs: Sequence[RewardConfig]) -> list[GroupTerm]:
             continue
         if config.accuracy:
             raise ConfigError(
-                f"rewards: '{config.label}' says accuracy: true, but an opinion cannot tell what is correct; flag a "
+                f"rewards: '{config.label}' says accuracy: true, but it cannot tell what is correct; flag a "
                 "verifier such as math, or none."
             )
         if config.name == "judge":
             from rewards.judge import Judge
 
             terms.append(Judge(config))
+        elif config.name == "length_group":
+            from rewards.length_group import LengthGroup
+
+            if not any(each.accuracy or each.name == "math" for each in plain_terms(configs)):
+                raise ConfigError(
+                    f"rewards: '{config.label}' asks which answers are correct, but no reward tells; add math, or flag "
+                    "a verifier with accuracy: true."
+                )
+            terms.append(LengthGroup(config))
         else:
             from rewards.reward_model import RewardModel
 

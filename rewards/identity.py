@@ -15,9 +15,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.evaluate import NoValueError, as_real, evaluate, order
-from rewards.evaluate import same_value as same_result
+from rewards.evaluate import evaluate
 from rewards.formula import Node, symbols
+from rewards.value import NoValueError, as_real, order
+from rewards.value import same_value as same_result
 
 NUM_POINTS = 36
 ENOUGH = 4

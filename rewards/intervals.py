@@ -9,8 +9,9 @@ from functools import cmp_to_key
 from itertools import pairwise
 from typing import Any
 
-from rewards.evaluate import NoValueError, as_real, mean, order, value_of
+from rewards.evaluate import value_of
 from rewards.formula import Node
+from rewards.value import NoValueError, as_real, mean, order
 
 _COMPARES = frozenset(["<", ">", "<=", ">=", "!="])
 _OPERATIONS = frozenset(["union", "intersection", "difference"])

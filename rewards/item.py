@@ -1,5 +1,6 @@
 """What a reward sees, and how it says that there is nothing to say."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ class Item:
 
     prompt: as the model read it (chat template applied). answer: the gold answer, "" where the data has none.
     num_tokens: of the completion. truncated: it ended at the token limit. row: the other columns of the data.
-    messages: the chat behind the prompt, () where there is none; for terms that see whole groups.
+    For terms that see whole groups, messages: the chat behind the prompt, () where there is none; accuracy: what the
+    run's verifier said, NaN where it could not or there is none.
     """
 
     prompt: str
@@ -30,12 +32,14 @@ class Item:
     truncated: bool
     row: Mapping[str, Any]
     messages: tuple[Mapping[str, Any], ...] = ()
+    accuracy: float = math.nan
 
     @classmethod
-    def of(cls, prompt: Prompt, completion: Completion) -> "Item":
+    def of(cls, prompt: Prompt, completion: Completion, accuracy: float = math.nan) -> "Item":
         num_tokens = len(completion.token_ids)
         truncated = completion.truncated
-        return cls(prompt.text, completion.text, prompt.answer, num_tokens, truncated, prompt.row, prompt.messages)
+        text, answer = prompt.text, prompt.answer
+        return cls(text, completion.text, answer, num_tokens, truncated, prompt.row, prompt.messages, accuracy)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments offered to a reward; ours win over data columns of the same name."""

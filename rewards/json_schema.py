@@ -40,9 +40,8 @@ def reward(
         raise Unscorable("the row has neither a JSON answer nor a schema")
     gold = _gold(answer) if answer.strip() else None
     rules = _schema(schema)
-    text = after_thinking(with_opened_thinking(prompt, response))
     try:
-        given = parse(_fenced(text or ""))
+        given = parse(_stated(prompt, response))
     except ValueError:
         return 0.0
     if rules is not None and not obeys(given, rules):
@@ -58,6 +57,16 @@ def quick_reward(
 ) -> float | None:
     """`reward` where no schema has to be checked, else None: the patterns of a schema may take any time."""
     return reward(prompt, response, answer, **row) if schema is None else None
+
+
+def found(prompt: str, response: str, answer: str, **row: Any) -> str | None:
+    """The JSON text that `reward` takes for the response's answer, None where there is none."""
+    text = _stated(prompt, response)
+    try:
+        parse(text)
+    except ValueError:
+        return None
+    return text
 
 
 def parse(text: str) -> Any:
@@ -120,6 +129,10 @@ def _schema(schema: Mapping[str, Any] | str | bool | None) -> Mapping[str, Any] 
     if rules is not None and not isinstance(rules, (Mapping, bool)):
         raise Unscorable("the schema must be a JSON object, true or false")
     return rules
+
+
+def _stated(prompt: str, response: str) -> str:
+    return _fenced(after_thinking(with_opened_thinking(prompt, response)) or "")
 
 
 def _fenced(text: str) -> str:

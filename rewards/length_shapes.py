@@ -1,7 +1,7 @@
 """Rewards that depend on a completion's length: cosine-scaled, a target band, repetition, relative to the group.
 
 Lengths are in tokens. Soft over-long punishment is in rewards/length.py. `group_relative` is a pure function of a whole
-group; no term of a rubric can call it yet, since a reward sees one item only.
+group; the term that calls it is in rewards/length_group.py.
 """
 
 import math

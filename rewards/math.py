@@ -58,6 +58,15 @@ def quick_reward(
     return _verdict(prompt, response, answer, truncated, tolerance, quick)
 
 
+def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
+    """What `reward` takes for the response's answer, None where there is none."""
+    return _extract(with_opened_thinking(prompt, response), truncated)
+
+
+# A response is asked for its answer twice: to judge it, and to tell what was read.
+_extract = lru_cache(32)(extract)
+
+
 def _verdict(
     prompt: str,
     response: str,
@@ -66,25 +75,31 @@ def _verdict(
     tolerance: float,
     compare: Callable[[Answer, Answer, Fraction], bool | None],
 ) -> float | None:
-    gold = _gold(answer)
-    if gold is None:
+    text = found(prompt, response, answer, truncated=truncated)
+    given = read(normal_form(text)) if text is not None else None
+    verdict: bool | None = False
+    if given is not None and (given.tree or given.words or given.choice or given.clock or given.base):
+        verdict = compare(_gold(answer), given, _exact(tolerance))
+    if verdict is None:
+        return None
+    # Last, because it may be a formula that has to be evaluated.
+    if not _is_readable(answer):
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
-    found = extract(with_opened_thinking(prompt, response), truncated)
-    given = read(normal_form(found)) if found is not None else None
-    if given is None or not (given.tree or given.words or given.choice or given.clock or given.base):
-        return 0.0
-    verdict = compare(gold, given, _exact(tolerance))
-    return None if verdict is None else float(verdict)
+    return float(verdict)
 
 
 @lru_cache(1024)
-def _gold(answer: str) -> Answer | None:
-    """The gold answer read, None if it says nothing; many responses share one. A worked solution, as data sets have
-    them, counts for its box or for what follows its `####`."""
+def _gold(answer: str) -> Answer:
+    """The gold answer read; many responses share one. A worked solution, as data sets have them, counts for its box or
+    for what follows its `####`."""
     stated = extract(answer) if "\\boxed" in answer or "####" in answer else answer
-    gold = read(normal_form(stated or ""))
-    return gold if gold.is_readable else None
+    return read(normal_form(stated or ""))
+
+
+@lru_cache(1024)
+def _is_readable(answer: str) -> bool:
+    return _gold(answer).is_readable
 
 
 def _exact(tolerance: float) -> Fraction:

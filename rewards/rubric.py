@@ -5,16 +5,25 @@ for 0. The other terms are kept for the metrics.
 """
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from rewards.config import RewardConfig
-from rewards.function import ALWAYS_CHEAP, BUILT_IN, CHEAP, bind, check_built_in, check_name, check_reward, load_reward
+from rewards.function import (
+    ALWAYS_CHEAP,
+    BUILT_IN,
+    CHEAP,
+    READS,
+    bind,
+    check_built_in,
+    check_name,
+    check_reward,
+    load_reward,
+)
 from rewards.item import Item, Unscorable
-from rewards.math import extract
-from rewards.think_format import with_opened_thinking
 from rollout.errors import ConfigError
 from rollout.types import Score
 
@@ -23,10 +32,11 @@ MAX_MESSAGE = 200
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One term of one item. value: NaN where it failed. error: why, "" where it did not."""
+    """One term of one item. value: NaN where it failed. error: why, "" where it did not. seconds: what it took."""
 
     value: float
     error: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
 
 class Rubric:
@@ -51,6 +61,8 @@ class Rubric:
         by_default = [index for index, term in enumerate(terms) if term.name == "math"]
         self.terms = tuple(terms)
         self._accuracy = next(iter(flagged or by_default), None)
+        judge = None if self._accuracy is None else self.terms[self._accuracy]
+        self._reads = bind(READS[judge.name], judge.options) if judge and judge.name in READS else None
         self._functions: list[Callable[[Item], Any] | None] = [None] * len(terms)
         self._cheap = [bind(CHEAP[term.name], term.options) if term.name in CHEAP else None for term in terms]
 
@@ -103,13 +115,19 @@ class Rubric:
         reason = next((outcome.error for outcome in outcomes if outcome.error), "")
         if not reason and not math.isfinite(total):
             reason = "the weighted sum of the rewards is not finite"
-        accuracy, extracted = math.nan, ""
+        accuracy, extracted = math.nan, None
         if self._accuracy is not None:
             value = outcomes[self._accuracy].value
             accuracy = math.nan if math.isnan(value) else float(value == 1.0)
-            if self.terms[self._accuracy].name == "math":
-                extracted = extract(with_opened_thinking(item.prompt, item.response), item.truncated) or ""
+            extracted = self._extracted(item)
         return Score(math.nan if reason else total, terms, reason, accuracy, extracted)
+
+    def _extracted(self, item: Item) -> str | None:
+        """What the verifier took for the answer, "" where it found none, None where it does not tell."""
+        try:
+            return (self._reads(item) or "") if self._reads else None
+        except Exception:
+            return None
 
     def __call__(self, item: Item) -> Score:
         """The score of one item, computed here and now; after `load`."""
@@ -117,6 +135,12 @@ class Rubric:
 
 
 def _outcome(label: str, call: Callable[[], Any]) -> Outcome:
+    started = time.perf_counter()
+    outcome = _untimed(label, call)
+    return replace(outcome, seconds=time.perf_counter() - started)
+
+
+def _untimed(label: str, call: Callable[[], Any]) -> Outcome:
     try:
         value = call()
     except KeyboardInterrupt:

@@ -110,11 +110,16 @@ class Scorer:
     async def score(self, prompt: Prompt, completion: Completion) -> Score:
         """The score of one completion. Whatever goes wrong in its rewards is told in `Score.unscorable`, not raised.
         Raises RewardError only once children cannot be started any more."""
+        return (await self.timed_score(prompt, completion))[0]
+
+    async def timed_score(self, prompt: Prompt, completion: Completion) -> tuple[Score, float]:
+        """`score`, and the seconds that its terms worked on it, without the waiting."""
         item = Item.of(prompt, completion)
         outcomes = self._rubric.compute_cheaply(item)
         if None in outcomes:
             await self._compute(item, outcomes)
-        return self._rubric.combine(item, [outcome for outcome in outcomes if outcome is not None])
+        done = [outcome for outcome in outcomes if outcome is not None]
+        return self._rubric.combine(item, done), math.fsum(outcome.seconds for outcome in done)
 
     async def finish(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
@@ -123,7 +128,7 @@ class Scorer:
         them. Raises RewardError when such a term has failed too often for the run to go on."""
         if not self._group_terms:
             return tuple(scores)
-        items = [Item.of(prompt, completion) for completion in completions]
+        items = [Item.of(prompt, each, score.accuracy) for each, score in zip(completions, scores, strict=True)]
         columns = await all_of([term.score_group(items) for term in self._group_terms])
         configs = [term.config for term in self._group_terms]
         return tuple(
@@ -210,8 +215,9 @@ class Scorer:
     async def _start_child(self) -> Child:
         self._reap()
         cpu_s = math.ceil(self._config.timeout_s) * self._cores + 1
+        network = self._config.network and bool(self._rubric.own_terms)
         try:
-            process, connection = launch(self._rubric.terms, None, cpu_s, self._config.memory_bytes)
+            process, connection = launch(self._rubric.terms, None, cpu_s, self._config.memory_bytes, network)
         except OSError as error:
             raise RewardError(f"rewards: a scoring process cannot be started ({error}).") from None
         self._processes.add(process)
@@ -252,7 +258,7 @@ def check_rewards(configs: Sequence[RewardConfig], columns: set[str], group_size
 
 
 def _check_own(own: Sequence[RewardConfig], columns: set[str]) -> None:
-    process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes)
+    process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes, True)
     try:
         with connection:
             _await_ready(connection, process.pid)
@@ -289,7 +295,7 @@ def _await_ready(connection: socket.socket, pid: int) -> None:
 
 
 def _disk_reads(pid: int) -> str:
-    """Page faults of a child that had to wait for the disk: they grow while it loads a large library."""
+    """Page faults that waited for the disk: they grow while a child loads a large library."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9]
 
 

@@ -2,14 +2,14 @@
 
 Messages are JSON behind a length of four bytes, big-endian; nothing is ever unpickled.
 
-    to the child    {"terms", "columns", "path", "cpu_s", "memory_bytes"}                        once
+    to the child    {"terms", "columns", "path", "cpu_s", "memory_bytes", "network"}             once
                     [[term, ...], prompt, response, answer, num_tokens, truncated, row]          each item
     from the child  ["loading", reward name], ["alive"], then ["ready"] or ["failed", message]
-                    [term, value or null, error, leaving]                                        each term, in order
+                    [term, value or null, error, seconds, leaving]                               each term, in order
 
-The child dies with its parent, cannot take more memory or processor time than allowed, and never writes to the parent's
-standard output: whatever a reward prints goes to standard error. It is no sandbox for hostile code; a reward is the
-user's own, only the text that it reads is not.
+The child dies with its parent, cannot take more memory or processor time than allowed, has no network unless a function
+of the user's may want it, and never writes to the parent's standard output: whatever a reward prints goes to standard
+error. It is no sandbox for hostile code; a reward is the user's own, only the text that it reads is not.
 """
 
 import ctypes
@@ -24,7 +24,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from rewards import code
@@ -37,6 +38,8 @@ from rollout.errors import VolleyError
 LENGTH = struct.Struct(">I")
 ALIVE_EVERY_S = 0.5
 PR_SET_PDEATHSIG = 1
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
 
 
 def encode(message: Any) -> bytes:
@@ -77,6 +80,9 @@ def main() -> None:
         rubric = _load(connection, setup)
         if rubric is None:
             return
+        if not setup["network"]:
+            _leave_network()
+            _die_with(int(sys.argv[3]))  # which a change of namespaces may undo
         _limit_memory(setup["memory_bytes"])
         connection.sendall(encode(["ready"]))
         for terms, *fields in incoming:
@@ -135,7 +141,7 @@ def _work(connection: socket.socket, rubric: Rubric, terms: list[int], fields: l
         outcome = rubric.compute(term, item)
         value = None if math.isnan(outcome.value) else outcome.value
         leaving = "raised MemoryError" in outcome.error
-        connection.sendall(encode([term, value, outcome.error, leaving]))
+        connection.sendall(encode([term, value, outcome.error, outcome.seconds, leaving]))
         if leaving:
             return False
     return True
@@ -146,6 +152,20 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit()
+
+
+def _leave_network() -> None:
+    """Into a network namespace where there is nothing, as root or in a user namespace that keeps our ids. Where the
+    system forbids both, or this process has threads, the network stays."""
+    if sys.platform != "linux":
+        return
+    libc, ids = ctypes.CDLL(None), {"uid_map": os.getuid(), "gid_map": os.getgid()}
+    if libc.unshare(CLONE_NEWNET) == 0 or libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        return
+    with suppress(OSError):
+        Path("/proc/self/setgroups").write_text("deny")
+        for name, number in ids.items():
+            Path(f"/proc/self/{name}").write_text(f"{number} {number} 1")
 
 
 def _limit_memory(allowance: int) -> None:

@@ -1,6 +1,6 @@
 """Per-row choice: the column `verifier` names what judges the row, so that mixed data sets work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rewards import code, json_schema, math
@@ -31,17 +31,33 @@ QUICK: dict[str, Callable[..., float | None]] = {
     "exact_words": exact_words,
     "code": code.quick_reward,
 }
+# What each takes for the response's answer.
+READS: dict[str, Callable[..., str | None]] = {
+    "math": math.found,
+    "json_schema": json_schema.found,
+    "exact_words": math.found,
+}
 
 
 def reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float:
-    """What the row's verifier says, with the row's other columns as its options; `math` where the data has no such
-    column. Raises Unscorable for an unknown or empty name, and as the verifier does."""
-    return VERIFIERS[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+    """What the row's verifier says, with the row's other columns as its options, but for null ones; `math` where the
+    data has no such column. Raises Unscorable for an unknown or empty name, and as the verifier does."""
+    return VERIFIERS[_known(verifier)](prompt=prompt, response=response, answer=answer, **_given(row))
 
 
 def quick_reward(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> float | None:
     """`reward` where the row's verifier takes microseconds, else None."""
-    return QUICK[_known(verifier)](prompt=prompt, response=response, answer=answer, **row)
+    return QUICK[_known(verifier)](prompt=prompt, response=response, answer=answer, **_given(row))
+
+
+def found(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> str | None:
+    """What the row's verifier takes for the response's answer, None where there is none or it does not tell."""
+    read = READS.get(_known(verifier))
+    return read(prompt=prompt, response=response, answer=answer, **_given(row)) if read else None
+
+
+def _given(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _known(name: Any) -> str:

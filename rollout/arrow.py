@@ -105,7 +105,7 @@ def _row(group: ScoredGroup, step: int, sample: int, completion: Completion, sco
         "terms": list(score.terms.items()),
         "unscorable": _storable(score.unscorable),
         "accuracy": score.accuracy,
-        "extracted": _storable(score.extracted),
+        "extracted": None if score.extracted is None else _storable(score.extracted),
     }
 
 

@@ -18,6 +18,7 @@ from rollout.config import COLUMNS
 from rollout.errors import DataError
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+BATCH_ROWS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,14 @@ def column_names(spec: str, columns: Mapping[str, str]) -> set[str]:
     raw, _ = _read_raw(spec)
     sources = {name: columns.get(name, name) for name in COLUMNS}
     return set(with_split_conversations(_rename(next(iter(raw), {}), sources), spec))
+
+
+def stream_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of `spec` (as `read_rows` takes it) under their own column names, each with its place. Of a file no more
+    than a part is in memory at a time. Raises `DataError` as `read_rows` does."""
+    raw, lines = _read_raw(spec)
+    for index, row in enumerate(raw):
+        yield _place(spec, index, lines), row
 
 
 def _place(spec: str, index: int, lines: Sequence[int] | None) -> str:
@@ -149,17 +158,21 @@ def _read_parquet(path: Path, spec: str) -> Iterator[dict[str, Any]]:
     try:
         # As a file, not a path: a path such as `day=1/x.parquet` would add columns of its own.
         with path.open("rb") as stream:
-            table = pyarrow.parquet.read_table(stream)
+            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(BATCH_ROWS):
+                yield from _plain_rows(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{spec}: it is not a readable Parquet file ({_first_line(error)}); write it again.") from None
-    return _table_rows(table)
 
 
 def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
-    """Rows of an Arrow table; what JSON cannot hold (dates, bytes, decimals) becomes text."""
     for batch in table.to_batches():
-        for row in batch.to_pylist():
-            yield json.loads(json.dumps(row, default=str))
+        yield from _plain_rows(batch)
+
+
+def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows of an Arrow batch; what JSON cannot hold (dates, bytes, decimals) becomes text."""
+    for row in batch.to_pylist():
+        yield json.loads(json.dumps(row, default=str))
 
 
 def _read_directory(path: Path, split: str, spec: str) -> Iterator[dict[str, Any]]:

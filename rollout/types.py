@@ -59,14 +59,20 @@ class Score:
     reward: the weighted sum; NaN when unscorable. terms: each reward's raw value by name (NaN where it failed).
     unscorable: "" or the reason (a reward raised, hung, or gave no number): such a completion carries no signal.
     accuracy: 1.0 or 0.0 by the run's verifier, NaN where no verifier is among the rewards.
-    extracted: the answer that the verifier read in the response, "" where none.
+    extracted: the answer that the verifier read in the response, "" where it found none (which is not a wrong answer
+    in the breakdown, though both are worth 0), None where it does not tell.
     """
 
     reward: float
     terms: Mapping[str, float]
     unscorable: str = ""
     accuracy: float = math.nan
-    extracted: str = ""
+    extracted: str | None = ""
+
+    @property
+    def is_answerless(self) -> bool:
+        """Judged, and wrong for want of an answer."""
+        return self.extracted == "" and self.accuracy == 0.0
 
 
 @dataclass(frozen=True, slots=True)

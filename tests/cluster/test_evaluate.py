@@ -41,6 +41,8 @@ def test_buckets_tell_whether_short_answers_are_only_wrong_sooner() -> None:
     assert metrics["length_bucket_2/accuracy"] == 1.0
     assert metrics["length_bucket_2/tokens_max"] == 4
     assert metrics["truncated_share"] == 0.5
+    assert metrics["no_answer_share"] == 0.0
+    assert greedy_metrics([group([("", 0.0)]), group([("1", 0.0)])], 1)["no_answer_share"] == 0.5
 
 
 def test_without_a_verifier_nothing_is_claimed() -> None:

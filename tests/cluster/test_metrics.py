@@ -70,6 +70,15 @@ def test_unscorable_samples_are_counted_and_not_averaged() -> None:
     assert metrics["response_length_mean"] == 4
 
 
+def test_no_answer_is_not_a_wrong_one() -> None:
+    def scores(*found: tuple[float, str | None]) -> list[Score]:
+        return [Score(0.0, {}, accuracy=accuracy, extracted=extracted) for accuracy, extracted in found]
+
+    known = scores((1.0, "18"), (0.0, "19"), (0.0, ""), (0.0, ""), (math.nan, ""))
+    assert group_metrics([group(known)], 4)["no_answer_share"] == 0.5
+    assert math.isnan(group_metrics([group(scores((1.0, None), (0.0, None), (math.nan, "")))], 4)["no_answer_share"])
+
+
 def test_progress_is_quiet_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
     progress = Progress(9, stream=stream)

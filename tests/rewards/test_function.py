@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,20 @@ def test_right_signatures() -> None:
     check_reward(lambda **everything: 0, set())
     with pytest.raises(RewardError, match="requires 'level'"):
         check_reward(by_name, {"prompt"})
+
+
+def test_a_null_column_leaves_the_default() -> None:
+    def graded(prompt: str, response: str, answer: str, *, level: Any, bonus: float = 1.0, **row: Any) -> Any:
+        return level, bonus, row
+
+    item = Item("", "", "", 0, False, {"level": None, "bonus": None, "other": None})
+    level, bonus, row = bind(graded, {})(item)
+    assert (level, bonus) == (None, 1.0)
+    assert row["other"] is None
+    assert bind(graded, {"bonus": None})(item)[1] is None
+    assert (
+        bind(BUILT_IN["verifier"], {})(Item("", "0.5", "0.52", 0, False, {"verifier": None, "tolerance": 0.1})) == 1.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(RewardError, match="are empty; write one a line"):
         Scorer([RewardConfig("judge", options=options("http://host/v1", principles=str(tmp_path / "empty.txt")))])
-    with pytest.raises(ConfigError, match="an opinion cannot tell what is correct"):
+    with pytest.raises(ConfigError, match="it cannot tell what is correct"):
         Scorer([RewardConfig("judge", options=options("http://host/v1"), accuracy=True)])
     with pytest.raises(RewardError, match="did you mean 'judge'"):
         Scorer([RewardConfig("juge")])

@@ -283,6 +283,25 @@ def test_numbers_and_words_never_take_the_symbolic_engine() -> None:
     assert quick_reward("", r"The answer is \sqrt{324}", "18") is None
 
 
+@pytest.mark.parametrize(
+    "gold", [r"\frac{\sqrt{3}}{2}", "x^2+1", r"(-\infty, 2]", r"5\sqrt{2}\text{ cm}", r"3\pm\sqrt{2}"]
+)
+def test_the_same_formula_never_takes_a_process(gold: str) -> None:
+    assert quick_reward("", f"so ${gold}$ it is: $\\boxed{{{gold}}}$", gold) == 1.0
+    assert quick_reward("", f"so $\\boxed{{ {gold.replace('frac', 'dfrac')} }}$.", gold) == 1.0
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(LATEX_LIKE, LATEX_LIKE, st.booleans())
+def test_what_is_quick_is_the_same(text: str, other: str, is_same: bool) -> None:
+    response, gold = f"\\boxed{{{text}}}", text if is_same else other
+    try:
+        quick = quick_reward("", response, gold)
+    except Unscorable:
+        return
+    assert quick is None or quick == reward("", response, gold)
+
+
 def test_importing_the_verifier_is_light() -> None:
     import subprocess
 

@@ -1,6 +1,8 @@
 """The table of labelled answers, half of them traps; and what holds for all answers: reflexive, symmetric."""
 
+import asyncio
 import json
+import multiprocessing
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.answer import read
+from rewards.config import RewardConfig, ScorerConfig
 from rewards.item import Unscorable
-from rewards.math import equivalent, extract, reward, verify
+from rewards.math import equivalent, extract, quick_reward, reward, verify
+from rewards.scorer import Scorer
 from rewards.spelling import normal_form
+from rollout.types import Completion, Prompt, Score
 
 CASES: list[dict[str, str]] = [
     json.loads(line) for line in Path(__file__).with_name("math_cases.jsonl").read_text().splitlines()
@@ -55,6 +60,44 @@ def test_verdicts_are_the_same_in_threads() -> None:
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(lambda case: verdict(case["answer"], case["response"]), CASES))
     assert verdicts == [case["verdict"] for case in CASES]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_verdicts_are_the_same_in_another_process(method: str) -> None:
+    with multiprocessing.get_context(method).Pool(2) as processes:
+        verdicts = processes.starmap(verdict, [(case["answer"], case["response"]) for case in CASES], chunksize=100)
+    assert verdicts == [case["verdict"] for case in CASES]
+
+
+def test_verdicts_are_the_same_on_an_event_loop_and_through_the_scorer() -> None:
+    """What is decided in the caller and what in a child."""
+
+    async def main() -> tuple[list[str], list[Score]]:
+        here = [verdict(case["answer"], case["response"]) for case in CASES]
+        async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
+            completions = [Completion((), (), case["response"], "stop", 0, 0) for case in CASES]
+            prompts = [Prompt(0, 0, "", (), case["answer"]) for case in CASES]
+            return here, list(await asyncio.gather(*map(scorer.score, prompts, completions)))
+
+    here, scores = asyncio.run(main())
+    expected = [case["verdict"] for case in CASES]
+    assert here == expected
+    for case, score in zip(CASES, scores, strict=True):
+        kind = "none" if score.is_answerless else "right" if score.accuracy == 1.0 else "wrong"
+        assert ("unscorable" if score.unscorable else kind) == case["verdict"], (case, score)
+
+
+def test_what_is_quick_is_the_same() -> None:
+    num_quick = 0
+    for case in CASES:
+        for response in (case["response"], case["answer"], f"\\boxed{{{case['answer']}}}"):
+            try:
+                quick = quick_reward("", response, case["answer"])
+            except Unscorable:
+                continue
+            num_quick += quick is not None
+            assert quick is None or quick == reward("", response, case["answer"]), (case, response)
+    assert num_quick > 2 * len(CASES)
 
 
 @pytest.mark.parametrize(

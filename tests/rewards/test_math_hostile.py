@@ -1,5 +1,6 @@
 """Hostile answers: the right verdict or unscorable, each within seconds and megabytes, and nothing of them executed."""
 
+import asyncio
 import json
 import os
 import random
@@ -11,8 +12,14 @@ from typing import Any
 
 import pytest
 
+from rewards.config import RewardConfig, ScorerConfig
+from rewards.evaluate import evaluate
+from rewards.grammar import parse
 from rewards.item import Unscorable
-from rewards.math import reward, verify
+from rewards.math import equivalent, reward, verify
+from rewards.scorer import Scorer
+from rewards.value import MAX_STEPS, TooMuchWorkError, bounded_work, count_work
+from rollout.types import Completion, Prompt, Score
 
 LIMIT_S = 2.0
 MEMORY_BYTES = 200 << 20
@@ -150,6 +157,49 @@ def test_hostile_answers_are_wrong_cheap_and_run_nothing(tmp_path: Path) -> None
     assert not mark.exists()
 
 
+# Found by a random search for what takes longest: lists against a sum that has a value at few points.
+LONG = [
+    (
+        r"-x+\log_{x!}(x)+-x+-x+-x+3+\lfloor x!\rfloor+1+-x+-x+5+\arctan(x)+\sin(e)+2+-x+-x+-x+\log_{n}(-"
+        r"x)+\ln(z)+\binom{x^2}{x}+\log_{√x}(\pi )+-x+|3|+1/x+1/x+\arcsin(√x)+-x+-x+-x+-x+4+i+-x+1+\binom"
+        r"{√x}{b}+-x+-x+-x+6+z\pm x!+2+-x+|a|+(3)!+0+-x+2",
+        r"\{\sinh(\log_{3}(√x))+3,\sqrt[\sqrt{i}]{|b|}+0,\frac{i}{x}+4,\sinh(\csc(2)),\frac{i}{x},\pi ,\f"
+        r"rac{i}{x}+2,\ln(\binom{-x}{z}),\frac{i}{x},(\log_{x!}(3))!,x^2,x!\pm \log_{a}(3),\frac{i}{x},x^"
+        r"2,\sinh(\log_{3}(√x)),\frac{i}{x}\}",
+    ),
+    (
+        r"n+\binom{|(\sin(y))^{\ln(1/x)}|}{e^{\sin(\log_{z}(x!))}}+0+\binom{|(\sin(y))^{\ln(1/x)}|}{e^{\s"
+        r"in(\log_{z}(x!))}}+\binom{|(\sin(y))^{\ln(1/x)}|}{e^{\sin(\log_{z}(x!))}}+1+\sinh((|y|\pm b\pm "
+        r"x^2)^{\sqrt[\arcsin(2)]{\ln(x^2)}})",
+        r"\{-x,\sqrt{a},-x,(y)!,-x,-x,x+3+5,\sqrt{a},-x,-x,\sqrt{a}+8,-x,\arctan(1/x),-x+2,-x,2+6,\csc(3)"
+        r",\sqrt{a},\sqrt{a},\sqrt{a},\sqrt{a}+8,\log_{1/x}(a),\sqrt{a}+0,i,y+2,-x+0,-x,-x,\sqrt{a},\sin("
+        r"3),|b|+6,\ln(1/x)+3,\frac{√x}{x},-x,\sqrt{a}+4,-x+5\}",
+    ),
+    (
+        r"e^{\sin(\pi )}+n+x^2\pm x^2+y+\log_{\csc(e)}(n+a)+\binom{e}{\sin(√x)}+8+\log_{\csc(e)}(n+a)+8+a"
+        r"+\log_{\csc(e)}(n+a)+4+\sin(a)+e^{(2)^{y}}+(\binom{-x}{1/x})^{\arcsin(\pi )}+\log_{\csc(e)}(n+a"
+        r")+4+\sqrt{\log_{x}(b)}+6+\log_{\csc(e)}(n+a)",
+        r"\{\sinh(z),\sinh(z)+4,x!,x^2,(-x)!,\ln(x^2),\ln(x^2),\sinh(z)+5,|x^2|,\sinh(z),\sinh(z),(\pi )!"
+        "+4,\\ln(x^2),\\sinh(z)+5,\\sinh(z),\\ln(x^2),\\ln(x^2),\\sinh(z),\\sqrt[b]{2}+5,(i)!+2,x!+3,\\sinh(z),\\"
+        r"sqrt[-x]{x!},\ln(x^2),\sinh(z),(x)!+8,\sinh(z),e^{3}\}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("gold", "given"), LONG, ids=range(len(LONG)))
+def test_many_comparisons_of_long_answers_are_bounded_together(gold: str, given: str) -> None:
+    started = time.thread_time()
+    assert not equivalent(gold, given)
+    assert time.thread_time() - started < LIMIT_S
+    assert not verify(f"\\boxed{{{given}}}", gold)
+    with bounded_work():
+        for _ in range(MAX_STEPS):
+            count_work(1)
+        with pytest.raises(TooMuchWorkError):
+            evaluate(parse("1"))
+    assert evaluate(parse("1"))[0] == 1
+
+
 def test_ten_thousand_hostile_answers_lose_no_good_one() -> None:
     chance, started = random.Random(7), time.process_time()
     for number in range(10_000):
@@ -159,6 +209,32 @@ def test_ten_thousand_hostile_answers_lose_no_good_one() -> None:
         if number % 100 == 0:
             assert verify(rf"\boxed{{\frac{{{number + 1}\sqrt{{12}}}}{{2}}}}", rf"{number + 1}\sqrt{{3}}")
     assert time.process_time() - started < 120
+
+
+def test_ten_thousand_through_the_scorer_lose_no_good_one(tmp_path: Path) -> None:
+    """Each hostile answer next to a good one that the caller can judge, and one that takes a child."""
+    chance, mark = random.Random(8), tmp_path / "executed"
+    items: list[tuple[str, str, bool]] = []
+    for place in range(10_000):
+        text = chance.choice(HOSTILE).replace("{path}", str(mark))[:5000]
+        gold = str(place + 100) if place % 2 else rf"{place + 1}\sqrt{{3}}"
+        items.append((f"\\boxed{{{text}}}" if place % 4 else text, gold, False))
+        items.append((f"so \\boxed{{{place + 100}}}", str(place + 100), True))
+        if place % 10 == 0:
+            items.append((rf"\boxed{{\frac{{{place + 1}\sqrt{{12}}}}{{2}}}}", rf"{place + 1}\sqrt{{3}}", True))
+
+    async def main() -> list[Score]:
+        async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
+            prompts = [Prompt(0, 0, "", (), gold) for _, gold, _ in items]
+            completions = [Completion((), (), response, "stop", 0, 0) for response, _, _ in items]
+            return list(await asyncio.gather(*map(scorer.score, prompts, completions)))
+
+    before, started = resident_bytes(), time.monotonic()
+    for (response, gold, is_good), score in zip(items, asyncio.run(main()), strict=True):
+        assert (score.reward, score.unscorable) == (float(is_good), ""), (response[:200], gold)
+    assert time.monotonic() - started < 120
+    assert resident_bytes() < before + (200 << 20)
+    assert not mark.exists()
 
 
 PIECES = (*"}{^_9!,()x+|", "\\boxed{", "\\frac", "\\sqrt", "<think>", "</think>", "\u200b")

@@ -119,11 +119,17 @@ def test_whose_accuracy(file: Path) -> None:
     assert loaded(RewardConfig("math"))(item(answer="19")).accuracy == 0.0
     assert math.isnan(loaded(RewardConfig("think_format"))(item()).accuracy)
     by_own = loaded(RewardConfig("math"), own)(item())
-    assert (by_own.accuracy, by_own.extracted) == (0.0, "")
+    assert (by_own.accuracy, by_own.extracted, by_own.is_answerless) == (0.0, None, False)
 
 
 def test_extracted_is_empty_without_an_answer() -> None:
-    assert loaded(RewardConfig("math"))(item("<think>\\boxed{18}")).extracted == ""
+    score = loaded(RewardConfig("math"))(item("<think>\\boxed{18}"))
+    assert (score.accuracy, score.extracted, score.is_answerless) == (0.0, "", True)
+    score = loaded(RewardConfig("verifier", accuracy=True))(item("<think>\\boxed{18}"))
+    assert (score.accuracy, score.extracted, score.is_answerless) == (0.0, "", True)
+    score = loaded(RewardConfig("json_schema", accuracy=True))(item("{", answer="{}"))
+    assert (score.accuracy, score.extracted, score.is_answerless) == (0.0, "", True)
+    assert not loaded(RewardConfig("math"))(item("\\boxed{17}")).is_answerless
 
 
 def test_what_is_cheap(file: Path) -> None:

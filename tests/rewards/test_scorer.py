@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -307,6 +308,63 @@ asyncio.run(main())
         pids = children_of(parent.pid)
         assert len(pids) == 2
         assert all(map(is_alive, pids))
+        parent.send_signal(signal.SIGKILL)
+        assert within(5, lambda: not any(map(is_alive, pids)))
+
+
+FETCH = """
+import socket
+
+def fetch(prompt, response, answer):
+    with socket.socket() as connection:
+        connection.settimeout(5)
+        connection.connect(("127.0.0.1", int(answer)))
+    return 1.0
+"""
+
+
+def may_leave_the_network() -> bool:
+    return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+
+
+def reached(tmp_path: Path, network: bool) -> Score:
+    (tmp_path / "fetches.py").write_text(FETCH)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        config = ScorerConfig(workers=1, network=network)
+        terms = [RewardConfig(f"{tmp_path}/fetches.py:fetch")]
+        return scores(terms, ["a"], config, answer=str(server.getsockname()[1]))[0]
+
+
+def test_the_network_is_for_ones_own_functions_unless_the_recipe_forbids_it(tmp_path: Path) -> None:
+    assert reached(tmp_path, network=True).reward == 1.0
+    if not may_leave_the_network():
+        pytest.skip("this system lets nobody make a network namespace")
+    assert "Network is unreachable" in reached(tmp_path, network=False).unscorable
+
+
+def test_children_with_built_in_rewards_have_no_network_and_still_die_with_their_parent() -> None:
+    if not may_leave_the_network():
+        pytest.skip("this system lets nobody make a network namespace")
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_scorer import *
+
+async def main():
+    async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
+        given = completion("\\\\boxed{{\\\\frac{{3}}{{\\\\sqrt{{3}}}}}}")
+        score = await scorer.score(prompt(answer="\\\\sqrt{{3}}"), given)
+        print(score.reward, flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "1.0\n"
+        pids = children_of(parent.pid)
+        assert len(pids) == 2
+        assert all(os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net") for pid in pids)
         parent.send_signal(signal.SIGKILL)
         assert within(5, lambda: not any(map(is_alive, pids)))
 

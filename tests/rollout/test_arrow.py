@@ -79,6 +79,15 @@ def test_a_file_holds_the_groups_flat(tmp_path: Path) -> None:
     assert (row["row"], row["terms"], row["finish_reason"]) == ('{"level": 2}', [("math", 1.0)], "length")
 
 
+@pytest.mark.parametrize("extracted", ["18", "", None])
+def test_an_answer_that_is_not_told_is_not_one_that_is_missing(tmp_path: Path, extracted: str | None) -> None:
+    base = group(0, (0.0,))
+    scored = ScoredGroup(base.prompt, base.completions, (Score(0.0, {}, "", 0.0, extracted),))
+    write_groups(tmp_path / "a.parquet", [scored], 1)
+    (score,) = read_groups(tmp_path / "a.parquet")[0].scores
+    assert (score.extracted, score.is_answerless) == (extracted, extracted == "")
+
+
 def test_no_groups(tmp_path: Path) -> None:
     write_groups(tmp_path / "a.parquet", [], 1)
     assert read_groups(tmp_path / "a.parquet") == []

@@ -1,0 +1,174 @@
+"""What scoring costs beside generation, and how it grows with cores: parts of `benchmarks/verifiers.py`.
+
+cores: answers/s of the `Scorer` with one child and with two, on distinct formulas that the caller cannot judge by
+itself, each once, and eight responses to a gold answer, as a group has them; and of `verify` in one process and in two.
+
+step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and every
+response is scored as it ends, through the loop's own `Roller`, against the same step without scoring; in turn, in pairs
+after one that warms up. The model's own words are noise, so what is scored in their place are responses of the speed
+table, as long and all different: of ten, eight with integers, one with a fraction, one with a formula. A neighbour on
+the machine makes a step several times longer, so beside the median of the pairs stands the fastest step of each sort.
+"""
+
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rewards.config import RewardConfig, ScorerConfig
+from rewards.math import quick_reward
+from rewards.scorer import Scorer
+from rollout.types import Completion, Prompt, Score
+
+Case = tuple[str, str, bool]  # response, gold answer, whether it is right
+GROUP_SIZE = 8
+MAX_TOKENS = 128
+"""What a response of the speed table has, more or less."""
+CHARACTERS = "".join(map(chr, range(32, 1000)))
+"""So many that an end token is rare among words drawn at random."""
+
+
+def formulas(make: Callable[[random.Random], Case], chance: random.Random, number: int, copies: int) -> list[Case]:
+    """Cases that need a child; `copies` responses to each gold answer, all spelt differently."""
+    cases: list[Case] = []
+    while len(cases) < number:
+        response, answer, is_right = make(chance)
+        if quick_reward("", response, answer) is None:
+            cases += [(f"Attempt {copy}: {response}", answer, is_right) for copy in range(copies)]
+    return cases[:number]
+
+
+async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
+    """Answers per second, wall clock, once the children are warm."""
+    async with Scorer([RewardConfig("math")], ScorerConfig(workers=num_children)) as scorer:
+
+        async def agreeing(some: Sequence[Case]) -> int:
+            prompts = [Prompt(0, 0, "", (), answer) for _, answer, _ in some]
+            completions = [Completion((), (), response, "stop", 0, 0) for response, _, _ in some]
+            scores = await asyncio.gather(*map(scorer.score, prompts, completions))
+            return sum((score.accuracy == 1.0) == each[2] for score, each in zip(scores, some, strict=True))
+
+        await agreeing(cases[:200])
+        started = time.perf_counter()
+        num_agreeing = await agreeing(cases[200:])
+        seconds = time.perf_counter() - started
+    assert num_agreeing == len(cases) - 200, "a verdict is wrong"
+    return (len(cases) - 200) / seconds
+
+
+def cores(make: Callable[[random.Random], Case], rounds: int, wall_rate: Callable[[list[Case], int], float]) -> None:
+    """In turn, so that both meet the same neighbours; medians."""
+    print(f"\n{'answers/s, wall clock':38} {'one':>8} {'two':>8} {'ratio':>7}")
+    for name, copies in (("Scorer, children, distinct answers", 1), ("Scorer, children, groups of 8", GROUP_SIZE)):
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for index in range(rounds):
+            for number in (1, 2):
+                cases = formulas(make, random.Random(f"{name} {index} {number}"), 4200, copies)
+                rates[number].append(asyncio.run(scorer_rate(cases, number)))
+        _show(name, rates)
+    rates = {1: [], 2: []}
+    for index in range(rounds):
+        for number in (1, 2):
+            chance = random.Random(f"processes {index} {number}")
+            rates[number].append(wall_rate([make(chance) for _ in range(4000)], number))
+    _show("verify, processes", rates)
+
+
+def _show(name: str, rates: dict[int, list[float]]) -> None:
+    one, two = statistics.median(rates[1]), statistics.median(rates[2])
+    print(f"{name:38} {one:8,.0f} {two:8,.0f} {two / one:7.2f}", flush=True)
+
+
+class Prepared:
+    """`cluster.roll.Scores` of prepared responses; without a scorer, of nothing."""
+
+    def __init__(self, cases: Sequence[Case], scorer: Scorer | None) -> None:
+        self._cases = cases
+        self._scorer = scorer
+        self._next = 0
+        self.num_right = 0
+
+    async def score(self, prompt: Prompt, completion: Completion) -> Score:
+        if self._scorer is None:
+            return Score(0.0, {})
+        response, answer, is_right = self._cases[self._next]
+        self._next += 1
+        score = await self._scorer.score(replace(prompt, answer=answer), replace(completion, text=response))
+        self.num_right += (score.accuracy == 1.0) == is_right
+        return score
+
+    async def finish(
+        self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
+    ) -> tuple[Score, ...]:
+        return tuple(scores)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
+    """kinds: what makes responses, one after the other in turn."""
+    from cluster.config import parse_recipe
+    from cluster.launcher import prepare_environment
+
+    prepare_environment(parse_recipe({"name": "step", "model": "demo", "data": {"train": "none"}, "steps": 1}))
+    asyncio.run(_step(kinds, rounds, num_responses))
+
+
+async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
+    from transformers import AutoTokenizer
+
+    from cluster.demo import make_model, make_tokenizer
+    from cluster.launcher import tune_interpreter
+    from cluster.roll import Roller
+    from rollout.config import RolloutConfig
+    from rollout.engine import Sampling
+    from rollout.pool import RolloutPool
+    from rollout.vllm_engine import VllmEngine
+
+    tune_interpreter()
+    chance = random.Random("step")
+    cases = [kinds[place % len(kinds)](chance) for place in range(num_responses)]
+    with tempfile.TemporaryDirectory() as directory:
+        make_model(Path(directory), 0, make_tokenizer(CHARACTERS))
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        engine = VllmEngine(directory, tokenizer, RolloutConfig(), "bf16", max_model_len=256)
+    pairs = [(chance.randrange(10, 100), chance.randrange(10, 100)) for _ in range(num_responses // GROUP_SIZE)]
+    prompts = [
+        Prompt(i, i, f"{a}+{b}=?", tuple(tokenizer.encode(f"{a}+{b}=?", add_special_tokens=False)), "")
+        for i, (a, b) in enumerate(pairs)
+    ]
+    sampling = Sampling(GROUP_SIZE, 1.0, 1.0, MAX_TOKENS)
+
+    async def seconds(scorer: Scorer | None) -> float:
+        scores = Prepared(cases, scorer)
+        roller = Roller(RolloutPool([engine]), scores, 0)
+        started = time.perf_counter()
+        groups = await asyncio.gather(*(roller(prompt, sampling) for prompt in prompts))
+        taken = time.perf_counter() - started
+        assert scorer is None or scores.num_right == sum(len(group.completions) for group in groups)
+        return taken
+
+    async with Scorer([RewardConfig("math")]) as scorer:
+        await seconds(scorer)
+        started = time.perf_counter()
+        alone = Prepared(cases, scorer)
+        blank = Completion((), (), "", "stop", 0, 0)
+        await asyncio.gather(*(alone.score(prompts[0], blank) for _ in cases))
+        print(f"\n{num_responses:,} responses, scoring alone: {time.perf_counter() - started:.2f} s", flush=True)
+        ratios: list[float] = []
+        fastest = {True: float("inf"), False: float("inf")}
+        for index in range(rounds):
+            taken: dict[bool, float] = {}
+            for is_scored in (True, False) if index % 2 else (False, True):
+                taken[is_scored] = await seconds(scorer if is_scored else None)
+                fastest[is_scored] = min(fastest[is_scored], taken[is_scored])
+            ratios.append(taken[True] / taken[False] - 1)
+            print(f"step without scoring {taken[False]:.2f} s, with {taken[True]:.2f} s, {ratios[-1]:+.1%}", flush=True)
+    await engine.close()
+    spread = f"{min(ratios):+.1%} to {max(ratios):+.1%}; of the fastest steps {fastest[True] / fastest[False] - 1:+.1%}"
+    print(f"scoring while the engine generates: {statistics.median(ratios):+.1%} of the step's wall time ({spread})")

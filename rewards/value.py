@@ -1,0 +1,106 @@
+"""Values of formulas: exact where they are rational, to 96 digits where they are not; comparing them, and how much work
+may go into them.
+
+Every result of an operation is bounded in size (`rewards.evaluate`), so the work for one formula is; the comparisons of
+two long lists of formulas are many, so all of them together have a bound of their own, in steps, not seconds: whether
+an answer is right does not depend on the machine.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+BITS = 320
+ERROR = 1e-85
+RELIABLE = 1e-40
+MAX_STEPS = 60_000
+"""Of evaluation, for one verdict: half a second to two. Real answers take some hundreds."""
+
+Value = Any  # Fraction, or an mpmath number where it is not rational
+
+_local = threading.local()
+
+
+class NoValueError(Exception):
+    """The formula has no value at this point, or one too large to compute."""
+
+
+class TooMuchWorkError(Exception):
+    """The steps that a verdict may take are used up."""
+
+
+@contextmanager
+def bounded_work() -> Iterator[None]:
+    """Whatever this thread evaluates inside takes `MAX_STEPS` at most; then TooMuchWorkError is raised."""
+    _local.steps_left = MAX_STEPS
+    try:
+        yield
+    finally:
+        _local.steps_left = math.inf
+
+
+def check_work() -> None:
+    """Raises TooMuchWorkError."""
+    if getattr(_local, "steps_left", math.inf) <= 0:
+        raise TooMuchWorkError
+
+
+def count_work(steps: int) -> None:
+    _local.steps_left = getattr(_local, "steps_left", math.inf) - steps
+
+
+def context() -> Any:
+    """This thread's arithmetic: mpmath keeps the precision in it, so threads must not share one."""
+    if not hasattr(_local, "context"):
+        import mpmath
+
+        _local.context = mpmath.MPContext()
+        _local.context.prec = BITS
+    return _local.context
+
+
+def same_value(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
+    """Whether two results of `evaluate` are the same number. Raises NoValueError where rounding may hide that."""
+    (a, scale_a), (b, scale_b) = one, other
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    a, b = rounded(a), rounded(b)
+    size = max(abs(a), abs(b))
+    scale = max(size, scale_a, scale_b)
+    if abs(a - b) > scale * ERROR:
+        return False
+    if scale * ERROR < size < scale * RELIABLE:
+        raise NoValueError
+    return True
+
+
+def is_real(value: Value) -> bool:
+    return isinstance(value, Fraction) or value.imag == 0 or abs(value.imag) < abs(value.real) * ERROR
+
+
+def as_real(value: Value) -> Value:
+    """A value that can be ordered. Raises NoValueError."""
+    if not is_real(value):
+        raise NoValueError
+    return value if isinstance(value, Fraction) else value.real
+
+
+def order(one: Value, other: Value) -> int:
+    """-1, 0 or 1 as one real value is less than, equal to or greater than another, rounding errors left aside."""
+    if same_value((one, context().zero), (other, context().zero)):
+        return 0
+    return -1 if rounded(one) < rounded(other) else 1
+
+
+def mean(one: Value, other: Value) -> Value:
+    return (one + other) / 2 if type(one) is type(other) else (rounded(one) + rounded(other)) / 2
+
+
+def rounded(value: Value) -> Value:
+    if not isinstance(value, Fraction):
+        return value
+    ctx = context()
+    return ctx.mpf(value.numerator) / value.denominator
