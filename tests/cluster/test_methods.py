@@ -126,7 +126,7 @@ def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None
 
 
 @SLOW
-@pytest.mark.parametrize("name", ["dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce-pp"])
+@pytest.mark.parametrize("name", ["dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce-pp", "ppo"])
 def test_policy_gradient(data: Path, name: str) -> None:
     found = run(data, name, **SAMPLED)
     assert [row["weight_version"] for row in found] == [1, 2, 3, 4]
