@@ -32,6 +32,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "CISPO": {"loss": "cispo", "lr": 1.5e-4},
     "RLOO": {"loss": "rloo", "lr": 1.5e-4},
     "REINFORCE++": {"loss": "reinforce_pp", "lr": 1.5e-4},
+    "PPO": {
+        "loss": {"name": "ppo", "clip_high": 0.28, "lam": 1.0, "value_weight": 0.5, "value_lr": 1e-3},
+        "lr": 1.5e-4,
+    },
     "online DPO": {"loss": {"name": "dpo", "beta": 0.5}, "lr": 1.5e-4, "signal": {"pairs": "all", "margin": 0.5}},
     "online KTO": {"loss": "kto", "lr": 3e-5},
     "iterative DPO": {

@@ -109,11 +109,11 @@ def _completions(recipe: Recipe, loss: Loss) -> str:
     names = column_names(recipe.data.train, recipe.data.columns)
     fits = [signal for signal, columns in COLUMNS_OF.items() if names.issuperset(columns)]
     if chosen == "auto":
-        chosen = "policy" if loss.signal == "advantages" else "dataset"
+        chosen = "policy" if loss.signal in ("advantages", "rewards") else "dataset"
         # Where both could be, a data set with all that the loss reads is there to be learned from.
         if loss.signal in ("pairs", "labels") and loss.signal not in fits and recipe.rewards:
             chosen = "policy"
-    if loss.signal == "advantages" and chosen != "policy":
+    if loss.signal in ("advantages", "rewards") and chosen != "policy":
         raise ConfigError(
             f"data.completions is '{chosen}', but {name} learns from the policy's own samples; remove it."
         )

@@ -31,7 +31,7 @@ KINDS = {
 }
 """A kind of data -> the columns that make it, beside the prompt."""
 
-SAMPLED = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp")
+SAMPLED = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo")
 PAIRED = ("dpo", "ipo", "simpo", "orpo")
 FITTING = {
     "pairs": PAIRED,

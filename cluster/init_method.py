@@ -22,6 +22,7 @@ DISPLAY = {
     "cispo": "CISPO",
     "rloo": "RLOO",
     "reinforce_pp": "REINFORCE++",
+    "ppo": "PPO",
     "dpo": "DPO",
     "ipo": "IPO",
     "simpo": "SimPO",
@@ -45,7 +46,7 @@ MERITS = {
     "for a model that has been through SFT already (--spin)",
 }
 LINES = {
-    "grpo": "{name: grpo, clip_low: 0.2, clip_high: 0.28} ## others: dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp",
+    "grpo": "{name: grpo, clip_low: 0.2, clip_high: 0.28} ## or dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp, ppo",
     "dpo": "{name: dpo, beta: 0.1} ## beta: how strongly the starting model holds the policy",
     "ipo": "{name: ipo, tau: 0.1} ## the margin aimed at is 1 / (2 tau)",
     "simpo": "{name: simpo, beta: 2.0, gamma: 1.0} ## gamma: the margin to win by, 0.5 to 1.5",

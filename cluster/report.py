@@ -26,6 +26,7 @@ CHARTS: dict[str, dict[str, str]] = {
     "KL, nats": {"kl": "KL"},
     "Clipped share of tokens": {"clip_share": "share"},
     "Gradient norm": {"grad_norm": "norm"},
+    "Explained variance of returns": {"explained_variance": "share"},
     "Learning rate": {"lr": "rate"},
     "Log-prob mismatch on fresh samples, nats": {"logprob_mismatch_mean": "mean"},
     "Log-prob parity after a push, nats": {"parity_mean": "mean"},

@@ -1,7 +1,8 @@
-"""Rewards of one group to advantages, [G] -> [G]: plain Python floats, no tensors.
+"""Rewards to advantages: plain Python floats, no tensors. Of one group, [G] -> [G]; with a critic, of one completion's
+tokens (`gae`).
 
 Rewards that are equal up to float noise (weighted sums of the same terms may differ in their last bits) give exactly
-0.0 in every function here, and so does a group of one: neither says which completion was better.
+0.0 in every function of groups here, and so does a group of one: neither says which completion was better.
 """
 
 import math
@@ -48,6 +49,33 @@ def scaled_by_spread(advantages: Sequence[float]) -> list[float]:
         return list(advantages)
     std = math.sqrt(math.fsum(advantage**2 for advantage in advantages) / (len(advantages) - 1))
     return [advantage / (std + _BATCH_EPSILON) for advantage in advantages]
+
+
+def gae(reward: float, values_T: Sequence[float], gamma: float, lam: float) -> list[float]:
+    """Generalized advantage estimation of one completion's tokens, [T] -> [T]: arXiv 1506.02438, equation 16,
+
+        A_t = sum_{l >= 0} (gamma lam)^l delta_{t+l},   delta_t = r_t + gamma V_{t+1} - V_t
+
+    with r_t = 0 but for the last token's, `reward`, and a value of 0 after it. values_T: of the states that the tokens
+    were chosen in. Computed from the end as A_t = delta_t + gamma lam A_{t+1}.
+    """
+    advantages, following, value_after = [0.0] * len(values_T), 0.0, 0.0
+    for t in range(len(values_T) - 1, -1, -1):
+        delta = (reward if t == len(values_T) - 1 else 0.0) + gamma * value_after - values_T[t]
+        advantages[t] = following = delta + gamma * lam * following
+        value_after = values_T[t]
+    return advantages
+
+
+def whitened(advantages: Sequence[Sequence[float]]) -> list[list[float]]:
+    """(a - mean) / (std + 1e-8) over the tokens of a whole batch, [N][T]; std is the sample standard deviation. Fewer
+    than two tokens stay as they are."""
+    flat = [value for row in advantages for value in row]
+    if len(flat) < 2:
+        return [list(row) for row in advantages]
+    mean = math.fsum(flat) / len(flat)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in flat) / (len(flat) - 1))
+    return [[(value - mean) / (std + _BATCH_EPSILON) for value in row] for row in advantages]
 
 
 def _all_equal(rewards: Sequence[float]) -> bool:

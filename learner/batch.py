@@ -41,6 +41,22 @@ class Advantages:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewards:
+    """The signal of losses with a critic, as it comes from the rewards: one number per row, [N]."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The same when the critic has seen the rows (`learner.critic`): for each token of each completion its advantage
+    and the return that its value should have been, [N][T]."""
+
+    advantages: tuple[tuple[float, ...], ...]
+    returns: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pairs:
     """The signal of pair losses. pairs: (row of the chosen, row of the rejected). units: rows that some pair joins, so
     that they must be computed together; every row is in one."""
@@ -69,7 +85,7 @@ class Batch:
     made (`pair_yield`, `desirable_share`, ...)."""
 
     rows: tuple[Row, ...]
-    signal: Advantages | Pairs | Labels | Demonstrations
+    signal: Advantages | Rewards | Targets | Pairs | Labels | Demonstrations
     facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -120,6 +136,8 @@ def make_batch(groups: Sequence[ScoredGroup], loss: Loss, version: int, config: 
             advantages += loss.advantages([group.rewards[i] for i in kept])
     if loss.signal == "advantages":
         return Batch(tuple(rows), Advantages(tuple(scaled_by_spread(advantages) if loss.whitens else advantages)))
+    if loss.signal == "rewards":
+        return Batch(tuple(rows), Rewards(tuple(rewards)))
     if loss.signal == "labels":
         values = tuple(reward >= config.threshold for reward in rewards)
         facts = {"desirable_share": sum(values) / len(values)} if values else {}

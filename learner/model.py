@@ -23,12 +23,32 @@ SHORT_TOKENS = 256
 """Sequences up to which a CPU computes attention without the fused kernel: 28 % of an update of the demo."""
 
 
-class PolicyModel(nn.Module):
-    """Wraps a causal language model. `forward` is the only door, so that ZeRO's hooks see every use of a weight."""
+class ValueHead(nn.Linear):
+    """PPO's critic: one number from the last hidden state, [M, D] -> [M], float32 whatever its weights' dtype. Begins
+    with zeros, so all values are 0 and no random number is drawn. Not part of the language model: it is trained and
+    kept in checkpoints, but neither pushed to the engines nor exported."""
 
-    def __init__(self, causal_lm: Any, chunk_bytes: int) -> None:
+    def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__(hidden_size, 1, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_MD: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_MD.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+
+
+class PolicyModel(nn.Module):
+    """Wraps a causal language model. `forward` is the only door, so that ZeRO's hooks see every use of a weight.
+    with_values: give it a value head on the shared trunk, too."""
+
+    def __init__(self, causal_lm: Any, chunk_bytes: int, with_values: bool = False) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self.value_head = (
+            ValueHead(causal_lm.config.get_text_config().hidden_size, causal_lm.dtype) if with_values else None
+        )
         self._chunk_bytes = chunk_bytes
         self._attention = "sdpa"
         config = causal_lm.config.get_text_config()
@@ -51,20 +71,26 @@ class PolicyModel(nn.Module):
         targets_M: Tensor,
         temperature: float,
         with_entropy: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs [M] (float32, with gradient) and entropies [M] (detached) of the tokens `targets_M`.
+        with_logprobs: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs [M] (float32, with gradient) and entropies [M] (detached) of the tokens `targets_M`, and the values
+        [M] (float32, with gradient) of the states before them, [0] without a value head.
 
         positions_M: places in the flattened [N * L] of the tokens *before* the targets. attention_mask_NL: 1 for real
-        tokens; None when nothing is padded.
+        tokens; None when nothing is padded. with_logprobs: False leaves the output head out, for values alone.
         """
         self._choose_attention(input_ids_NL)
         hidden_NLD = self.causal_lm.base_model(
             input_ids=input_ids_NL, attention_mask=attention_mask_NL, use_cache=False
         ).last_hidden_state
         hidden_MD = hidden_NLD.flatten(0, 1)[positions_M]
-        return chunked_logprobs(
+        values_M = hidden_MD.new_zeros(0) if self.value_head is None else self.value_head(hidden_MD)
+        if not with_logprobs:
+            return values_M.new_zeros(0), values_M.new_zeros(0), values_M
+        logprobs_M, entropy_M = chunked_logprobs(
             hidden_MD, self._head, targets_M, temperature, self._chunk_bytes, self._vocab_size, with_entropy
         )
+        return logprobs_M, entropy_M, values_M
 
     def _choose_attention(self, input_ids_NL: Tensor) -> None:
         """On CPUs the fused kernel's backward pass takes longer than plain matrix products while those are small."""
@@ -79,8 +105,10 @@ class PolicyModel(nn.Module):
         return self._softcap * torch.tanh(logits / self._softcap) if self._softcap else logits
 
 
-def load_policy(path: Path, config: LearnerConfig, trust_remote_code: bool = False) -> PolicyModel:
-    """Load the model of a directory in the learner's dtype."""
+def load_policy(
+    path: Path, config: LearnerConfig, trust_remote_code: bool = False, with_values: bool = False
+) -> PolicyModel:
+    """Load the model of a directory in the learner's dtype; with_values: beside a new value head."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -97,4 +125,4 @@ def load_policy(path: Path, config: LearnerConfig, trust_remote_code: bool = Fal
     if config.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     causal_lm.train()
-    return PolicyModel(causal_lm, config.logprob_chunk_bytes)
+    return PolicyModel(causal_lm, config.logprob_chunk_bytes, with_values)

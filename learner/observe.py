@@ -25,7 +25,7 @@ def observed(data: Collated, micro: MicroBatch, entropy_M: Tensor, signal: str) 
     with torch.no_grad():
         mask_NT, num_tokens = micro.mask_NT, micro.mask_NT.sum()
         metrics = {"entropy": (entropy_M.sum(), num_tokens)}
-        if signal != "advantages":
+        if signal not in ("advantages", "rewards"):
             return metrics
         metrics["kl_behaviour"] = (
             (kl_estimate("k3", micro.behaviour_NT, micro.logprobs_NT) * mask_NT).sum(),

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.batch import Advantages, Batch, Labels, Pairs, Row, Update
+from learner.batch import Advantages, Batch, Labels, Pairs, Rewards, Row, Targets, Update
 from learner.config import LearnerConfig
+from learner.critic import critic_of, with_targets
 from learner.losses.common import Loss, MicroBatch
+from learner.losses.ppo import Ppo
 from learner.model import PolicyModel, load_policy
 from learner.observe import Sums, observed, peak_memory_bytes
 from learner.packing import Collated, collate, padding_share, plan, plan_units
@@ -64,12 +66,12 @@ class LearnerRank:
         self._rank = rank
         self._num_ranks = num_ranks
         torch.manual_seed(seed)
-        model = load_policy(model_dir, config, trust_remote_code)
+        model = load_policy(model_dir, config, trust_remote_code, isinstance(loss, Ppo))
         self._pad_id = model.causal_lm.config.pad_token_id or 0
         self._reference: Reference | None = None
         if loss.needs_reference and not records_reference:
             self._reference = FrozenCopy(model, temperature)
-        self._zero = ZeroEngine(model, config)
+        self._zero = ZeroEngine(model, config, loss.value_lr if isinstance(loss, Ppo) else 0.0)
         if isinstance(self._reference, FrozenCopy):
             self._reference.to(self._zero.device)
         self._sender = WeightSender(self._zero, rank)
@@ -86,6 +88,7 @@ class LearnerRank:
             # Not one completion could be scored; the run has counted them and goes on.
             self.step += 1
             return Update({"loss": math.nan, "grad_norm": 0.0, "lr": lr, **batch.facts})
+        batch = self._with_targets(batch)
         lengths = [row.num_tokens for row in batch.rows]
         shares = plan_units(batch.units, lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
         mine = shares[self._rank]
@@ -117,14 +120,16 @@ class LearnerRank:
     def measure(self, batch: Batch) -> dict[str, float]:
         """Loss and metrics of `batch`, nothing learned; for held-out data. All ranks call it together."""
         normalizer = self._loss.normalizer(batch.num_completion_tokens, len(batch.rows), batch.num_pairs)
-        lengths = [row.num_tokens for row in batch.rows]
+        batch, lengths = self._with_targets(batch), [row.num_tokens for row in batch.rows]
         shares = plan_units(batch.units, lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)
         sums, baseline = Sums(), self._baseline(batch)
         with torch.no_grad():
             for indices in shares[self._rank]:
-                data, logprobs_M, _ = self._forward(batch, indices)
+                data, logprobs_M, _, values_M = self._forward(batch, indices)
                 if indices:
-                    result = self._loss.loss_sum(self._micro_batch(batch, indices, data, logprobs_M, baseline))
+                    result = self._loss.loss_sum(
+                        self._micro_batch(batch, indices, data, logprobs_M, baseline, values_M)
+                    )
                     sums.add(float(result.loss) / normalizer, result.metrics)
         sums.reduce(self._num_ranks, self._zero.device)
         return {"loss": sums.loss, **sums.means(), **batch.facts}
@@ -202,15 +207,16 @@ class LearnerRank:
         self._sender.close()
         self._zero.close()
 
-    def _logprobs(self, rows: Sequence[Row], temperature: float) -> list[list[float]]:
-        """Of the completion tokens of `rows` under the policy; each rank computes a share, and all have the result."""
+    def _logprobs(self, rows: Sequence[Row], temperature: float, values: bool = False) -> list[list[float]]:
+        """Of the completion tokens of `rows` under the policy, or the values before them; each rank computes a share,
+        and all have the result."""
         found: dict[int, list[float]] = {}
         lengths = [row.num_tokens for row in rows]
         for indices in plan(lengths, self._config.max_tokens_per_micro_batch, self._num_ranks)[self._rank]:
             data = collate(rows, indices or [0], [0.0] * len(rows), self._pad_id).to(self._zero.device)
             with torch.no_grad():
-                values_M, _ = self._zero.forward(*data.model_inputs, temperature, False)
-            parts = values_M.cpu().split([len(rows[i].completion_ids) for i in indices or [0]])
+                found_M = self._zero.forward(*data.model_inputs, temperature, False, not values)[2 if values else 0]
+            parts = found_M.cpu().split([len(rows[i].completion_ids) for i in indices or [0]])
             found |= {i: part.tolist() for i, part in zip(indices, parts, strict=False)}
         if self._num_ranks > 1:
             everyone: list[Any] = [None] * self._num_ranks
@@ -224,6 +230,12 @@ class LearnerRank:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def _with_targets(self, batch: Batch) -> Batch:
+        """For losses with a critic: advantages and returns from the values before the update."""
+        if not isinstance(self._loss, Ppo) or not isinstance(batch.signal, Rewards):
+            return batch
+        return with_targets(batch, self._loss, self._logprobs(batch.rows, self._temperature, values=True))
 
     def _baseline(self, batch: Batch) -> float:
         """KTO's z: the mean log-ratio of prompts with other prompts' completions, at least 0."""
@@ -249,25 +261,24 @@ class LearnerRank:
         self, batch: Batch, indices: list[int], normalizer: float, baseline: float, is_last: bool, sums: Sums
     ) -> None:
         """Forward and backward of one micro-batch; an empty one (ranks must keep step) runs a row without weight."""
-        data, logprobs_M, entropy_M = self._forward(batch, indices)
+        data, logprobs_M, entropy_M, values_M = self._forward(batch, indices)
         if not indices:
-            self._zero.backward(logprobs_M.sum() * 0.0, is_last)
+            self._zero.backward((logprobs_M.sum() + values_M.sum()) * 0.0, is_last)
             return
-        micro = self._micro_batch(batch, indices, data, logprobs_M, baseline)
+        micro = self._micro_batch(batch, indices, data, logprobs_M, baseline, values_M)
         result = self._loss.loss_sum(micro)
         # DeepSpeed averages over ranks, and the normalizer counts all of them.
         self._zero.backward(result.loss * (self._num_ranks / normalizer), is_last)
         sums.add(float(result.loss.detach()) / normalizer, result.metrics)
         sums.add(0.0, observed(data, micro, entropy_M, self._loss.signal))
 
-    def _forward(self, batch: Batch, indices: list[int]) -> tuple[Collated, Tensor, Tensor]:
+    def _forward(self, batch: Batch, indices: list[int]) -> tuple[Collated, Tensor, Tensor, Tensor]:
         values = batch.signal.values if isinstance(batch.signal, Advantages) else (0.0,) * len(batch.rows)
         data = collate(batch.rows, indices or [0], values, self._pad_id).to(self._zero.device)
-        logprobs_M, entropy_M = self._zero.forward(*data.model_inputs, self._temperature)
-        return data, logprobs_M, entropy_M
+        return data, *self._zero.forward(*data.model_inputs, self._temperature)
 
     def _micro_batch(
-        self, batch: Batch, indices: list[int], data: Collated, logprobs_M: Tensor, baseline: float
+        self, batch: Batch, indices: list[int], data: Collated, logprobs_M: Tensor, baseline: float, values_M: Tensor
     ) -> MicroBatch:
         signal, device = batch.signal, self._zero.device
         place = {index: n for n, index in enumerate(indices)}
@@ -287,6 +298,7 @@ class LearnerRank:
             torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2),
             torch.tensor(labels, dtype=torch.float32, device=device),
             baseline,
+            critic_of(signal, indices, data, values_M) if isinstance(signal, Targets) else None,
         )
 
 

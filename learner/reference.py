@@ -41,7 +41,7 @@ class FrozenCopy:
 
     def logprobs_NT(self, rows: Sequence[Row], data: Collated) -> Tensor:
         with torch.no_grad():
-            values_M, _ = self._model(*data.model_inputs, self._temperature, False)
+            values_M, *_ = self._model(*data.model_inputs, self._temperature, False)
         return data.scatter(values_M)
 
     def refresh(self, weights: Iterator[tuple[str, Tensor]]) -> None:

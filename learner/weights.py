@@ -36,7 +36,8 @@ def _by_module(zero: ZeroEngine) -> Iterator[tuple[str, list[tuple[str, nn.Param
     model = zero.module
     assert isinstance(model, PolicyModel)
     seen: set[int] = set()
-    for module_name, module in model.named_modules():
+    # Not the value head, which no engine and no checkpoint of a language model knows.
+    for module_name, module in model.causal_lm.named_modules(prefix="causal_lm"):
         own = [(name, parameter) for name, parameter in module.named_parameters(recurse=False)]
         fresh = [(name, parameter) for name, parameter in own if id(parameter) not in seen]
         seen.update(id(parameter) for _, parameter in fresh)

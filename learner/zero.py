@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.config import LearnerConfig
+from learner.model import ValueHead
 from rollout.transport.stream import listen
 
 
@@ -94,16 +95,18 @@ def zero_config(config: LearnerConfig) -> dict[str, Any]:
 
 
 class ZeroEngine:
-    """One rank's model and optimizer under ZeRO."""
+    """One rank's model and optimizer under ZeRO. value_lr: peak learning rate of a value head."""
 
-    def __init__(self, model: nn.Module, config: LearnerConfig) -> None:
+    def __init__(self, model: nn.Module, config: LearnerConfig, value_lr: float = 0.0) -> None:
         import deepspeed
 
         self._stage = config.zero_stage
         self._is_plain = config.zero_stage == 0 and config.dtype == "fp32"
-        optimizer = torch.optim.AdamW(
-            _decay_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, foreach=True
-        )
+        groups = _decay_groups(model, config.weight_decay)
+        heads = _value_heads(model)
+        # Kept here, as an optimizer's state from a checkpoint overwrites whatever else its groups say.
+        self._rates = [1.0] * len(groups) + [value_lr / config.lr] * len(heads)
+        optimizer = torch.optim.AdamW([*groups, *heads], lr=config.lr, betas=config.betas, foreach=True)
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=zero_config(config))
         self.module: nn.Module = self._engine.module
@@ -121,8 +124,8 @@ class ZeroEngine:
 
     def step(self, lr: float) -> float:
         """Apply the accumulated gradient at learning rate `lr`; returns the gradient's global norm before clipping."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * rate
         # Without ZeRO in fp32 DeepSpeed wraps no optimizer, and then nobody keeps the norm.
         norm = self._plain_grad_norm() if self._is_plain else None
         self._engine.step()
@@ -170,13 +173,20 @@ class ZeroEngine:
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only; norms and biases have none. One group where nothing decays."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    apart = {id(parameter) for group in _value_heads(model) for parameter in group["params"]}
+    parameters = [each for each in model.parameters() if each.requires_grad and id(each) not in apart]
     if weight_decay == 0:
         return [{"params": parameters, "weight_decay": 0.0}]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     others = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _value_heads(model: nn.Module) -> list[dict[str, Any]]:
+    """Of a value head, which has a learning rate of its own and no decay; none where the model has no such head."""
+    heads = [module for module in model.modules() if isinstance(module, ValueHead)]
+    return [{"params": list(head.parameters()), "weight_decay": 0.0} for head in heads]
 
 
 @contextlib.contextmanager

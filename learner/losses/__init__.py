@@ -10,6 +10,7 @@ from learner.losses.gspo import Gspo
 from learner.losses.ipo import Ipo
 from learner.losses.kto import Kto
 from learner.losses.orpo import Orpo
+from learner.losses.ppo import Ppo
 from learner.losses.reinforce_pp import ReinforcePP
 from learner.losses.rloo import Rloo
 from learner.losses.sft import Sft
@@ -23,6 +24,7 @@ LOSSES: dict[str, type[Loss]] = {
     "cispo": Cispo,
     "rloo": Rloo,
     "reinforce_pp": ReinforcePP,
+    "ppo": Ppo,
     "dpo": Dpo,
     "ipo": Ipo,
     "simpo": SimPo,

@@ -100,10 +100,14 @@ class ClippedLoss:
     def _surrogate(self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """The sum to be minimised, and where clipping is active. The logarithm of the ratio came clamped to +-20
         against overflow; beyond that a token gives no gradient."""
-        ratio_NT, advantages_N1 = log_ratio_NT.exp(), micro.advantages_N[:, None]
-        free_NT = ratio_NT * advantages_N1
-        clipped_NT = ratio_NT.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_N1
+        ratio_NT, advantages_NT = log_ratio_NT.exp(), self._advantages_NT(micro)
+        free_NT = ratio_NT * advantages_NT
+        clipped_NT = ratio_NT.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_NT
         return -(torch.minimum(free_NT, clipped_NT) * weights_NT * micro.mask_NT).sum(), clipped_NT < free_NT
+
+    def _advantages_NT(self, micro: MicroBatch) -> Tensor:
+        """[N, T], or [N, 1] where all tokens of a sequence have the same."""
+        return micro.advantages_N[:, None]
 
     def _kl_sum(self, kl_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """The KL's sum over what the normalizer counts."""

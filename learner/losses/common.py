@@ -19,6 +19,16 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 @dataclass(frozen=True, slots=True)
+class Critic:
+    """What losses with a critic read of each token. values_NT: with gradient. advantages_NT, returns_NT: of the values
+    before the update, without. Padded places hold zeros."""
+
+    values_NT: Tensor
+    advantages_NT: Tensor
+    returns_NT: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """The tensors of one forward pass, all float32 on one device.
 
@@ -26,7 +36,8 @@ class MicroBatch:
     sampled. reference_NT: of the frozen reference policy, None for losses that have none. mask_NT: 1 for completion
     tokens, 0 for padding. advantages_N: zeros for losses that read none. pairs_P2 (int64): places in N of the chosen
     and the rejected completion of each of P pairs, none for losses that read none. labels_N: 1 for desirable
-    completions, 0 for the others. baseline: KTO's z, of the whole batch. Padded places hold finite numbers.
+    completions, 0 for the others. baseline: KTO's z, of the whole batch. critic: None for losses that
+    have none. Padded places hold finite numbers.
     """
 
     logprobs_NT: Tensor
@@ -37,6 +48,7 @@ class MicroBatch:
     pairs_P2: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     labels_N: Tensor = field(default_factory=lambda: torch.zeros(0))
     baseline: float = 0.0
+    critic: Critic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +61,9 @@ class LossSum:
 
 
 class Loss(Protocol):
-    """One method's objective. signal: "advantages", "pairs", "labels" or "demonstrations", what `batch.make_batch` must
-    provide. whitens: whether advantages are divided by their spread over the whole batch."""
+    """One method's objective. signal: "advantages", "rewards" (which takes a critic), "pairs", "labels" or
+    "demonstrations", what `batch.make_batch` must provide. whitens: whether advantages are divided by their spread over
+    the whole batch."""
 
     signal: ClassVar[str]
     whitens: ClassVar[bool]

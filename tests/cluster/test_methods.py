@@ -126,11 +126,18 @@ def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None
 
 
 @SLOW
-@pytest.mark.parametrize("name", ["dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce-pp"])
+@pytest.mark.parametrize("name", ["dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce-pp", "ppo"])
 def test_policy_gradient(data: Path, name: str) -> None:
     found = run(data, name, **SAMPLED)
     assert [row["weight_version"] for row in found] == [1, 2, 3, 4]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in found)
+    if name == "ppo":
+        from safetensors import safe_open
+
+        assert found[0]["value_mean"] == 0 != found[-1]["value_mean"]
+        assert all(row["value_loss"] > 0 and row["explained_variance"] < 1 for row in found)
+        with safe_open(data / "runs" / "ppo" / "model" / "model.safetensors", "pt") as exported:
+            assert not [key for key in exported.keys() if "value" in key.split(".")[0]]  # noqa: SIM118
 
 
 @SLOW

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.losses import LOSSES
 from learner.losses.clipped import GUARDS
-from learner.losses.common import Loss, MicroBatch
+from learner.losses.common import Critic, Loss, MicroBatch
 
 
 def _variants() -> dict[str, Loss]:
@@ -22,7 +22,7 @@ def _variants() -> dict[str, Loss]:
         options = {field.name for field in dataclasses.fields(kind)}
         filled = {"max_tokens": 16} if "max_tokens" in options else {}
         variants[name] = kind(**filled)
-        if "beta" in options and not variants[name].needs_reference and kind.signal == "advantages":
+        if "beta" in options and not variants[name].needs_reference and kind.signal in ("advantages", "rewards"):
             variants[f"{name} with reference"] = kind(**filled, beta=0.1)
         if "guard" in options:
             variants |= {
@@ -37,8 +37,8 @@ every_loss = pytest.mark.parametrize("loss", VARIANTS.values(), ids=VARIANTS.key
 
 @dataclasses.dataclass
 class Sequences:
-    """N sequences without padding: log-probs (leaves), behaviour and reference, each [T_n]; advantages [N]. Each two
-    neighbours are a pair, and every other sequence is desirable."""
+    """N sequences without padding: log-probs (leaves), behaviour and reference, each [T_n]; advantages [N], which a
+    critic gives to each token. Each two neighbours are a pair, and every other sequence is desirable."""
 
     logprobs: list[Tensor]
     behaviour: list[Tensor]
@@ -68,6 +68,15 @@ class Sequences:
             .long(),
             torch.tensor([float(i % 2 == 0) for i in indices], dtype=torch.float64),
             0.3,
+            Critic(
+                padded([part.square() for part in self.behaviour], 0.0),
+                padded(
+                    [torch.full_like(part, a) for part, a in zip(self.behaviour, self.advantages, strict=True)], 0.0
+                ),
+                padded([part - 1 for part in self.behaviour], 0.0),
+            )
+            if loss.signal == "rewards"
+            else None,
         )
 
 
@@ -104,7 +113,7 @@ def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 @every_loss
 def test_declarations(loss):
-    assert loss.signal in ("advantages", "pairs", "labels", "demonstrations")
+    assert loss.signal in ("advantages", "rewards", "pairs", "labels", "demonstrations")
     assert loss.min_group_size >= 1
     assert isinstance(loss.needs_reference, bool)
     assert loss.normalizer(10, 2, 1) > 0
@@ -167,6 +176,7 @@ def test_the_step_goes_the_right_way(loss, advantage):
     gradients = torch.autograd.grad(loss.loss_sum(sequences.micro([0, 1], loss)).loss, sequences.logprobs)
     rises = {
         "advantages": [advantage > 0] * 2,
+        "rewards": [advantage > 0] * 2,
         "pairs": [True, False],
         "labels": [True, False],
         "demonstrations": [True] * 2,
@@ -175,7 +185,7 @@ def test_the_step_goes_the_right_way(loss, advantage):
         assert bool((gradient < 0 if up else gradient > 0).all())
 
 
-@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal == "advantages"])
+@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal in ("advantages", "rewards")])
 def test_no_advantage_no_gradient(loss):
     sequences = random_sequences(0, [4], spread=0.0)
     sequences.advantages = [0.0]
@@ -197,6 +207,10 @@ def test_extreme_ratios_stay_finite(loss, dtype, log_ratio, advantage):
         torch.tensor([advantage, advantage], dtype=dtype),
         torch.tensor([[0, 1]]),
         torch.tensor([1.0, 0.0], dtype=dtype),
+        0.0,
+        Critic(*(torch.full((2, 3), value, dtype=dtype) for value in (0.0, advantage, advantage)))
+        if loss.signal == "rewards"
+        else None,
     )
     result = loss.loss_sum(micro)
     (gradient,) = torch.autograd.grad(result.loss, logprobs)
@@ -220,14 +234,17 @@ def test_metrics_are_detached_scalars_over_the_tokens(loss):
     sequences = random_sequences(4, [4, 2])
     result = loss.loss_sum(sequences.micro([0, 1], loss, padding=1))
     assert result.loss.shape == ()
-    if loss.signal == "advantages":
+    if loss.signal in ("advantages", "rewards"):
         assert ("kl" in result.metrics) == loss.needs_reference
     for value, count in result.metrics.values():
         assert value.shape == count.shape == ()
         assert not value.requires_grad
         assert not count.requires_grad
         assert (
-            count.item() in {"advantages": (6,), "pairs": (1,), "labels": (1, 2), "demonstrations": (6,)}[loss.signal]
+            count.item()
+            in {"advantages": (6,), "rewards": (6,), "pairs": (1,), "labels": (1, 2), "demonstrations": (6,)}[
+                loss.signal
+            ]
         )
 
 

@@ -136,6 +136,58 @@ def test_a_resumed_learner_takes_the_same_step_bitwise(model: Path, tmp_path: Pa
     assert whole[2]["kl"] > 1e-3
 
 
+PPO = {"name": "ppo", "loss": {"value_lr": 0.02}, "head": True}
+
+
+def test_a_critic_on_two_ranks_equals_one_rank_and_the_formulas(model: Path, tmp_path: Path) -> None:
+    """Pushed and exported is the language model without the value head, which learns all the same."""
+    from transformers import AutoModelForCausalLM
+
+    whole, weights = train(model, tmp_path / "w", 1, learner=FP32, **PPO)
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    assert weights.keys() - dict(policy.named_parameters()).keys() == {"value_head.weight", "value_head.bias"}
+    assert weights["value_head.weight"].abs().min() > 0
+    assert whole[0]["value_mean"] == 0
+    # All values are 0: the return of a token is lam^(tokens after it) times the reward.
+    sys.path.insert(0, str(DRIVER.parent))
+    from zero_driver import batch
+
+    data = batch("rewards")
+    returns = [
+        reward * 0.95**k
+        for row, reward in zip(data.rows, data.signal.values, strict=True)
+        for k in range(len(row.completion_ids))
+    ]
+    assert whole[0]["return_mean"] == pytest.approx(sum(returns) / len(returns), abs=1e-6)
+    assert whole[0]["value_loss"] == pytest.approx(sum(r * r for r in returns) / len(returns), abs=1e-5)
+    assert whole[0]["explained_variance"] == pytest.approx(0, abs=1e-6)
+    for stage in (2, 3):
+        shared = {**FP32, "zero_stage": stage, "max_tokens_per_micro_batch": 64}
+        metrics, others = train(model, tmp_path / "v", 2, learner=shared, **PPO)
+        for ours, theirs in zip(whole, metrics, strict=True):
+            for key in ("loss", "value_loss", "value_mean", "return_mean", "explained_variance", "grad_norm"):
+                assert theirs[key] == pytest.approx(ours[key], abs=1e-4), (stage, key)
+        assert all((weights[key] - others[key]).abs().mean() < 5e-5 for key in weights)
+
+
+def test_a_critic_learns_to_foresee_rewards(model: Path, tmp_path: Path) -> None:
+    options = {**PPO, "loss": {"value_lr": 0.01, "value_weight": 1.0, "lam": 1.0}}
+    metrics, _ = train(model, tmp_path / "w", learner={**FP32, "lr": 1e-3}, steps=25, **options)
+    assert metrics[0]["explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert metrics[-1]["explained_variance"] > 0.8
+    assert metrics[-1]["value_loss"] < 0.2 * metrics[0]["value_loss"]
+
+
+@pytest.mark.parametrize("learner", [{**FP32}, {**FP32, "zero_stage": 3}, {"dtype": "bf16", "zero_stage": 2}], ids=str)
+def test_a_critic_resumes_bitwise(model: Path, tmp_path: Path, learner: Any) -> None:
+    whole, weights = train(model, tmp_path / "whole", learner=learner, **PPO)
+    train(model, tmp_path / "part", learner=learner, save=str(tmp_path / "state"), **PPO)
+    resumed, again = train(model, tmp_path / "again", learner=learner, resume=str(tmp_path / "state"), **PPO)
+    assert resumed[0]["loss"] == whole[2]["loss"]
+    assert resumed[0]["value_mean"] == whole[2]["value_mean"] != 0
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
 def test_a_crafted_state_file_runs_nothing(model: Path, tmp_path: Path) -> None:
     train(model, tmp_path / "w", learner=FP32, save=str(tmp_path / "state"))
     trace = tmp_path / "it-ran"

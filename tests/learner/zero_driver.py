@@ -17,7 +17,7 @@ os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
 
 from safetensors.torch import save_file
 
-from learner.batch import Advantages, Batch, Labels, Pairs, Row
+from learner.batch import Advantages, Batch, Labels, Pairs, Rewards, Row
 from learner.config import LearnerConfig
 from learner.losses import LOSSES
 from learner.rank import LearnerRank
@@ -37,6 +37,9 @@ def batch(signal: str) -> Batch:
     if signal == "labels":
         mismatched = tuple(dataclasses.replace(rows[i - 1], prompt_ids=row.prompt_ids) for i, row in enumerate(rows))
         return Batch(tuple(rows), Labels(tuple(i % 7 != 0 for i in range(len(rows))), mismatched))
+    if signal == "rewards":
+        # What a value can foresee: the reward is in the prompt.
+        return Batch(tuple(rows), Rewards(tuple(float(row.prompt_ids[0] < 10) for row in rows)))
     # Rows without advantage are skipped by the learner, and must count all the same.
     return Batch(tuple(rows), Advantages(tuple(0.0 if i % 4 == 3 else rng.gauss(0, 1) for i in range(len(rows)))))
 
@@ -57,11 +60,16 @@ def main() -> None:
     if "resume" in options:
         learner.load(Path(options["resume"]), 2)
     metrics = []
-    while learner.step < (2 if "save" in options else 3):
+    while learner.step < (2 if "save" in options else options.get("steps", 3)):
         metrics.append(dict(learner.update(data).metrics))
     if "save" in options:
         learner.save(Path(options["save"]))
     tensors = state_dict(learner._zero)
+    head = learner._zero.module.value_head
+    if "head" in options:
+        assert [meta.name for meta in learner.weight_metas()] == list(tensors), "what is pushed is what is exported"
+        with learner._zero.gathered(list(head.parameters())):
+            tensors |= {f"value_head.{name}": each.detach().clone() for name, each in head.named_parameters()}
     if rank == 0:
         save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, options["out"])
         print(json.dumps(metrics), flush=True)
