@@ -50,6 +50,7 @@ CHEAP: dict[str, Reward] = {
 READS: dict[str, Callable[..., str | None]] = {
     "math": math.found,
     "json_schema": json_schema.found,
+    "code": code.found,
     "verifier": verifier.found,
 }
 ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})

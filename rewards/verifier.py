@@ -36,6 +36,7 @@ READS: dict[str, Callable[..., str | None]] = {
     "math": math.found,
     "json_schema": json_schema.found,
     "exact_words": math.found,
+    "code": code.found,
 }
 
 
@@ -51,9 +52,8 @@ def quick_reward(prompt: str, response: str, answer: str, *, verifier: str = "ma
 
 
 def found(prompt: str, response: str, answer: str, *, verifier: str = "math", **row: Any) -> str | None:
-    """What the row's verifier takes for the response's answer, None where there is none or it does not tell."""
-    read = READS.get(_known(verifier))
-    return read(prompt=prompt, response=response, answer=answer, **_given(row)) if read else None
+    """What the row's verifier takes for the response's answer, None where there is none."""
+    return READS[_known(verifier)](prompt=prompt, response=response, answer=answer, **_given(row))
 
 
 def _given(row: Mapping[str, Any]) -> dict[str, Any]:

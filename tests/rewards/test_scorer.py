@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from boxed import is_alive, within
 
 from rewards.config import RewardConfig, ScorerConfig
+from rewards.sandbox.box import shared
 from rewards.scorer import Scorer, check_rewards
 from rollout.errors import ConfigError, RewardError
 from rollout.types import Completion, Prompt, Score
@@ -79,22 +81,14 @@ def scores(terms: list[RewardConfig], texts: list[str], config: ScorerConfig = Q
     return asyncio.run(all_of_them())
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 def children_of(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+@pytest.fixture(scope="module", autouse=True)
+def no_other_child() -> None:
+    """Tests of programs leave this process the sandbox that it shares."""
+    shared().close()
 
 
 def test_terms_of_all_kinds(file: Path) -> None:
