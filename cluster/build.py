@@ -15,7 +15,7 @@ from cluster.dataset_source import COLUMNS_OF, DatasetGroups
 from cluster.parse import parse
 from learner.losses import LOSSES
 from learner.losses.common import Loss
-from rewards.scorer import check_rewards
+from rewards.preflight import check_rewards
 from rollout.errors import ConfigError, ModelError
 from rollout.model_files import ModelFacts, inspect_model, resolve_model
 from rollout.prompts import PromptSet

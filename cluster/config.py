@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.parse import parse, read_yaml
+from cluster.parse import apply_override, parse, read_yaml
 from cluster.stages import stage_names, stage_of
 from learner.config import LearnerConfig, SignalConfig
 from rewards.code import check_budgets
@@ -253,7 +253,7 @@ def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"recipe '{path}' holds no keys; a recipe is a YAML mapping such as 'name: my-run'.")
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     return content
 
 
@@ -286,18 +286,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(
-            f"'{override}' is not an override; write key=value, for instance steps=50 or loss.clip_high=0.3."
-        )
-    target = content
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is not a section of the recipe, so it has no keys.")
-    target[last] = read_yaml(value, f"override '{override}'")

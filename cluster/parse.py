@@ -106,3 +106,19 @@ def _parse_scalar(kind: type, value: Any, where: str) -> Any:
 
 def _wrong_type(where: str, value: Any, expected: str) -> ConfigError:
     return ConfigError(f"{where or 'the recipe'} is {value!r}; it must be {expected}.")
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set in `content` what `key=value` says; dots in the key lead into sections."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"'{override}' is not an override; write key=value, for instance steps=50 or loss.clip_high=0.3."
+        )
+    target = content
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is not a section of the recipe, so it has no keys.")
+    target[last] = read_yaml(value, f"override '{override}'")

@@ -25,7 +25,8 @@ import yaml
 from cluster.verify_tally import Judged, Row, Tally, judged
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.function import ALWAYS_CHEAP, GROUP_TERMS
-from rewards.scorer import Scorer, check_rewards
+from rewards.preflight import check_rewards
+from rewards.scorer import Scorer
 from rewards.verifier import VERIFIERS
 from rollout.errors import ConfigError, DataError
 from rollout.rows import stream_rows

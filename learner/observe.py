@@ -1,7 +1,6 @@
 """What an update reports: sums and counts over micro-batches and ranks, and what is worth knowing whatever the loss."""
 
 import math
-import resource
 from typing import Any
 
 import torch
@@ -9,13 +8,6 @@ from torch import Tensor
 
 from learner.losses.common import MicroBatch, kl_estimate
 from learner.packing import Collated
-
-
-def peak_memory_bytes() -> int:
-    """The device's peak, or the process's resident peak on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def observed(data: Collated, micro: MicroBatch, entropy_M: Tensor, signal: str) -> dict[str, tuple[Tensor, Tensor]]:

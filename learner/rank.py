@@ -4,8 +4,6 @@ Every rank is handed the whole batch and works on its share of it; the loss is d
 batch, so the result does not depend on how many ranks or micro-batches there are.
 """
 
-import contextlib
-import ctypes
 import math
 import socket
 from collections.abc import Iterator, Sequence
@@ -20,8 +18,9 @@ from learner.config import LearnerConfig
 from learner.critic import critic_of, with_targets
 from learner.losses.common import Loss, MicroBatch
 from learner.losses.ppo import Ppo
+from learner.memory import peak_memory_bytes, trim_heap
 from learner.model import PolicyModel, load_policy
-from learner.observe import Sums, observed, peak_memory_bytes
+from learner.observe import Sums, observed
 from learner.packing import Collated, collate, padding_share, plan, plan_units
 from learner.reference import FrozenCopy, Reference, record
 from learner.weights import WeightSender, named_weights, state_dict
@@ -300,10 +299,3 @@ class LearnerRank:
             baseline,
             critic_of(signal, indices, data, values_M) if isinstance(signal, Targets) else None,
         )
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system, where the C library is glibc. Micro-batches have ever new shapes, so its
-    heap fragments: 60 steps of the demo's model grew by 0.9 GB without this and by nothing with it (20 ms a call)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -25,6 +25,7 @@ from rollout.errors import RewardError
 
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.scorer_child import main; main()"
 _SECRET = re.compile(r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|^RAY_AUTH_|^WANDB_")
+START_TIMEOUT_S = 60.0
 STANDARD_ERROR = 2
 TIMED_OUT = "timed out after"
 
@@ -82,10 +83,16 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def died_loading(name: str) -> RewardError:
-    return RewardError(f"{subject(name)} cannot be imported: the process ends; look for an exit in the module.")
+    return RewardError(f"{_subject(name)} cannot be imported: the process ends; look for an exit in the module.")
 
 
-def subject(name: str) -> str:
+def too_slow_loading(name: str, seconds: float) -> RewardError:
+    return RewardError(
+        f"{_subject(name)} hangs at import (given up after {seconds:g} s); move what takes so long into the function."
+    )
+
+
+def _subject(name: str) -> str:
     """How an error about a reward begins; the name is "" before the first was begun."""
     return f"reward '{name}'" if name else "rewards: a scoring process"
 

@@ -11,28 +11,23 @@ front of the queue. Nothing here blocks the event loop but starting a process (m
 import asyncio
 import math
 import os
-import socket
 import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from rewards import code
-from rewards.child_process import Child, Work, died_loading, kill, launch, subject
+from rewards.child_process import START_TIMEOUT_S, Child, Work, kill, launch, too_slow_loading
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.group_terms import add_outcomes, all_of, make_group_terms, plain_terms
 from rewards.item import Item
 from rewards.rubric import Outcome, Rubric
-from rewards.scorer_child import decode
 from rollout.errors import RewardError
 from rollout.types import Completion, Prompt, Score
 
 MAX_WORKERS = 4
 MAX_BATCH = 16
-START_TIMEOUT_S = 60.0
-IMPORT_SILENCE_S = 3.0
 CLOSE_TIMEOUT_S = 5.0
 MAX_FAILED_STARTS = 3
 REAP_EVERY_S = 0.02
@@ -228,7 +223,7 @@ class Scorer:
                 await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=connection)
                 await child.ready
         except TimeoutError:
-            raise _too_slow(child.loading, START_TIMEOUT_S) from None
+            raise too_slow_loading(child.loading, START_TIMEOUT_S) from None
         finally:
             if not child.idle:
                 child.end()
@@ -238,68 +233,3 @@ class Scorer:
         """Take leave of processes that have ended; whether some have not."""
         self._processes = {process for process in self._processes if process.poll() is None}
         return bool(self._processes)
-
-
-def check_rewards(configs: Sequence[RewardConfig], columns: set[str], group_size: int = 0) -> None:
-    """Find out, before a run, whether every reward can be loaded and called with data of these columns.
-
-    The user's functions are imported in a short-lived child. Slow imports are waited for, up to `START_TIMEOUT_S`, as
-    long as they get on: within `IMPORT_SILENCE_S` another module is imported, or something is read from the disk.
-    group_size: completions per prompt, for terms that compare them (0: not known). Judges are called once, here and
-    now. Raises RewardError, or ConfigError for terms that contradict each other.
-    """
-    own = Rubric(plain_terms(configs)).own_terms
-    if any(term.name == "code" for term in configs):
-        code.check_system()
-    if own:
-        _check_own(own, columns)
-    for term in make_group_terms(configs):
-        asyncio.run(term.check(group_size))
-
-
-def _check_own(own: Sequence[RewardConfig], columns: set[str]) -> None:
-    process, connection = launch(own, columns, math.ceil(START_TIMEOUT_S), ScorerConfig().memory_bytes, True)
-    try:
-        with connection:
-            _await_ready(connection, process.pid)
-    finally:
-        kill(process)
-        process.wait(CLOSE_TIMEOUT_S)
-
-
-def _await_ready(connection: socket.socket, pid: int) -> None:
-    connection.settimeout(IMPORT_SILENCE_S)
-    loading, buffer = "", bytearray()
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        reads = _disk_reads(pid)
-        try:
-            chunk = connection.recv(1 << 16)
-        except TimeoutError:
-            if reads == _disk_reads(pid):
-                raise _too_slow(loading, IMPORT_SILENCE_S) from None
-            continue
-        except ConnectionError:
-            chunk = b""
-        if not chunk:
-            raise died_loading(loading)
-        buffer += chunk
-        for what, *text in decode(buffer):
-            if what == "ready":
-                return
-            if what == "failed":
-                raise RewardError(text[0])
-            if what == "loading":
-                loading = text[0]
-    raise _too_slow(loading, START_TIMEOUT_S)
-
-
-def _disk_reads(pid: int) -> str:
-    """Page faults that waited for the disk: they grow while a child loads a large library."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9]
-
-
-def _too_slow(name: str, seconds: float) -> RewardError:
-    return RewardError(
-        f"{subject(name)} hangs at import (given up after {seconds:g} s); move what takes so long into the function."
-    )

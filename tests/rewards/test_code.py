@@ -19,9 +19,10 @@ from rewards.code_tests import read_tests, same_output
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.function import check_built_in
 from rewards.item import Item, Unscorable
+from rewards.preflight import check_rewards
 from rewards.rubric import Rubric
 from rewards.sandbox.box import Limits, shared
-from rewards.scorer import Scorer, check_rewards
+from rewards.scorer import Scorer
 from rollout.errors import ConfigError, RewardError
 from rollout.types import Completion, Prompt, Score
 

@@ -18,8 +18,9 @@ from rewards.fake_endpoint import MODEL, Endpoint, Reply, closed_port
 from rewards.item import Item, Unscorable
 from rewards.judge import Judge, meetings, win_shares
 from rewards.judgement import neutralise, read_score, read_winner
+from rewards.preflight import check_rewards
 from rewards.rubric import Outcome
-from rewards.scorer import Scorer, check_rewards
+from rewards.scorer import Scorer
 from rollout.errors import ConfigError, RewardError
 from rollout.types import Completion, Prompt, Score
 

@@ -16,7 +16,8 @@ import pytest
 
 from rewards.config import RewardConfig
 from rewards.fake_endpoint import closed_port
-from rewards.scorer import Scorer, check_rewards
+from rewards.preflight import check_rewards
+from rewards.scorer import Scorer
 from rollout.errors import RewardError
 from rollout.types import Completion, Prompt, Score
 

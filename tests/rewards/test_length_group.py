@@ -6,7 +6,8 @@ import math
 import pytest
 
 from rewards.config import RewardConfig, ScorerConfig
-from rewards.scorer import Scorer, check_rewards
+from rewards.preflight import check_rewards
+from rewards.scorer import Scorer
 from rollout.errors import ConfigError, RewardError
 from rollout.types import Completion, Prompt, Score
 

@@ -12,9 +12,10 @@ import torch
 
 from rewards.config import RewardConfig
 from rewards.item import Item
+from rewards.preflight import check_rewards
 from rewards.reward_model import RewardModel
 from rewards.rubric import Outcome
-from rewards.scorer import Scorer, check_rewards
+from rewards.scorer import Scorer
 from rollout.errors import RewardError
 from rollout.types import Completion, Prompt, Score
 

@@ -16,7 +16,8 @@ import pytest
 from boxed import is_alive, within
 
 from rewards.config import RewardConfig, ScorerConfig
-from rewards.scorer import Scorer, check_rewards
+from rewards.preflight import check_rewards
+from rewards.scorer import Scorer
 from rollout.errors import ConfigError, RewardError
 from rollout.types import Completion, Prompt, Score
 
