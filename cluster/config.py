@@ -20,7 +20,7 @@ from learner.config import LearnerConfig, SignalConfig
 from rewards.code import check_budgets
 from rewards.config import RewardConfig, ScorerConfig
 from rollout.config import DataConfig, RolloutConfig, TransferConfig
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, require_at_least
 
 RUNS_VARIABLE = "VOLLEY_RUNS"
 RUNS = Path(os.environ.get(RUNS_VARIABLE, "runs"))
@@ -40,9 +40,7 @@ class EvalConfig:
     length_buckets: int = 4
 
     def __post_init__(self) -> None:
-        for name, least in {"max_prompts": 0, "samples": 0, "max_tokens": 0, "length_buckets": 1}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"eval.{name} is {getattr(self, name)}; it must be at least {least}.")
+        require_at_least(self, {"max_prompts": 0, "samples": 0, "max_tokens": 0, "length_buckets": 1}, "eval.")
         if self.samples and self.temperature <= 0:
             raise ConfigError(f"eval.temperature is {self.temperature}; eval.samples needs a temperature above 0.")
 
@@ -81,9 +79,7 @@ class ClusterConfig:
         for name in ("start_s", "stall_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("worker_cpus", "rank_cpus", "max_restarts"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; it must be at least 0.")
+        require_at_least(self, {"worker_cpus": 0, "rank_cpus": 0, "max_restarts": 0}, "cluster.")
 
 
 @dataclass(frozen=True)
@@ -175,9 +171,7 @@ class Recipe:
             "eval_every": 0,
             "keep_checkpoints": 1,
         }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        require_at_least(self, at_least)
         if self.deadline_s <= 0:
             raise ConfigError(f"deadline_s is {self.deadline_s}; it must be above 0.")
         if self.launcher not in LAUNCHERS:

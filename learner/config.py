@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class LearnerConfig:
             "max_tokens_per_micro_batch": 1,
             "logprob_chunk_bytes": 1,
         }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"learner.{name} is {getattr(self, name)}; it must be at least {least}.")
+        require_at_least(self, at_least, "learner.")
         if self.lr <= 0:
             raise ConfigError(f"learner.lr is {self.lr}; it must be above 0.")
         if not 0 <= self.min_lr_share <= 1:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from rollout.engine import Sampling
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, require_at_least
 
 COLUMNS = ("prompt", "answer", "completion", "chosen", "rejected", "label")
 """Of a data set, as Volley calls them."""
@@ -114,9 +114,7 @@ class RolloutConfig:
             "max_num_seqs": 1,
             "max_replacements": 0,
         }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"rollout.{name} is {getattr(self, name)}; it must be at least {least}.")
+        require_at_least(self, at_least, "rollout.")
         if self.min_workers > self.workers:
             raise ConfigError(
                 f"rollout.min_workers is {self.min_workers}, but rollout.workers is {self.workers}; lower it."

@@ -3,6 +3,8 @@
 Anything else that goes wrong is a bug or the machine, and propagates with its traceback.
 """
 
+from collections.abc import Mapping
+
 
 class VolleyError(ValueError):
     """An error whose message is one clear sentence for the user; the CLI prints it without a traceback."""
@@ -44,3 +46,11 @@ class LostError(VolleyError):
     """Something that a run cannot do without is gone: a process, a link. The message names it and the phase."""
 
     exit_code = 1
+
+
+def require_at_least(section: object, bounds: Mapping[str, float], where: str = "") -> None:
+    """Raise `ConfigError` for the first attribute of `section` below its bound; `where` comes before its name."""
+    for name, least in bounds.items():
+        value = getattr(section, name)
+        if value < least:
+            raise ConfigError(f"{where}{name} is {value}; it must be at least {least}.")

@@ -1,9 +1,11 @@
 """Fixtures of the whole runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.cli import main
 from cluster.demo import make_model, write_problems
 
 
@@ -14,3 +16,19 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(root / "model", seed=0)
     write_problems(root / "data", seed=0)
     return root
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Of `volley train recipe.yaml` with overrides: the exit code and the one sentence; nothing is written."""
+
+    def refuse(*overrides: str) -> tuple[int, str]:
+        code = main(["train", "recipe.yaml", *overrides])
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith("volley: ")]
+        assert "Traceback" not in captured.err
+        assert len(lines) == 1, captured.err
+        assert not Path("runs").exists(), "something was written"
+        return code, lines[0]
+
+    return refuse

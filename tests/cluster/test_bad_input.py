@@ -15,6 +15,7 @@ from cluster.cli import main
 from cluster.demo import make_model
 
 Change = Callable[[Path], None]
+Refusal = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,6 @@ def place(tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """The exit code and the one sentence."""
-    code = main(["train", "recipe.yaml", *arguments])
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("volley: ")]
-    assert "Traceback" not in captured.err
-    assert len(lines) == 1, captured.err
-    assert not Path("runs").exists(), "something was written"
-    return code, lines[0]
 
 
 def test_a_dry_run_of_the_good_one_starts_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,10 +80,8 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("code", "arguments", "message"), OVERRIDES, ids=[row[1][:40] for row in OVERRIDES])
-def test_a_wrong_recipe(
-    place: Path, capsys: pytest.CaptureFixture[str], code: int, arguments: str, message: str
-) -> None:
-    found, sentence = refusal(capsys, *arguments.split())
+def test_a_wrong_recipe(place: Path, refusal: Refusal, code: int, arguments: str, message: str) -> None:
+    found, sentence = refusal(*arguments.split())
     assert message in sentence
     assert found == code, sentence
 
@@ -145,9 +133,9 @@ MODELS: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), MODELS, ids=[message for _, message in MODELS])
-def test_a_wrong_model(place: Path, capsys: pytest.CaptureFixture[str], spoil: Change, message: str) -> None:
+def test_a_wrong_model(place: Path, refusal: Refusal, spoil: Change, message: str) -> None:
     spoil(place)
-    code, sentence = refusal(capsys)
+    code, sentence = refusal()
     assert message in sentence
     assert code == 5
 
@@ -167,9 +155,9 @@ DATA: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), DATA, ids=[message for _, message in DATA])
-def test_wrong_data(place: Path, capsys: pytest.CaptureFixture[str], spoil: Change, message: str) -> None:
+def test_wrong_data(place: Path, refusal: Refusal, spoil: Change, message: str) -> None:
     spoil(place)
-    code, sentence = refusal(capsys)
+    code, sentence = refusal()
     assert message in sentence
     assert code == (5 if "template" in message else 3)
 
@@ -185,11 +173,9 @@ REWARDS = [
 
 
 @pytest.mark.parametrize(("source", "message"), REWARDS, ids=[message for _, message in REWARDS])
-def test_a_reward_that_cannot_be_used(
-    place: Path, capsys: pytest.CaptureFixture[str], source: str, message: str
-) -> None:
+def test_a_reward_that_cannot_be_used(place: Path, refusal: Refusal, source: str, message: str) -> None:
     (place / "mine.py").write_text(source)
-    code, sentence = refusal(capsys, "rewards=[mine.py:f]")
+    code, sentence = refusal("rewards=[mine.py:f]")
     assert message in sentence
     assert code == 6
 
@@ -203,12 +189,12 @@ def test_usage_errors_have_the_code_of_usage(capsys: pytest.CaptureFixture[str])
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_judge_that_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_that_is_not_there(place: Path, refusal: Refusal) -> None:
     (place / "constitution.txt").write_text("Be brief.\n")
     options = "{endpoint: http://127.0.0.1:9/v1, model: judge, principles: constitution.txt}"
-    code, text = refusal(capsys, f"rewards=[math, {{name: judge, options: {options}}}]")
+    code, text = refusal(f"rewards=[math, {{name: judge, options: {options}}}]")
     assert code == 6
     assert "the judge's endpoint http://127.0.0.1:9/v1 cannot be reached" in text
-    code, text = refusal(capsys, f"rewards=[{{name: judge, options: {options.replace('.txt', '.md')}}}]")
+    code, text = refusal(f"rewards=[{{name: judge, options: {options.replace('.txt', '.md')}}}]")
     assert code == 6
     assert "the principles 'constitution.md' cannot be read" in text

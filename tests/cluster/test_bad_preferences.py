@@ -1,14 +1,15 @@
 """What a user gets wrong with pairs, labels, references and stages is said in one sentence before anything starts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cluster.cli import main
 from cluster.demo import make_model
 
+Refusal = Callable[..., tuple[int, str]]
 PAIR = {"prompt": "1+1=?", "chosen": "2", "rejected": "3"}
 LABEL = {"prompt": "1+1=?", "completion": "2", "label": True}
 ANSWER = {"prompt": "1+1=?", "answer": "2"}
@@ -37,16 +38,6 @@ CASES = [
 ]
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
-    code = main(["train", "recipe.yaml", *overrides])
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("volley: ")]
-    assert "Traceback" not in captured.err
-    assert len(lines) == 1, captured.err
-    assert not Path("runs").exists(), "something was written"
-    return code, lines[0]
-
-
 def write(place: Path, model: Path, rows: list[dict[str, object]], loss: str) -> None:
     (place / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {"name": "run", "model": str(model), "steps": 4, "groups_per_step": 1, "loss": loss}
@@ -58,7 +49,7 @@ def test_data_that_the_loss_cannot_learn_from(
     tmp_path: Path,
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     code: int,
     rows: list[dict[str, object]],
     loss: str,
@@ -66,7 +57,7 @@ def test_data_that_the_loss_cannot_learn_from(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, model, rows, loss)
-    found, sentence = refusal(capsys)
+    found, sentence = refusal()
     assert message in sentence
     assert found == code
 
@@ -92,7 +83,7 @@ def test_settings_that_do_not_fit(
     tmp_path: Path,
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
     override: str,
     loss: str,
     rows: list[dict[str, object]],
@@ -100,16 +91,14 @@ def test_settings_that_do_not_fit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, model, rows, loss)
-    code, sentence = refusal(capsys, override)
+    code, sentence = refusal(override)
     assert code == 2
     assert message in sentence
 
 
-def test_one_answer_is_no_pair(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_answer_is_no_pair(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, model, [ANSWER], "dpo")
-    code, sentence = refusal(capsys, "rewards=[math]", "rollout={group_size: 1, max_tokens: 16}")
+    code, sentence = refusal("rewards=[math]", "rollout={group_size: 1, max_tokens: 16}")
     assert code == 2
     assert "rollout.group_size is 1, but dpo compares a group's completions" in sentence
