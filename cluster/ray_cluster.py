@@ -166,7 +166,7 @@ def needs_of(recipe: Recipe) -> Needs:
             raise ConfigError(
                 f"the cluster has {has:g} {what}, and the recipe needs {need:g}: {needs.workers} rollout workers x "
                 f"{worker:g} + {needs.ranks} learner ranks x {rank:g}; lower rollout.workers, rollout.tensor_parallel "
-                "or learner.ranks, or add nodes."
+                "or learner.ranks, or add nodes (learner and engine share one GPU with launcher: local)."
             )
     return needs
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_run import rows, volley
 
 from rewards.config import RewardConfig
 from rewards.fake_endpoint import closed_port
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.faults
 
 START_TIMEOUT_S = 240.0
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-CONSTITUTION = Path(__file__).parents[2] / "recipes" / "constitution.txt"
+RECIPES = Path(__file__).parents[2] / "recipes"
+CONSTITUTION = RECIPES / "constitution.txt"
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +133,27 @@ def test_a_response_beyond_the_judges_context_costs_itself_only(server: str) -> 
 def test_a_model_that_it_does_not_serve(server: str) -> None:
     with pytest.raises(RewardError, match="has no model 'gpt'; it has tiny-judge"):
         check_rewards([term(server, model="gpt")], {"prompt"}, 4)
+
+
+def test_the_recipe_learns_from_it(server: str, workspace: Path) -> None:
+    """Policy and judge are both real models behind real engines: only the opinion is noise."""
+    changes = {
+        "model": "model",
+        "steps": 3,
+        "groups_per_step": 4,
+        "save_every": 0,
+        "data": {"train": "data/train.jsonl"},
+        "rewards": [{"name": "judge", "options": term(server, mode="pairwise").options}],
+        "signal": {"pairs": "best_worst", "margin": 0.1},
+        "rollout": {"group_size": 4, "max_tokens": 16, "enforce_eager": True, "max_replacements": 1},
+        "learner": {"dtype": "fp32", "zero_stage": 1, "lr": 2e-3},
+    }
+    # JSON is YAML.
+    arguments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    volley(workspace, "train", str(RECIPES / "rlaif.yaml"), *arguments)
+    found = rows(workspace, "rlaif")
+    assert [row["weight_version"] for row in found] == [1, 2, 3]
+    assert all(row["unscorable"] == 0 and row["grad_norm"] > 0 for row in found)
+    assert all(row["judge/calls"] > 0 and row["judge/prompt_tokens"] > 1000 * row["judge/calls"] for row in found)
+    assert sum(row["pairs"] for row in found) > 0
+    assert found[-1]["implicit_margin"] != 0
