@@ -158,15 +158,16 @@ def needs_of(recipe: Recipe) -> Needs:
         rollout.tensor_parallel if gpus else 0,
         1 if gpus else 0,
     )
-    for what, has, worker, rank, need in (
-        ("GPUs", gpus, needs.worker_gpus, needs.rank_gpus, needs.gpus),
-        ("CPUs", cpus, needs.worker_cpus, needs.rank_cpus, needs.cpus),
+    shared = ", or set launcher: local, where learner and engine share one"
+    for what, has, worker, rank, need, instead in (
+        ("GPUs", gpus, needs.worker_gpus, needs.rank_gpus, needs.gpus, shared),
+        ("CPUs", cpus, needs.worker_cpus, needs.rank_cpus, needs.cpus, ""),
     ):
         if need > has:
             raise ConfigError(
                 f"the cluster has {has:g} {what}, and the recipe needs {need:g}: {needs.workers} rollout workers x "
                 f"{worker:g} + {needs.ranks} learner ranks x {rank:g}; lower rollout.workers, rollout.tensor_parallel "
-                "or learner.ranks, or add nodes (learner and engine share one GPU with launcher: local)."
+                f"or learner.ranks, or add nodes{instead}."
             )
     return needs
 
