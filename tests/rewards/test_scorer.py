@@ -340,9 +340,14 @@ def test_the_network_is_for_ones_own_functions_unless_the_recipe_forbids_it(tmp_
     assert "Network is unreachable" in reached(tmp_path, network=False).unscorable
 
 
-def test_children_with_built_in_rewards_have_no_network_and_still_die_with_their_parent() -> None:
+@pytest.mark.parametrize("user", ["whoever this is", "one without rights"])
+def test_children_with_built_in_rewards_have_no_network_and_still_die_with_their_parent(user: str) -> None:
     if not may_leave_the_network():
         pytest.skip("this system lets nobody make a network namespace")
+    # Root may leave the network as it is; others must first become root of a namespace of their own.
+    weaken = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if user == "one without rights" else []
+    if weaken and subprocess.run([*weaken, "true"], capture_output=True).returncode:
+        pytest.skip("setpriv is not there, or this user has no right to give away: the other case is the same then")
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -353,17 +358,18 @@ async def main():
         given = completion("\\\\boxed{{\\\\frac{{3}}{{\\\\sqrt{{3}}}}}}")
         score = await scorer.score(prompt(answer="\\\\sqrt{{3}}"), given)
         print(score.reward, flush=True)
-        await asyncio.sleep(600)
+        await asyncio.sleep(60)
 
 asyncio.run(main())
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([*weaken, sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "1.0\n"
-        pids = children_of(parent.pid)
-        assert len(pids) == 2
-        assert all(os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net") for pid in pids)
+        score, pids = parent.stdout.readline(), children_of(parent.pid)
+        networks = [os.readlink(f"/proc/{pid}/ns/net") for pid in pids]
         parent.send_signal(signal.SIGKILL)
+        assert score == "1.0\n"
+        assert len(pids) == 2
+        assert os.readlink("/proc/self/ns/net") not in networks
         assert within(5, lambda: not any(map(is_alive, pids)))
 
 
