@@ -26,6 +26,8 @@ from rollout.errors import RewardError
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.scorer_child import main; main()"
 _SECRET = re.compile(r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|^RAY_AUTH_|^WANDB_")
 START_TIMEOUT_S = 60.0
+FEW = 4
+"""Items left to a child that may be given more before it has to wait for them."""
 STANDARD_ERROR = 2
 TIMED_OUT = "timed out after"
 
@@ -128,7 +130,7 @@ class Child(asyncio.Protocol):
     """Our end of a child's socket: hands it items, takes its answers, and ends it when an item takes too long.
 
     labels: of the terms, for reasons. ready: done once all rewards are loaded; fails with RewardError. ended: set once
-    the child is killed or dead; `work` then holds what it had not begun. on_idle: called when it could take more.
+    the child is killed or dead; `work` then holds what it had not begun. on_idle: called when little is left to it.
     """
 
     def __init__(
@@ -149,15 +151,17 @@ class Child(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def idle(self) -> bool:
-        return self.ready.done() and not self.work and not self.ended.is_set()
+    def is_up(self) -> bool:
+        return self.ready.done() and not self.ended.is_set()
 
     def give(self, batch: Sequence[Work]) -> None:
-        """Send items to an idle child; it works on them one after the other."""
+        """Send items; the child works on them one after the other."""
         assert self._transport is not None
+        was_idle = not self.work
         self.work.extend(batch)
         self._transport.write(b"".join(work.message for work in batch))
-        self._start_clock()
+        if was_idle:
+            self._start_clock()
 
     def end(self, reason: str = "") -> None:
         """Kill the child and whatever it started. The item in progress fails for `reason`, if one is given."""
@@ -210,7 +214,7 @@ class Child(asyncio.Protocol):
             self._start_clock()
         if leaving:
             self.end()
-        elif not self.work:
+        elif len(self.work) <= FEW:
             self._on_idle()
 
     def _start_clock(self) -> None:

@@ -7,6 +7,7 @@ read it, `rewards.verdict` and `rewards.compare` compare. None of these raises o
 an answer is bounded by its length, so they may be called from any thread, process and event loop.
 """
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
@@ -54,7 +55,12 @@ def reward(
 def quick_reward(
     prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
 ) -> float | None:
-    """`reward` where it takes microseconds; None where formulas must be evaluated."""
+    """`reward` where it takes microseconds; None where formulas must be evaluated, or would have to be parsed only to
+    find that out."""
+    text = found(prompt, response, answer, truncated=truncated)
+    one, other = _gold_form(answer), normal_form(text or "")
+    if one != other and _FORMULA.search(one) and _FORMULA.search(other):
+        return None
     return _verdict(prompt, response, answer, truncated, tolerance, quick)
 
 
@@ -62,6 +68,9 @@ def found(prompt: str, response: str, answer: str, *, truncated: bool = False, *
     """What `reward` takes for the response's answer, None where there is none."""
     return _extract(with_opened_thinking(prompt, response), truncated)
 
+
+_FORMULA = re.compile(r"\^|\\(?:sqrt|pi|sin|cos|tan|log|ln|exp)")
+"""What stands in no number that is worth a quick look."""
 
 # A response is asked for its answer twice: to judge it, and to tell what was read.
 _extract = lru_cache(32)(extract)
@@ -89,12 +98,16 @@ def _verdict(
     return float(verdict)
 
 
-@lru_cache(1024)
 def _gold(answer: str) -> Answer:
-    """The gold answer read; many responses share one. A worked solution, as data sets have them, counts for its box or
-    for what follows its `####`."""
+    return read(_gold_form(answer))
+
+
+@lru_cache(1024)
+def _gold_form(answer: str) -> str:
+    """The gold answer's one spelling; many responses share it. A worked solution, as data sets have them, counts for
+    its box or for what follows its `####`."""
     stated = extract(answer) if "\\boxed" in answer or "####" in answer else answer
-    return read(normal_form(stated or ""))
+    return normal_form(stated or "")
 
 
 @lru_cache(1024)

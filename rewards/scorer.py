@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rewards import code
-from rewards.child_process import START_TIMEOUT_S, Child, Work, kill, launch, too_slow_loading
+from rewards.child_process import FEW, START_TIMEOUT_S, Child, Work, kill, launch, too_slow_loading
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.group_terms import add_outcomes, all_of, make_group_terms, plain_terms
 from rewards.item import Item
@@ -161,7 +161,9 @@ class Scorer:
 
     def _hand_out(self) -> None:
         self._hand_out_is_due = False
-        for child in [each for each in self._children if each.idle]:
+        # Nothing is to wait behind another item while a child might soon be idle, unless there is enough for all.
+        limit = FEW if len(self._waiting) >= MAX_BATCH * len(self._children) else 0
+        for child in [each for each in self._children if each.is_up and len(each.work) <= limit]:
             share = min(MAX_BATCH, math.ceil(len(self._waiting) / (2 * len(self._children))))
             batch: list[Work] = []
             while self._waiting and len(batch) < share:
@@ -225,7 +227,7 @@ class Scorer:
         except TimeoutError:
             raise too_slow_loading(child.loading, START_TIMEOUT_S) from None
         finally:
-            if not child.idle:
+            if not child.is_up:
                 child.end()
         return child
 
