@@ -182,7 +182,8 @@ def test_rlaif_learns_from_a_judge(data: Path) -> None:
     found = asyncio.run(judged())
     assert all(row["unscorable"] == 0 for row in found)
     assert sum(row["pairs"] for row in found) > 0
-    assert found[-1]["judge/calls"] > 0
+    # Of the whole run: with a staleness of 1 the last step's groups may have been judged while the one before learned.
+    assert sum(row["judge/calls"] for row in found) > 0
 
 
 def test_stages_hand_the_model_on(data: Path) -> None:
