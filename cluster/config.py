@@ -25,6 +25,8 @@ from rollout.errors import ConfigError, require_at_least
 RUNS_VARIABLE = "VOLLEY_RUNS"
 RUNS = Path(os.environ.get(RUNS_VARIABLE, "runs"))
 LAUNCHERS = ("local", "ray")
+CLUSTER_STALENESS = 2
+"""max_staleness where a recipe for Ray says none: workers and ranks stand beside each other, so neither should wait."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. groups_per_step: prompts per optimizer step. max_staleness: weight versions a sample may be old.
+    """One run. groups_per_step: prompts per optimizer step. max_staleness: weight versions a sample may be old (in a
+    recipe with `launcher: ray` 2, unless it says otherwise).
     publish_every: steps between weight pushes. save_every, eval_every: steps between checkpoints and evaluations (0:
     only at the end). keep_checkpoints: the newest ones kept. save_rollouts: write every step's samples to Parquet.
     deadline_s: how long anything may take (a group to come in, an update, a push, an evaluation, a checkpoint) before
@@ -254,6 +257,8 @@ def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a parsed YAML mapping. A loss's options stand beside its name; they are gathered here."""
     content = dict(content)
+    if content.get("launcher") == "ray":
+        content.setdefault("max_staleness", CLUSTER_STALENESS)
     loss = content.get("loss")
     if isinstance(loss, str):
         content["loss"] = {"name": loss}

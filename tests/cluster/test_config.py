@@ -41,6 +41,12 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
     assert recipe.loss.options == {"clip_high": 0.3}
 
 
+def test_on_a_cluster_rollouts_and_learning_overlap_unless_the_recipe_says_otherwise() -> None:
+    assert parse_recipe(MINIMAL).max_staleness == 0
+    assert parse_recipe({**MINIMAL, "launcher": "ray"}).max_staleness == 2
+    assert parse_recipe({**MINIMAL, "launcher": "ray", "max_staleness": 0}).max_staleness == 0
+
+
 @pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_parses(path: Path) -> None:
     names = stage_names(read_content(str(path), ()))

@@ -1,6 +1,7 @@
 """The loop with a fake engine: the same code as a real run, without a model."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from cluster.config import Recipe, parse_recipe
 from cluster.evaluate import Evaluation
 from cluster.loop import Step, train
 from cluster.roll import Roller
-from learner.batch import Advantages, Batch, Update
+from learner.batch import Advantages, Batch, Update, make_batch
 from learner.losses import LOSSES
 from rollout.engine import Sampling
 from rollout.fake_engine import FakeEngine
@@ -155,6 +156,33 @@ def test_synchronous_runs_are_the_same_run() -> None:
         return found
 
     assert signals() == signals()
+
+
+def test_synchronous_training_equals_taking_turns_by_hand() -> None:
+    """`max_staleness: 0` against sampling, learning and pushing one after the other, with neither buffer nor loop."""
+    world, steps, loss = World(steps=12), 12, LOSSES["grpo"]()
+    world.run()
+    hand = World(steps=12)
+    roller, batches = Roller(hand.pool, ParityScores(), 0), list[Batch]()
+
+    async def roll(ordinals: Sequence[int]) -> list[ScoredGroup]:
+        prompts = [Prompt(ordinal, ordinal, "", (ordinal,), "") for ordinal in ordinals]
+        return list(await asyncio.gather(*(roller(prompt, Sampling(4)) for prompt in prompts)))
+
+    async def take_turns() -> None:
+        ordinals = iter(range(1000))
+        for step in range(steps):
+            groups, left = await roll(list(itertools.islice(ordinals, 4))), 8
+            while left and (flat := [i for i, group in enumerate(groups) if not group.has_signal][:left]):
+                left -= len(flat)
+                for i, group in zip(flat, await roll(list(itertools.islice(ordinals, len(flat)))), strict=True):
+                    groups[i] = group
+            batches.append(make_batch(groups, loss, step))
+            await hand.publish(groups)
+
+    asyncio.run(take_turns())
+    assert world.log.rows[-1]["dropped/no_signal"] > 0
+    assert world.learner.batches == batches
 
 
 def test_iterative_training_pushes_every_n_steps() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from whole_run import recipe, rows, volley
 
-CLUSTER = {"launcher": "ray", "cluster": {"worker_cpus": 1, "rank_cpus": 1}}
+CLUSTER = {"launcher": "ray", "max_staleness": 0, "cluster": {"worker_cpus": 1, "rank_cpus": 1}}
 
 
 def test_through_ray_synchronously_everything_is_as_in_one_process(workspace: Path) -> None:
@@ -48,9 +48,9 @@ def test_two_ranks_under_zero_3_train_asynchronously(workspace: Path) -> None:
 def test_an_engine_of_two_tensor_parallel_ranks_receives_the_weights(workspace: Path) -> None:
     changes: dict[str, Any] = {
         "steps": 4,
-        "max_staleness": 1,
         "rollout": {"tensor_parallel": 2, "max_replacements": 0},
         **CLUSTER,
+        "max_staleness": 1,
     }
     volley(workspace, "train", str(recipe(workspace, "tensor-parallel", **changes)))
     found = rows(workspace, "tensor-parallel")
