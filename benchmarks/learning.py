@@ -6,8 +6,10 @@
 Everything starts from the demo's warmed-up model (made by `make demo`) and takes 256 samples a step; SPIN shows the
 policy one worked addition beside each of its 256 own answers. methods: the policy-gradient and the online preference
 family, each at a learning rate found on another seed. staleness: GRPO on a private Ray cluster with one rollout worker
-and one learner rank of one core each, synchronous and with one and two versions of staleness. Prints a row per run,
-then a table of means.
+and one learner rank of one core each, synchronous and with one and two versions of staleness, the last one also with
+truncated importance sampling instead of clipping against the rollout; and how much faster a median step is than the
+synchronous one, as a share of the bound (g + t) / max(g, t) of that run's seconds of generating and learning. Prints
+a row per run, then a table of means.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from typing import Any
 from preference import PROBLEMS, WARM, train, write
 
 from cluster.demo import worked_answer
+from cluster.diagnose import Diagnosis, diagnose
 
 LEARNER = {"dtype": "bf16", "zero_stage": 1, "warmup_steps": 5, "schedule": "linear", "min_lr_share": 0.2}
 ROUND = 10
@@ -67,6 +70,7 @@ STALENESS: dict[str, dict[str, Any]] = {
     }
     for n in (0, 1, 2)
 }
+STALENESS["max_staleness 2, tis"] = {**STALENESS["max_staleness 2"], "loss": {"name": "grpo", "guard": "tis"}}
 
 
 def recipe(directory: Path, steps: int, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
@@ -109,20 +113,36 @@ def main() -> None:
     variants = METHODS if options.what == "methods" else STALENESS
     chosen = {name: each for name, each in variants.items() if not options.only or name in options.only}
     results: dict[str, list[list[float]]] = {name: [] for name in chosen}
+    speed: dict[str, list[Diagnosis]] = {name: [] for name in chosen}
     for seed, (name, changes) in itertools.product(range(options.seeds), chosen.items()):
         with tempfile.TemporaryDirectory() as out:
             rows, found = train(Path(out), "run", recipe(Path(out), options.steps, seed, changes))
         accuracies = [evaluation["pass@1"] for evaluation in found]
         results[name].append(accuracies)
+        if (diagnosis := diagnose(rows)) is not None:
+            speed[name].append(diagnosis)
         samples = sum(row["samples"] for row in rows)
         shown = " -> ".join(f"{value:.3f}" for value in accuracies)
-        print(f"seed {seed}  {name:16} {shown}   {samples:,.0f} samples, {rows[-1]['wall_s']:.0f} s", flush=True)
+        print(f"seed {seed}  {name:20} {shown}   {samples:,.0f} samples, {rows[-1]['wall_s']:.0f} s", flush=True)
     print(f"\nheld-out pass@1, mean and range of {options.seeds} seeds: start, half-way, after {options.steps} steps")
     for name, runs in results.items():
         cells = []
         for values in zip(*runs, strict=True):
             cells.append(f"{statistics.fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})")
-        print(f"{name:16} " + "   ".join(cells))
+        print(f"{name:20} " + "   ".join(cells))
+    if "max_staleness 0" in speed:
+        print_speed(speed)
+
+
+def print_speed(speed: dict[str, list[Diagnosis]]) -> None:
+    """Against the synchronous run of the same seed."""
+    print("\nspeed-up of a median step over the synchronous one, the bound of that one's times, share of it reached")
+    for name, runs in speed.items():
+        cells = []
+        for in_turn, run in zip(speed["max_staleness 0"], runs, strict=True):
+            faster = in_turn.step / run.step
+            cells.append(f"{faster:.2f} of {in_turn.bound:.2f} ({faster / in_turn.bound:.0%})")
+        print(f"{name:20} " + "   ".join(cells))
 
 
 if __name__ == "__main__":
