@@ -62,6 +62,9 @@ def start_process_group(
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
+    # Its collectives in shared memory serve inference only. Compiling and loading them takes a lock file, which a
+    # killed process leaves behind and which every later one then waits for, without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

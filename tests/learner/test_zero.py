@@ -202,3 +202,16 @@ def test_a_crafted_state_file_runs_nothing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"[Ww]eights.only|Unsupported|pickle"):
         train(model, tmp_path / "w", learner=FP32, resume=str(tmp_path / "state"))
     assert not trace.exists()
+
+
+def test_a_lock_that_a_killed_process_left_keeps_nobody_waiting(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's compiled extensions are taken in turns, by a file; so none is compiled or loaded."""
+    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(lock.parent.parent))
+    metrics, _ = train(model, tmp_path / "weights", num_ranks=2, learner=FP32)
+    assert len(metrics) > 0
+    assert [path for path in lock.parent.parent.rglob("*") if path.is_file()] == [lock]
