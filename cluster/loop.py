@@ -87,7 +87,7 @@ async def train(
     async with asyncio.TaskGroup() as tasks:
         source.start(tasks)
         saved, accuracies = learner.step, list[float]()
-        while learner.step < recipe.steps:
+        while learner.step < recipe.steps and not stop.is_set():
             async with log.phase("wait"):
                 groups = await _unless(stop, source.take(recipe.groups_per_step))
             if groups is None:

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.buffer import GroupBuffer
 from cluster.config import Recipe, parse_recipe
+from cluster.dataset_source import DatasetSource
 from cluster.evaluate import Evaluation
 from cluster.loop import Step, train
 from cluster.roll import Roller
@@ -213,18 +214,38 @@ def test_a_reached_target_ends_the_run_with_a_checkpoint() -> None:
     assert world.saved == [2]
 
 
-def test_a_stop_ends_the_run_with_a_checkpoint_even_while_it_waits() -> None:
-    engine = FakeEngine(lambda ids, number: ([number % 7, 1], ""), lambda number: 3600.0)
-    world = World(engine)
+def test_a_stop_ends_the_run_even_while_it_waits() -> None:
+    def never(number: int) -> float:
+        asyncio.get_running_loop().call_later(0.01, world.stop.set)
+        return 3600.0
 
-    async def stop_soon(groups: Sequence[ScoredGroup]) -> int:
-        raise AssertionError("nothing was trained, so nothing is pushed")
-
-    world.publish = stop_soon  # type: ignore[method-assign]
-    world.stop.set()
+    world = World(FakeEngine(lambda ids, number: ([number % 7, 1], ""), never))
     world.run()
-    assert world.learner.step == 0
+    assert world.engine.version == world.learner.step == 0
     assert world.saved == []
+
+
+def test_a_stop_ends_a_run_that_never_waits_with_a_checkpoint() -> None:
+    """A data set hands its groups out at once."""
+
+    class Shown:
+        def group_at(self, ordinal: int, version: int) -> ScoredGroup:
+            completion = Completion((1,), (0.0,), "", "stop", version, version)
+            scores = (Score(1.0, {}), Score(0.0, {}))
+            return ScoredGroup(Prompt(ordinal, ordinal, "", (ordinal,), ""), (completion, completion), scores)
+
+    class Stopping(FakeLearner):
+        async def update(self, batch: Batch) -> Update:
+            if self.step == 2:
+                world.stop.set()
+            return await super().update(batch)
+
+    world = World(learner=Stopping(), steps=1000)
+    world.source = DatasetSource(Shown(), lambda: world.engine.version)  # type: ignore[assignment, arg-type]
+    world.run()
+    assert world.learner.step == 3
+    assert world.saved == [3]
+    assert world.log.rows[-1]["trained"] == 12
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
