@@ -27,6 +27,7 @@ def run_dir(tmp_path: Path) -> Path:
             "wall_s": step * 1.5,
             "samples": 32,
             "reward_mean": step / 60,
+            "response_length_mean": 20.0,
             "accuracy": step / 70,
             "entropy": 1 / step,
             "seconds/generate": 0.4,
