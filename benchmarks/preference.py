@@ -32,7 +32,7 @@ from cluster.metrics import read_rows
 ROOT = Path(__file__).resolve().parent.parent
 WARM = ROOT / "runs" / "demo-warm-up" / "model"
 PROBLEMS = ROOT / "runs" / "demo" / "data"
-RATES = {"dpo": 1e-4, "ipo": 1e-4, "kto": 1e-4, "simpo": 1e-4, "orpo": 1e-4}
+RATES = {"dpo": 3e-4, "ipo": 3e-4, "kto": 3e-4, "simpo": 3e-4, "orpo": 3e-4}
 SOLUTIONS_LEARNER = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
 
 
@@ -64,7 +64,7 @@ def gsm8k(steps: int, only: list[str], fold: int, lr: float, warm_up: int, max_c
     start = out / "runs" / "sft" / "model"
     if not start.exists():
         sft = {"model": str(out / "start"), "steps": warm_up, "loss": "sft", "groups_per_step": 16}
-        sft |= {"data": {"train": "shown-train.jsonl"}, "learner": {**SOLUTIONS_LEARNER, "lr": 1e-3}}
+        sft |= {"data": {"train": "shown-train.jsonl"}, "learner": {**SOLUTIONS_LEARNER, "lr": 3e-3}}
         rows, _ = train(out, "sft", sft)
         print(f"SFT: loss {rows[0]['loss']:.2f} -> {rows[-1]['loss']:.2f} nats a character", flush=True)
     before = pair_accuracies(start, start, pairs)
@@ -72,7 +72,7 @@ def gsm8k(steps: int, only: list[str], fold: int, lr: float, warm_up: int, max_c
         f"{'':7}{'lr':>8}{'own reward':>18}{'a token':>18}{'loss':>18}{'chosen':>18}   (start -> after {steps} steps)"
     )
     for name in only or RATES:
-        kind, groups = ("labels", 8) if name == "kto" else ("pairs", 4)
+        kind, groups = ("labels", 16) if name == "kto" else ("pairs", 8)
         rate = lr or RATES[name]
         recipe = {**base, "model": str(start), "loss": name, "groups_per_step": groups}
         recipe |= {"data": {"train": f"{kind}-train.jsonl", "test": f"{kind}-test.jsonl"}}
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="gsm8k: names of losses")
     parser.add_argument("--fold", type=int, default=0, help="gsm8k: which third of the questions is held out")
     parser.add_argument("--lr", type=float, default=0.0, help="gsm8k: instead of each loss's own")
-    parser.add_argument("--warm-up", type=int, default=60, help="gsm8k: SFT steps before")
+    parser.add_argument("--warm-up", type=int, default=100, help="gsm8k: SFT steps before")
     parser.add_argument("--max-characters", type=int, default=500, help="gsm8k: of question and solution")
     parser.add_argument("--out", type=Path, help="gsm8k: a directory to keep; a warm-up that is there is used again")
     options = parser.parse_args()

@@ -14,6 +14,7 @@ from cluster.demo import make_model, make_tokenizer
 
 SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 FOLDS = 3
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 2048}
 KINDS = ("pairs", "labels", "shown")
 
 Row = dict[str, Any]
@@ -21,7 +22,7 @@ Row = dict[str, Any]
 
 def write_solutions(source: Path, directory: Path, fold: int, max_characters: int) -> dict[str, int]:
     """`KIND-SIDE.jsonl` for each of `KINDS` and train and test, from solutions that have with their question less than
-    `max_characters`; and `start`, a random Llama of one token a character. fold: which third of the questions is the
+    `max_characters`; and `start`, a random Llama of 0.3 M parameters and one token a character. fold: which third of the questions is the
     test side. Returns the number of rows by file."""
     sides: dict[str, dict[str, list[Row]]] = {side: {kind: [] for kind in KINDS} for side in ("train", "test")}
     characters: set[str] = set()
@@ -42,7 +43,7 @@ def write_solutions(source: Path, directory: Path, fold: int, max_characters: in
     for name, rows in files.items():
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = make_tokenizer("".join(sorted(characters - set("<>"))) + "<>")
-    make_model(directory / "start", 0, tokenizer, max_position_embeddings=2048)
+    make_model(directory / "start", 0, tokenizer, **SHAPE)
     return {name: len(rows) for name, rows in files.items()}
 
 
