@@ -31,7 +31,7 @@ CHARTS: dict[str, dict[str, str]] = {
     "Preference accuracy in training": {"preference_accuracy": "pairs", "label_accuracy": "labels"},
     "Log-prob of a token, nats": {"chosen_logprob": "chosen", "rejected_logprob": "rejected"},
     "Groups that gave pairs, share": {"pair_yield": "share"},
-    "Groups without a pair, number": {
+    "Groups without a pair": {
         "pairs_dropped/tied": "tied",
         "pairs_dropped/unscorable": "unscorable",
         "pairs_dropped/same": "same text",
@@ -41,7 +41,7 @@ CHARTS: dict[str, dict[str, str]] = {
     "Accuracy in training": {"accuracy": "accuracy", "no_answer_share": "no answer found"},
     "Loss": {"loss": "loss"},
     "Response length, tokens": {"response_length_mean": "tokens"},
-    "Response length against the first step": {"response_length_ratio": "ratio"},
+    "Response length, ratio to step 1": {"response_length_ratio": "ratio"},
     "Truncated share": {"truncated_share": "share"},
     "Entropy, nats": {"entropy": "entropy"},
     "KL, nats": {"kl": "KL", "kl_baseline": "baseline"},
@@ -69,7 +69,7 @@ HELD_OUT = {
     "Held-out pass@1": {"pass@1": "pass@1"},
     "Held-out preference accuracy": {"preference_accuracy": "pairs", "label_accuracy": "labels"},
     "Held-out loss": {"loss": "loss"},
-    "Win rate against the start": {"win_rate": "win rate", "win_rate_low": "95 % from", "win_rate_high": "to"},
+    "Win rate against the start": {"win_rate": "mean", "win_rate_low": "low", "win_rate_high": "high"},
 }
 HEADLINES = {
     "pass@1": "held-out pass@1",
@@ -164,7 +164,8 @@ def _evaluations(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The first, the last, and a few between."""
     if not evaluations:
         return {"head": [], "rows": []}
-    names = list(evaluations[-1])
+    # What belongs to a bucket would push the rest out of sight.
+    names = sorted(evaluations[-1], key=lambda name: name.startswith("length_bucket"))
     chosen = sorted({round(i * (len(evaluations) - 1) / 9) for i in range(10)})
     return {"head": names, "rows": [[evaluations[i].get(name) for name in names] for i in chosen]}
 
