@@ -6,8 +6,10 @@
     .venv/bin/python benchmarks/preference.py memory                 what a reference model costs
 
 gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
-labels for KTO); one question in ten is held out. A small Llama of one token a character, first taught the train side's
-correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: the model
+labels for KTO); one question in three is held out. A small Llama of one token a character, first taught the train side's
+correct solutions by SFT. Accuracy on held-out pairs: "own reward" by what the loss compares (KTO's, which sees labels
+only, from log-probs of both models), where ties, such as all pairs at the start of DPO, count half; "a token" by mean
+log-prob, which any two models can be compared in. small and length: the demo's model and additions (after `make demo`). length: the model
 pauses for 1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are wrong and pause for 1 to 4.
 """
 
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WARM = ROOT / "runs" / "demo-warm-up" / "model"
 PROBLEMS = ROOT / "runs" / "demo" / "data"
 RATES = {"dpo": 3e-4, "ipo": 3e-4, "kto": 3e-4, "simpo": 3e-4, "orpo": 3e-4}
+LENGTH_RATES = {"dpo": 3e-5, "simpo": 3e-5}
 SOLUTIONS_LEARNER = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
 
 
@@ -115,10 +118,10 @@ def small(epochs: int) -> None:
             )
 
 
-def length(seeds: int) -> None:
+def length(seeds: range, rates: dict[str, float]) -> None:
     problems = [json.loads(line) for line in (PROBLEMS / "train.jsonl").read_text().splitlines()]
-    print(f"{'':8}{'seed':>5}{'pass@1':>18}{'response tokens':>22}   (start -> end)")
-    for seed in range(seeds):
+    print(f"{'':8}{'lr':>8}{'seed':>5}{'pass@1':>18}{'response tokens':>22}   (start -> end)")
+    for seed in seeds:
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory() as out:
             directory = Path(out)
@@ -146,7 +149,7 @@ def length(seeds: int) -> None:
                 "learner": {**learner, "lr": 5e-4},
             }
             train(directory, "sft", {**sft, "seed": seed, "data": {"train": "shown.jsonl"}})
-            for name in ("dpo", "simpo"):
+            for name, rate in rates.items():
                 recipe = {
                     **base,
                     "model": str(directory / "runs" / "sft" / "model"),
@@ -154,12 +157,12 @@ def length(seeds: int) -> None:
                     "groups_per_step": 32,
                 }
                 recipe |= {"data": {"train": "pairs.jsonl", "test": str(PROBLEMS / "test.jsonl")}, "eval_every": 20}
-                recipe |= {"loss": {"name": name}, "learner": {**learner, "lr": 3e-5}}
+                recipe |= {"loss": {"name": name}, "learner": {**learner, "lr": rate}}
                 _, found = train(directory, name, recipe)
                 cells = [
                     " -> ".join(f"{each[key]:.2f}" for each in found) for key in ("pass@1", "response_length_mean")
                 ]
-                print(f"{name:8}{seed:>5}   {cells[0]}   {cells[1]}", flush=True)
+                print(f"{name:8}{rate:8g}{seed:>5}   {cells[0]}   {cells[1]}", flush=True)
 
 
 def memory() -> None:
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], help="gsm8k: names of losses")
     parser.add_argument("--fold", type=int, default=0, help="gsm8k: which third of the questions is held out")
     parser.add_argument("--lr", type=float, default=0.0, help="gsm8k: instead of each loss's own")
@@ -243,7 +247,7 @@ def main() -> None:
     {
         "gsm8k": lambda: in_directory(options),
         "small": lambda: small(options.epochs),
-        "length": lambda: length(options.seeds),
+        "length": lambda: length(range(options.first_seed, options.first_seed + options.seeds), LENGTH_RATES),
         "memory": memory,
     }[options.what]()
 
