@@ -6,11 +6,12 @@
     .venv/bin/python benchmarks/preference.py memory                 what a reference model costs
 
 gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
-labels for KTO); one question in three is held out. A small Llama of one token a character, first taught the train side's
-correct solutions by SFT. Accuracy on held-out pairs: "own reward" by what the loss compares (KTO's, which sees labels
-only, from log-probs of both models), where ties, such as all pairs at the start of DPO, count half; "a token" by mean
-log-prob, which any two models can be compared in. small and length: the demo's model and additions (after `make demo`). length: the model
-pauses for 1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are wrong and pause for 1 to 4.
+labels for KTO); one question in three is held out. A small Llama of one token a character, first taught the train
+side's correct solutions by SFT. Accuracy on held-out pairs: "own reward" by what the loss compares (KTO's, which sees
+labels only, from log-probs of both models), where ties, such as all pairs at the start of DPO, count half; "a token"
+by mean log-prob, in which all of them can be compared. small and length: the demo's model and additions (after `make
+demo`). length: the model pauses for 1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are
+wrong and pause for 1 to 4.
 """
 
 import argparse

@@ -22,8 +22,8 @@ Row = dict[str, Any]
 
 def write_solutions(source: Path, directory: Path, fold: int, max_characters: int) -> dict[str, int]:
     """`KIND-SIDE.jsonl` for each of `KINDS` and train and test, from solutions that have with their question less than
-    `max_characters`; and `start`, a random Llama of 0.3 M parameters and one token a character. fold: which third of the questions is the
-    test side. Returns the number of rows by file."""
+    `max_characters`; and `start`, a random Llama of 0.3 M parameters and one token a character. fold: which third of
+    the questions is the test side. Returns the number of rows by file."""
     sides: dict[str, dict[str, list[Row]]] = {side: {kind: [] for kind in KINDS} for side in ("train", "test")}
     characters: set[str] = set()
     for number, line in enumerate(source.read_text().splitlines()):
