@@ -108,7 +108,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _loss_name(recipe: Path) -> str:
-    """ "" where there is no recipe that says it."""
+    """Of the loss that the recipe names; empty where none does."""
     try:
         loss = yaml.safe_load(recipe.read_text())["loss"]
         return str(loss["name"] if isinstance(loss, dict) else loss)
