@@ -14,19 +14,22 @@ from typing import Any
 import pytest
 from whole_run import recipe, rows, volley
 
-from cluster.against_start import Start, chosen_warning, length_warning, win_rate
+from cluster.against_start import Start, chosen_warning, length_warning, warnings, win_rate
+from cluster.buffer import GroupBuffer
 from cluster.config import parse_recipe
-from cluster.evaluate import greedy_metrics
-from cluster.loop import Step
-from cluster.metrics import METRICS, read_rows
+from cluster.evaluate import Evaluation, evaluate, greedy_metrics
+from cluster.loop import Step, train
+from cluster.metrics import EVALUATIONS, METRICS, read_rows
 from cluster.record import Record
+from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
-from learner.batch import Update
+from learner.batch import Batch, Update
 from learner.losses import LOSSES
 from rewards.config import RewardConfig
 from rewards.fake_endpoint import MODEL, Endpoint, Reply
 from rewards.scorer import Scorer
+from rollout.fake_engine import FakeEngine
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Score, ScoredGroup
 
@@ -199,6 +202,87 @@ def test_a_run_tells_who_wins_and_that_its_answers_are_cut_short(workspace: Path
     sentence = "accuracy among the longest ones fell from 1.00 to 0.00"
     assert sentence in said
     assert sentence in (workspace / "runs" / "cut-short" / "report.html").read_text()
+
+
+def test_the_loop_tells_who_wins_and_that_answers_are_cut_short(tmp_path: Path) -> None:
+    """An engine that thinks before it answers under its first weights only, before a judge who likes it short."""
+    engine = FakeEngine(lambda ids, number: (range(9), THOUGHT) if engine.version == 0 else (range(2), "no"))
+    prompts = [Prompt(i, i, f"question {i}", (i,), "") for i in range(32)]
+    (tmp_path / "rollouts").mkdir()
+
+    async def main() -> None:
+        async with Endpoint(shorter_wins) as endpoint:
+            options = {"endpoint": endpoint.url, "model": MODEL, "principles": str(CONSTITUTION), "mode": "pairwise"}
+            checked = parse_recipe(
+                {
+                    "name": "x",
+                    "model": "x",
+                    "data": {"train": "x", "test": "x"},
+                    "steps": 4,
+                    "eval_every": 2,
+                    "groups_per_step": 2,
+                    "rollout": {"group_size": 2},
+                    "rewards": [
+                        {"name": "think_format", "weight": 0.0, "accuracy": True},
+                        {"name": "judge", "options": options},
+                    ],
+                }
+            )
+            async with Scorer(checked.rewards, checked.scorer) as scorer:
+                roller, learner = Roller(RolloutPool([engine]), scorer, 0), CountingLearner()
+                record = Record(RunDirectory(tmp_path), checked, roller, 0, lambda row: None)
+                start = Start(tmp_path / "start.parquet", 4)
+
+                async def evaluated() -> Evaluation:
+                    result = await evaluate(roller, prompts, checked.eval, 12, ())
+                    return Evaluation(
+                        result.metrics | await start.compare(learner.step, result.greedy, roller), result.greedy
+                    )
+
+                async def publish(groups: Sequence[ScoredGroup]) -> int:
+                    await engine.load_weights([], engine.version + 1)
+                    return engine.version
+
+                async def save(step: int) -> None: ...
+
+                source = GroupBuffer(
+                    lambda ordinal: prompts[ordinal % 32],
+                    lambda prompt: roller(prompt, checked.rollout.sampling),
+                    checked.groups_per_step,
+                    0,
+                    lambda group: True,
+                    0,
+                )
+                record.evaluation(0, await evaluated())
+                await train(
+                    checked, LOSSES["grpo"](), source, learner, publish, evaluated, save, record, asyncio.Event()
+                )
+                record.close()
+
+    asyncio.run(main())
+    first, middle, last = read_rows(tmp_path / EVALUATIONS)
+    assert "win_rate" not in first
+    assert (first["pass@1"], first["unscorable"], first["reward_mean"]) == (1, 0, None)
+    for row in (middle, last):
+        assert (row["pass@1"], row["win_rate"], row["win_rate_left_out"], row["answers_cut_short"]) == (0, 1, 0, 1)
+    sentence = "accuracy among the longest ones fell from 1.00 to 0.00"
+    assert sentence in warnings(read_rows(tmp_path / METRICS), [first, middle, last], "grpo")[0]
+    assert sentence in write_report(tmp_path).read_text()
+
+
+THOUGHT = "<think>\nlet me see\n</think>\nyes"
+
+
+class CountingLearner:
+    """Learns nothing."""
+
+    step = 0
+
+    async def update(self, batch: Batch) -> Update:
+        self.step += 1
+        return Update({"loss": 0.0})
+
+    async def refresh_reference(self) -> None: ...
 
 
 LOGPROBS = [
