@@ -167,6 +167,7 @@ def test_a_judge_who_compares_is_shown_both_answers(tmp_path: Path) -> None:
     assert (unscorable, asked) == (0, 0), "one answer alone is nothing to ask a judge about"
 
 
+@pytest.mark.faults
 def test_a_run_tells_who_wins_and_that_its_answers_are_cut_short(workspace: Path) -> None:
     """Taught to answer with one digit where five characters are right, before a judge who likes it short; evaluated
     without being told when."""
