@@ -151,7 +151,8 @@ def _charts(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]
     for title, names, source in [(title, names, source) for each, source in wanted for title, names in each.items()]:
         series = [{"label": label, "points": _points(source, name)} for name, label in names.items()]
         series = [each for each in series if len(each["points"]) > 1]
-        if series and (title not in OF_OWN_ANSWERS or _has_own_answers(rows)):
+        says_something = any(value for each in series for _, value in each["points"])
+        if says_something and (title not in OF_OWN_ANSWERS or _has_own_answers(rows)):
             charts.append({"title": title, "series": series})
     return charts
 
