@@ -6,14 +6,17 @@
     .venv/bin/python benchmarks/preference.py memory                 what a reference model costs
 
 gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
-labels for KTO); one question in ten is held out. A small Llama of one token a character, first taught the train side's
-correct solutions by SFT. small and length: the demo's model and additions (after `make demo`). length: the model
-pauses for 1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are wrong and pause for 1 to 4.
+labels for KTO); one question in three is held out. A small Llama of one token a character, first taught the train
+side's correct solutions by SFT. Accuracy on held-out pairs: "own reward" by what the loss compares (KTO's, which sees
+labels only, from log-probs of both models), where ties, such as all pairs at the start of DPO, count half; "a token"
+by mean log-prob, in which all of them can be compared. small and length: the demo's model and additions (after `make
+demo`). length: the model pauses for 1 to 6 tokens in its thought; chosen are right and pause for 3 to 6, rejected are
+wrong and pause for 1 to 4.
 """
 
 import argparse
-import itertools
 import json
+import math
 import os
 import random
 import resource
@@ -24,13 +27,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.demo import make_model, make_tokenizer, worked_answer
+from solutions import pair_accuracies, write_solutions
+
+from cluster.demo import make_model, worked_answer
 from cluster.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = ROOT / "runs" / "demo-warm-up" / "model"
 PROBLEMS = ROOT / "runs" / "demo" / "data"
-SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+RATES = {"dpo": 3e-4, "ipo": 3e-4, "kto": 3e-4, "simpo": 3e-4, "orpo": 3e-4}
+LENGTH_RATES = {"dpo": 3e-5, "simpo": 3e-5}
+SOLUTIONS_LEARNER = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
 
 
 def train(directory: Path, name: str, recipe: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -52,51 +59,35 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def gsm8k(steps: int) -> None:
+def gsm8k(steps: int, only: list[str], fold: int, lr: float, warm_up: int, max_characters: int, out: Path) -> None:
     source = Path(os.environ["VOLLEY_TEST_DATA"]) / "gsm8k" / "model_solutions.jsonl"
-    questions = [json.loads(line) for line in source.read_text().splitlines()]
-    with tempfile.TemporaryDirectory() as out:
-        directory = Path(out)
-        sides: dict[str, list[list[dict[str, Any]]]] = {"train": [[], [], []], "test": [[], [], []]}
-        characters: set[str] = set()
-        for number, question in enumerate(questions):
-            pairs, labels, shown = sides["test" if number % 10 == 0 else "train"]
-            prompt = question["question"] + "\n"
-            solutions = [question[solver] for solver in SOLVERS if len(question[solver]["solution"]) < 600]
-            right = [each["solution"] for each in solutions if each["is_correct"]]
-            wrong = [each["solution"] for each in solutions if not each["is_correct"]]
-            characters.update(prompt, *right, *wrong)
-            pairs += [{"prompt": prompt, "chosen": a, "rejected": b} for a, b in itertools.product(right, wrong)][:2]
-            labels += [{"prompt": prompt, "completion": each, "label": True} for each in right]
-            labels += [{"prompt": prompt, "completion": each, "label": False} for each in wrong]
-            shown += [{"prompt": prompt, "completion": each} for each in right]
-        for side, parts in sides.items():
-            for kind, rows in zip(("pairs", "labels", "shown"), parts, strict=True):
-                write(directory / f"{kind}-{side}.jsonl", rows)
-        tokenizer = make_tokenizer("".join(sorted(characters - set("<>"))) + "<>")
-        make_model(directory / "start", 0, tokenizer, max_position_embeddings=2048)
-        learner = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
-        base = {"groups_per_step": 8, "data": {}, "learner": learner}
-        sft = {**base, "model": str(directory / "start"), "steps": 150, "loss": "sft", "groups_per_step": 16}
-        sft |= {"data": {"train": "shown-train.jsonl"}, "learner": {**learner, "lr": 1e-3}}
-        rows, _ = train(directory, "sft", sft)
+    sizes = write_solutions(source, out, fold, max_characters)
+    print(", ".join(f"{name} {size:,}" for name, size in sizes.items()), flush=True)
+    pairs = [json.loads(line) for line in (out / "pairs-test.jsonl").read_text().splitlines()]
+    base = {"eval_every": steps, "steps": steps}
+    start = out / "runs" / "sft" / "model"
+    if not start.exists():
+        sft = {"model": str(out / "start"), "steps": warm_up, "loss": "sft", "groups_per_step": 16}
+        sft |= {"data": {"train": "shown-train.jsonl"}, "learner": {**SOLUTIONS_LEARNER, "lr": 3e-3}}
+        rows, _ = train(out, "sft", sft)
         print(f"SFT: loss {rows[0]['loss']:.2f} -> {rows[-1]['loss']:.2f} nats a character", flush=True)
-        print(f"{'':8}{'held-out accuracy':>22}{'loss':>18}{'chosen log-prob':>22}   (start -> after {steps} steps)")
-        for name in ("dpo", "ipo", "simpo", "orpo", "kto"):
-            kind = "labels" if name == "kto" else "pairs"
-            recipe = {**base, "model": str(directory / "runs" / "sft" / "model"), "steps": steps, "eval_every": steps}
-            recipe |= {"data": {"train": f"{kind}-train.jsonl", "test": f"{kind}-test.jsonl"}, "loss": {"name": name}}
-            recipe["learner"] = {**learner, "lr": 1e-4}
-            if name == "kto":
-                recipe["groups_per_step"] = 16
-            _, found = train(directory, name, recipe)
-            first, last = found[0], found[-1]
-            key = "preference_accuracy" if name != "kto" else "label_accuracy"
-            print(
-                f"{name:8}{first[key]:>12.3f} -> {last[key]:.3f}{first['loss']:>10.3f} -> {last['loss']:.3f}"
-                f"{first.get('chosen_logprob', float('nan')):>12.3f} -> {last.get('chosen_logprob', float('nan')):.3f}",
-                flush=True,
-            )
+    before = pair_accuracies(start, start, pairs)
+    print(
+        f"{'':7}{'lr':>8}{'own reward':>18}{'a token':>18}{'loss':>18}{'chosen':>18}   (start -> after {steps} steps)"
+    )
+    for name in only or RATES:
+        kind, groups = ("labels", 16) if name == "kto" else ("pairs", 8)
+        rate = lr or RATES[name]
+        recipe = {**base, "model": str(start), "loss": name, "groups_per_step": groups}
+        recipe |= {"data": {"train": f"{kind}-train.jsonl", "test": f"{kind}-test.jsonl"}}
+        recipe["learner"] = {**SOLUTIONS_LEARNER, "lr": rate}
+        _, (first, *_, last) = train(out, f"{name}-{rate:g}", recipe)
+        after = pair_accuracies(out / "runs" / f"{name}-{rate:g}" / "model", start, pairs)
+        # What the loss itself measures; KTO has labels only, so there it is computed from both models.
+        own = [each.get("preference_accuracy", mine["log_ratio"]) for each, mine in ((first, before), (last, after))]
+        chosen = [each.get("chosen_logprob", math.nan) for each in (first, last)]
+        cells = (own, (before["per_token"], after["per_token"]), (first["loss"], last["loss"]), chosen)
+        print(f"{name:7}{rate:8g}" + "".join(f"{a:>10.3f} -> {b:.3f}" for a, b in cells), flush=True)
 
 
 def spaced(answer: str, pauses: int) -> str:
@@ -128,10 +119,10 @@ def small(epochs: int) -> None:
             )
 
 
-def length(seeds: int) -> None:
+def length(seeds: range, rates: dict[str, float]) -> None:
     problems = [json.loads(line) for line in (PROBLEMS / "train.jsonl").read_text().splitlines()]
-    print(f"{'':8}{'seed':>5}{'pass@1':>18}{'response tokens':>22}   (start -> end)")
-    for seed in range(seeds):
+    print(f"{'':8}{'lr':>8}{'seed':>5}{'pass@1':>18}{'response tokens':>22}   (start -> end)")
+    for seed in seeds:
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory() as out:
             directory = Path(out)
@@ -159,7 +150,7 @@ def length(seeds: int) -> None:
                 "learner": {**learner, "lr": 5e-4},
             }
             train(directory, "sft", {**sft, "seed": seed, "data": {"train": "shown.jsonl"}})
-            for name in ("dpo", "simpo"):
+            for name, rate in rates.items():
                 recipe = {
                     **base,
                     "model": str(directory / "runs" / "sft" / "model"),
@@ -167,12 +158,12 @@ def length(seeds: int) -> None:
                     "groups_per_step": 32,
                 }
                 recipe |= {"data": {"train": "pairs.jsonl", "test": str(PROBLEMS / "test.jsonl")}, "eval_every": 20}
-                recipe |= {"loss": {"name": name}, "learner": {**learner, "lr": 3e-5}}
+                recipe |= {"loss": {"name": name}, "learner": {**learner, "lr": rate}}
                 _, found = train(directory, name, recipe)
                 cells = [
                     " -> ".join(f"{each[key]:.2f}" for each in found) for key in ("pass@1", "response_length_mean")
                 ]
-                print(f"{name:8}{seed:>5}   {cells[0]}   {cells[1]}", flush=True)
+                print(f"{name:8}{rate:8g}{seed:>5}   {cells[0]}   {cells[1]}", flush=True)
 
 
 def memory() -> None:
@@ -223,6 +214,21 @@ def one_update(model: str, name: str, recorded: bool) -> None:
     os._exit(0)
 
 
+def in_directory(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        out = options.out or Path(temporary)
+        out.mkdir(parents=True, exist_ok=True)
+        gsm8k(
+            options.steps,
+            options.only,
+            options.fold,
+            options.lr,
+            options.warm_up,
+            options.max_characters,
+            out.resolve(),
+        )
+
+
 def main() -> None:
     if sys.argv[1:2] == ["one-update"]:
         one_update(sys.argv[2], sys.argv[3], sys.argv[4] == "1")
@@ -231,11 +237,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=[], help="gsm8k: names of losses")
+    parser.add_argument("--fold", type=int, default=0, help="gsm8k: which third of the questions is held out")
+    parser.add_argument("--lr", type=float, default=0.0, help="gsm8k: instead of each loss's own")
+    parser.add_argument("--warm-up", type=int, default=100, help="gsm8k: SFT steps before")
+    parser.add_argument("--max-characters", type=int, default=500, help="gsm8k: of question and solution")
+    parser.add_argument("--out", type=Path, help="gsm8k: a directory to keep; a warm-up that is there is used again")
     options = parser.parse_args()
     {
-        "gsm8k": lambda: gsm8k(options.steps),
+        "gsm8k": lambda: in_directory(options),
         "small": lambda: small(options.epochs),
-        "length": lambda: length(options.seeds),
+        "length": lambda: length(range(options.first_seed, options.first_seed + options.seeds), LENGTH_RATES),
         "memory": memory,
     }[options.what]()
 

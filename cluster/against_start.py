@@ -1,23 +1,36 @@
 """Evaluation against the start of the run: who wins, and whether answers got shorter at the price of being wrong.
 
 - win rate: how often the answers of now have a higher reward than the starting model's to the same prompt; ties count
-  half. With several answers a side, the share over all pairs of them, then the mean over prompts.
+  half. With several answers a side, the share over all pairs of them, then the mean over prompts. Where rewards mean
+  something only within a group (a judge who compares), both answers are scored as one group of two.
 - conciseness: a falling response length is no success where accuracy falls among the longest answers, which is where
   length is needed. The buckets are those of `evaluate.greedy_metrics`.
 - likelihood: losses over pairs may lower what is chosen, as long as they lower what is rejected more.
-
-Left out: judges; a judge's comparison is turned into rewards first.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from cluster.evaluate import greedy_metrics
+from cluster.roll import Roller
+from rewards.group_terms import all_of
+from rollout.arrow import read_groups, write_groups
+from rollout.types import ScoredGroup
 
 Z_95 = 1.959964
 SHORTER = 0.95  # of the length at the start; less than 5 % is taken for chance
 FALLEN = 0.05  # nats a token
+GENTLER = {
+    "dpo": "lower learner.lr or steps, raise loss.beta, or take ipo or orpo",
+    "ipo": "lower learner.lr or steps, raise loss.tau, or take orpo",
+    "simpo": "lower learner.lr, steps or loss.gamma, or take orpo",
+    "orpo": "lower learner.lr, steps or loss.odds_weight",
+}
+"""What keeps the chosen answers likely, by loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,35 @@ class WinRate:
     @property
     def metrics(self) -> dict[str, float]:
         """For an evaluation's record."""
-        return {"win_rate": self.rate, "win_rate_low": self.low, "win_rate_high": self.high}
+        metrics = {"win_rate": self.rate, "win_rate_low": self.low, "win_rate_high": self.high}
+        return {**metrics, "win_rate_left_out": float(self.left_out)}
+
+
+class Start:
+    """What the model answered before the first step, kept as samples in `path`, so that a resumed run has it, too.
+    num_buckets: of response length."""
+
+    def __init__(self, path: Path, num_buckets: int) -> None:
+        self._path = path
+        self._num_buckets = num_buckets
+
+    async def compare(self, step: int, now: Sequence[ScoredGroup], roller: Roller) -> dict[str, float]:
+        """For the record of an evaluation, from its greedy answers: win rate, and `answers_cut_short`, 1 where
+        `length_warning` warns; {} at the start itself, and where the start answered other prompts."""
+        if step == 0:
+            write_groups(self._path, now, step)
+        start = read_groups(self._path) if step and self._path.is_file() else []
+        if not start or [group.prompt.text for group in now] != [group.prompt.text for group in start]:
+            return {}
+        sides = list(zip(now, start, strict=True))
+        rewards = [(a.rewards, b.rewards) for a, b in sides]
+        if roller.compares:
+            both = await all_of([roller.together(a.prompt, a.completions + b.completions) for a, b in sides])
+            rewards = [(group.rewards[:1], group.rewards[1:]) for group in both]
+        won = win_rate([a for a, _ in rewards], [b for _, b in rewards])
+        then, today = greedy_metrics(start, self._num_buckets), greedy_metrics(now, self._num_buckets)
+        is_known = not math.isnan(then["pass@1"] + today["pass@1"])
+        return won.metrics | ({"answers_cut_short": float(bool(length_warning(then, today)))} if is_known else {})
 
 
 def win_rate(now: Sequence[Sequence[float]], start: Sequence[Sequence[float]]) -> WinRate:
@@ -92,23 +133,39 @@ def length_warning(start: Mapping[str, float | None], now: Mapping[str, float | 
     )
 
 
-def chosen_warning(rows: Sequence[Mapping[str, Any]]) -> str:
+def chosen_warning(rows: Sequence[Mapping[str, Any]], loss: str) -> str:
     """A sentence where a run on pairs made what is chosen less likely than it was; else "".
 
-    rows: metrics of the steps. That the rejected fall faster is enough for the loss, so the chosen may fall, too: the
-    known failure of DPO (arXiv 2402.13228). The mean of the last tenth is compared with that of the first.
+    rows: metrics of the steps. loss: its name. That the rejected fall faster is enough for the loss, so the chosen may
+    fall, too: the known failure of DPO (arXiv 2402.13228). The mean of the last tenth is compared with that of the
+    first.
     """
-    values = [row["chosen_logprob"] for row in rows if row.get("chosen_logprob") is not None]
+    chosen, rejected = (_first_and_last(rows, f"{side}_logprob") for side in ("chosen", "rejected"))
+    fall = chosen[0] - chosen[1]
+    if not fall > FALLEN:
+        return ""
+    sentence = f"the chosen answers became less likely ({chosen[0]:.2f} to {chosen[1]:.2f} nats a token)"
+    shown, gentler = f"({rejected[0]:.2f} to {rejected[1]:.2f})", GENTLER.get(loss, "lower learner.lr or steps")
+    if rejected[0] - rejected[1] > fall:
+        return f"{sentence}, and the rejected fell faster {shown}; {gentler}"
+    if rejected[1] > rejected[0]:
+        return f"{sentence}, while the rejected became more likely {shown}; the pairs are not learned: lower " + (
+            "learner.lr, and look for contradictory pairs with volley audit"
+        )
+    return f"{sentence}, and the rejected fell no faster {shown}; {gentler}"
+
+
+def warnings(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], loss: str) -> list[str]:
+    """What a run's user should know at its end, from all that it has measured. loss: its name."""
+    found = [length_warning(evaluations[0], evaluations[-1])] if evaluations else []
+    return list(filter(None, [*found, chosen_warning(rows, loss)]))
+
+
+def _first_and_last(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
+    """Means of the first and the last tenth of what is known; NaN for fewer than two."""
+    values = [row[name] for row in rows if row.get(name) is not None]
     part = max(1, len(values) // 10)
-    if len(values) < 2:
-        return ""
-    start, now = fmean(values[:part]), fmean(values[-part:])
-    if not now < start - FALLEN:
-        return ""
-    return (
-        f"the chosen answers became less likely ({start:.2f} to {now:.2f} nats a token), and the rejected fell faster; "
-        "lower learner.lr or steps, raise loss.beta, or take ipo or orpo"
-    )
+    return (fmean(values[:part]), fmean(values[-part:])) if len(values) > 1 else (math.nan, math.nan)
 
 
 def _share(now: Sequence[float], start: Sequence[float]) -> float:

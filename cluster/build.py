@@ -240,7 +240,8 @@ def _gib(size: float) -> str:
 
 def _with_prompt_limit(recipe: Recipe, facts: ModelFacts, is_sampled: bool) -> Recipe:
     """Fill in data.max_prompt_tokens, or refuse one that does not fit into the model beside the completion."""
-    samples = is_sampled or recipe.data.test
+    # Without rewards a test set is measured, not answered.
+    samples = is_sampled or (recipe.data.test and recipe.rewards)
     completion = max(recipe.rollout.max_tokens, recipe.eval.max_tokens) if samples else 1
     room = facts.max_length - completion
     limit = recipe.data.max_prompt_tokens

@@ -72,7 +72,7 @@ class DatasetGroups:
     def group_of(self, prompt: Prompt, version: int) -> ScoredGroup:
         """What the data set has for `prompt`, which is one of its own."""
         found = self._completions(prompt)
-        completions = (Completion(ids, (0.0,) * len(ids), text, "stop", version, version) for ids, text, _ in found)
+        completions = (Completion(ids, (0.0,) * len(ids), text, "data", version, version) for ids, text, _ in found)
         return ScoredGroup(prompt, tuple(completions), tuple(Score(reward, {}) for _, _, reward in found))
 
     def _completions(self, prompt: Prompt) -> list[tuple[tuple[int, ...], str, float]]:

@@ -15,7 +15,7 @@ from cluster.data_kind import MARKER, DataKind, find_kind
 from cluster.init_method import PASSES, Method, Wishes, choose, cost
 from rollout.errors import DataError
 from rollout.model_files import inspect_model
-from rollout.rows import Rows, read_rows
+from rollout.rows import Rows, column_names, read_rows
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 SYSTEM = "Think step by step inside <think> and </think>, then give the final answer inside \\boxed{}."
@@ -40,7 +40,8 @@ def propose(data_path: str, model: str | None = None, wishes: Wishes | None = No
     per_round = math.ceil(len(rows) / groups)
     steps = _steps(method, len(rows) / groups)
     is_rewarded = method.is_sampled and method.name != "spin"
-    test = _test_file(data_path) if is_rewarded else ""
+    is_evaluated = is_rewarded or not method.is_sampled
+    test = _test_file(data_path, kind) if is_evaluated else ""
     text = templates.HEAD.format(
         name=_run_name(data_path, method.name),
         model=_quoted(model),
@@ -49,7 +50,7 @@ def propose(data_path: str, model: str | None = None, wishes: Wishes | None = No
         groups=groups,
         unit="prompts" if method.is_sampled else "pairs" if kind.kind == "pairs" else "rows",
         pace=_pace(method, per_round),
-        evaluation=templates.EVALUATION.format(eval_every=25 if test else 0) if is_rewarded else "",
+        evaluation=templates.EVALUATION.format(eval_every=25 if test else 0) if is_evaluated else "",
     )
     text += _data(data_path, test, method, kind, table, model)
     if method.is_sampled:
@@ -58,7 +59,7 @@ def propose(data_path: str, model: str | None = None, wishes: Wishes | None = No
         text += _rewards(kind, _as_chat(table, model)) + "\n"
     text += f"loss: {method.loss}\n" + _reference(method, per_round)
     text += templates.LEARNER.format(lr=method.lr, warmup_steps=min(10, steps // 10))
-    text += templates.EVAL if is_rewarded else ""
+    text += templates.EVAL if is_rewarded else templates.EVAL_OF_DATA if test else ""
     return _header(rows, kind, method, model) + templates.aligned(text)
 
 
@@ -103,7 +104,7 @@ def _data(data_path: str, test: str, method: Method, kind: DataKind, table: Tabl
     extra += f'  answer_after: "{MARKER}" ## the gold answer is what follows this\n' if kind.marker else ""
     return templates.DATA.format(
         train=_quoted(data_path),
-        test=line if is_rewarded else "",
+        test=line if is_rewarded or not method.is_sampled else "",
         columns="{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in kind.columns.items()) + "}",
         kept="; all other columns are handed to the rewards" if is_rewarded else "",
         extra=extra + _chat_lines(table, kind, method, model),
@@ -141,15 +142,16 @@ def _run_name(data_path: str, method: str) -> str:
     return f"{base}-{method}"
 
 
-def _test_file(data_path: str) -> str:
-    """The held-out file that lies beside a training file, "" if none."""
+def _test_file(data_path: str, kind: DataKind) -> str:
+    """The held-out file that lies beside a training file and has the same columns, "" if none."""
     path = Path(data_path)
     if "train" not in path.name:
         return ""
     beside = (
         path.with_name(path.name.replace("train", held_out)) for held_out in ("test", "validation", "valid", "dev")
     )
-    return next((str(file) for file in beside if file.is_file()), "")
+    wanted = set(kind.columns.values())
+    return next((str(file) for file in beside if file.is_file() and wanted <= column_names(str(file), {})), "")
 
 
 def _is_chat_model(model: str) -> bool:

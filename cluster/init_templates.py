@@ -30,7 +30,7 @@ publish_every: {round} ## steps of a round, here a pass over your data, after wh
 """
 
 EVALUATION = """\
-eval_every: {eval_every} ## steps between evaluations on data.test; 0: none
+eval_every: {eval_every} ## steps between evaluations on data.test; 0: at the start and the end only
 """
 
 DATA = """\
@@ -72,6 +72,11 @@ learner:
 EVAL = """\
 
 eval: {max_prompts: 200, samples: 0, temperature: 1.0} ## samples: responses per prompt for pass@k and maj@k
+"""
+
+EVAL_OF_DATA = """\
+
+eval: {max_prompts: 500} ## rows of data.test that loss and accuracy are measured on; 0: all
 """
 
 MATH_REWARDS = """\

@@ -82,21 +82,29 @@ def truncate(path: Path, step: int) -> None:
 
 def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
     """What a step's samples say. version: of the weights that are about to learn from them. Rewards are averaged over
-    scorable completions; a term or accuracy that is nowhere known is left out."""
-    completions = [completion for group in groups for completion in group.completions]
-    scores = [score for group in groups for score in group.scores]
+    scorable completions; a term or accuracy that is nowhere known is left out.
+
+    Where the policy answers, everything is of its own answers only, not of a data set's beside them (SPIN). Where all
+    is from a data set, samples, tokens and rewards (1 and 0) are the data's, and what would describe a policy's answers
+    is left out: length, share cut off, share of groups without signal.
+    """
+    everything = [each for group in groups for each in zip(group.completions, group.scores, strict=True)]
+    sampled = [each for each in everything if each[0].is_sampled]
+    completions = [completion for completion, _ in sampled or everything]
+    scores = [score for _, score in sampled or everything]
     metrics = {
         "samples": len(completions),
         "completion_tokens": sum(len(completion.token_ids) for completion in completions),
         "reward_mean": _mean([score.reward for score in scores]),
         "accuracy": _mean([score.accuracy for score in scores]),
         "no_answer_share": no_answer_share(scores),
-        "response_length_mean": _mean([float(len(completion.token_ids)) for completion in completions]),
-        "truncated_share": _mean([float(completion.truncated) for completion in completions]),
-        "zero_variance_share": _mean([float(not group.has_signal) for group in groups]),
         "staleness_max": version - min(group.first_version for group in groups),
         "unscorable": sum(bool(score.unscorable) for score in scores),
     }
+    if sampled:
+        metrics["response_length_mean"] = _mean([float(len(completion.token_ids)) for completion in completions])
+        metrics["truncated_share"] = _mean([float(completion.truncated) for completion in completions])
+        metrics["zero_variance_share"] = _mean([float(not group.has_signal) for group in groups])
     for name in sorted({name for score in scores for name in score.terms}):
         metrics[f"reward/{name}"] = _mean([score.terms[name] for score in scores if name in score.terms])
     return metrics

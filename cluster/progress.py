@@ -43,8 +43,9 @@ class Progress:
             print(f"step {step}/{self._total}  {text}  {left} left", file=self._stream, flush=True)
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Show the newest held-out accuracy from now on."""
+        """Show the newest held-out accuracy, or what else an evaluation tells, from now on."""
         shown = {"pass@1": "pass@1", "preference_accuracy": "held-out preferred", "loss": "held-out loss"}
+        shown["win_rate"] = "won against the start"
         for name, label in shown.items():
             if not math.isnan(metrics.get(name, math.nan)):
                 self._held_out = f"{label} {metrics[name]:.2f}"

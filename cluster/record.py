@@ -1,13 +1,11 @@
 """What a run leaves behind of every step: metrics, samples, progress; and the clock of its phases."""
 
 import asyncio
-import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from cluster.against_start import win_rate
 from cluster.config import Recipe
 from cluster.evaluate import Evaluation
 from cluster.loop import Step
@@ -16,8 +14,6 @@ from cluster.progress import Progress
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
 from rollout.arrow import write_groups
-
-START_REWARDS = "start-rewards.json"
 
 
 class Record:
@@ -41,7 +37,7 @@ class Record:
             if int(path.stem.removeprefix("step-")) > done:
                 path.unlink()
         first = read_rows(directory.path / METRICS)[:1]
-        self._start_length = float(first[0]["response_length_mean"]) if first else math.nan
+        self._start_length = _known(first[0] if first else {}, "response_length_mean")
         self._progress = Progress(recipe.steps, done)
         self._seconds: dict[str, float] = {}
         self._busy = (0.0, 0.0)
@@ -81,8 +77,9 @@ class Record:
         samples = group_metrics(done.groups, done.trained)
         taken = now - self._step_started
         learning = seconds.get("update", 0.0) + seconds.get("publish", 0.0)
+        length = samples.get("response_length_mean", math.nan)
         if math.isnan(self._start_length):
-            self._start_length = samples["response_length_mean"]
+            self._start_length = length
         refreshed = self._recipe.reference.refresh_every
         row = {
             "step": done.number,
@@ -93,8 +90,8 @@ class Record:
             "rollout_idle_share": max(0.0, 1.0 - seconds["generate"] / taken),
             "learner_idle_share": max(0.0, 1.0 - learning / taken),
             **samples,
-            # Against the first step: preference losses are known to lengthen.
-            "response_length_ratio": samples["response_length_mean"] / self._start_length,
+            # Against the first step: preference losses are known to lengthen. Where nothing is sampled there is none.
+            **({"response_length_ratio": length / self._start_length} if "response_length_mean" in samples else {}),
             # Steps since the reference was the policy.
             **({"reference_age": float((done.number - 1) % refreshed)} if refreshed else {}),
             **dict.fromkeys(("logprob_mismatch_mean", "logprob_mismatch_max"), math.nan),
@@ -115,19 +112,16 @@ class Record:
             write_groups(path, done.groups, done.number)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
-        self.last_evaluation, self.evaluated_step = result.metrics | self._against_start(step, result), step
-        self._log.evaluation(step, self.last_evaluation)
+        self.last_evaluation, self.evaluated_step = result.metrics, step
+        self._log.evaluation(step, result.metrics)
         self._progress.evaluation(result.metrics)
         self._step_started = time.perf_counter()
-
-    def _against_start(self, step: int, result: Evaluation) -> dict[str, float]:
-        """Win rate against the answers of step 0; kept in a file, so that a resumed run has them, too."""
-        file, rewards = self._directory.path / START_REWARDS, [group.rewards for group in result.greedy]
-        if step == 0:
-            file.write_text(json.dumps(rewards))
-        start = json.loads(file.read_text()) if step and file.is_file() else []
-        return win_rate(rewards, start).metrics if start and len(start) == len(rewards) else {}
 
     def close(self) -> None:
         self._progress.close()
         self._log.close()
+
+
+def _known(row: Mapping[str, float | None], name: str) -> float:
+    value = row.get(name)
+    return math.nan if value is None else value

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from cluster.against_start import warnings
 from cluster.metrics import EVALUATIONS, METRICS, read_rows
 from rollout.arrow import read_groups
 from rollout.errors import CheckpointError
@@ -18,12 +21,31 @@ from rollout.types import Completion, Score, ScoredGroup
 TEMPLATE = Path(__file__).with_name("report.html")
 CHARTS: dict[str, dict[str, str]] = {
     "Reward": {"reward_mean": "reward"},
+    "Implicit reward": {
+        "implicit_reward_chosen": "chosen",
+        "implicit_reward_rejected": "rejected",
+        "implicit_reward_desirable": "desirable",
+        "implicit_reward_undesirable": "undesirable",
+    },
+    "Implicit margin": {"implicit_margin": "margin"},
+    "Preference accuracy in training": {"preference_accuracy": "pairs", "label_accuracy": "labels"},
+    "Log-prob of a token, nats": {"chosen_logprob": "chosen", "rejected_logprob": "rejected"},
+    "Groups that gave pairs, share": {"pair_yield": "share"},
+    "Groups without a pair": {
+        "pairs_dropped/tied": "tied",
+        "pairs_dropped/unscorable": "unscorable",
+        "pairs_dropped/same": "same text",
+    },
+    "Length in pairs, tokens": {"chosen_length_mean": "chosen", "rejected_length_mean": "rejected"},
+    "Desirable share": {"desirable_share": "share"},
     "Accuracy in training": {"accuracy": "accuracy", "no_answer_share": "no answer found"},
     "Loss": {"loss": "loss"},
     "Response length, tokens": {"response_length_mean": "tokens"},
+    "Response length, ratio to step 1": {"response_length_ratio": "ratio"},
     "Truncated share": {"truncated_share": "share"},
     "Entropy, nats": {"entropy": "entropy"},
-    "KL, nats": {"kl": "KL"},
+    "KL, nats": {"kl": "KL", "kl_baseline": "baseline"},
+    "Age of the reference, steps": {"reference_age": "age"},
     "Clipped share of tokens": {"clip_share": "share"},
     "Gradient norm": {"grad_norm": "norm"},
     "Explained variance of returns": {"explained_variance": "share"},
@@ -43,9 +65,22 @@ CHARTS: dict[str, dict[str, str]] = {
     "Padding share": {"padding_share": "share"},
     "Peak memory, bytes": {"peak_memory_bytes": "bytes"},
 }
+HELD_OUT = {
+    "Held-out pass@1": {"pass@1": "pass@1"},
+    "Held-out preference accuracy": {"preference_accuracy": "pairs", "label_accuracy": "labels"},
+    "Held-out loss": {"loss": "loss"},
+    "Win rate against the start": {"win_rate": "mean", "win_rate_low": "low", "win_rate_high": "high"},
+}
+HEADLINES = {
+    "pass@1": "held-out pass@1",
+    "preference_accuracy": "held-out preference accuracy",
+    "label_accuracy": "held-out label accuracy",
+}
 NUM_GROUPS = 3
 NUM_ANSWERS = 4
 MAX_CHARACTERS = 1500
+OF_OWN_ANSWERS = ("Reward", "Staleness, versions")
+"""Where all answers are a data set's they show how the data was made, and nothing that is learned."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -58,6 +93,7 @@ def write_report(run_dir: Path) -> Path:
         "name": run_dir.name,
         "subtitle": f"{len(rows)} steps in {_duration(rows[-1]['wall_s'])}",
         "figures": _figures(rows, evaluations),
+        "warnings": warnings(rows, evaluations, _loss_name(recipe)),
         "charts": _charts(rows, evaluations),
         "evaluations": _evaluations(evaluations),
         "samples": _samples(run_dir),
@@ -71,16 +107,33 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def _loss_name(recipe: Path) -> str:
+    """Of the loss that the recipe names; empty where none does."""
+    try:
+        loss = yaml.safe_load(recipe.read_text())["loss"]
+        return str(loss["name"] if isinstance(loss, dict) else loss)
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return ""
+
+
+def _has_own_answers(rows: Sequence[dict[str, Any]]) -> bool:
+    return "response_length_mean" in rows[-1]
+
+
 def _is_count(name: str) -> bool:
     return name in ("issued", "trained", "queued", "in_flight", "unscorable") or name.startswith("dropped/")
 
 
 def _figures(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    figures = []
-    if evaluations and evaluations[-1].get("pass@1") is not None:
-        figures.append(("held-out pass@1", f"{evaluations[0]['pass@1']:.2f} → {evaluations[-1]['pass@1']:.2f}"))
+    figures = [
+        (label, f"{evaluations[0][name]:.2f} → {evaluations[-1][name]:.2f}")
+        for name, label in HEADLINES.items()
+        if len(evaluations) > 1 and None not in (evaluations[0].get(name), evaluations[-1].get(name))
+    ]
+    if evaluations and evaluations[-1].get("win_rate") is not None:
+        figures.append(("win rate against the start", f"{evaluations[-1]['win_rate']:.2f}"))
     rewards = [row["reward_mean"] for row in rows if row.get("reward_mean") is not None]
-    if len(set(rewards)) > 1:
+    if len(set(rewards)) > 1 and _has_own_answers(rows):
         edge = max(1, len(rewards) // 20)
         first, last = sum(rewards[:edge]) / edge, sum(rewards[-edge:]) / edge
         figures.append(("mean reward", f"{first:.2f} → {last:.2f}"))
@@ -93,14 +146,13 @@ def _figures(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any
 
 def _charts(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     charts = []
-    held_out = _points(evaluations, "pass@1")
-    if len(held_out) > 1:
-        charts.append({"title": "Held-out pass@1", "series": [{"label": "pass@1", "points": held_out}]})
     terms = {name: name.removeprefix("reward/") for name in rows[-1] if name.startswith("reward/")}
-    for title, names in {**CHARTS, "Reward terms": terms}.items():
-        series = [{"label": label, "points": _points(rows, name)} for name, label in names.items()]
+    wanted = [(HELD_OUT, evaluations), ({**CHARTS, "Reward terms": terms}, rows)]
+    for title, names, source in [(title, names, source) for each, source in wanted for title, names in each.items()]:
+        series = [{"label": label, "points": _points(source, name)} for name, label in names.items()]
         series = [each for each in series if len(each["points"]) > 1]
-        if series:
+        says_something = any(value for each in series for _, value in each["points"])
+        if says_something and (title not in OF_OWN_ANSWERS or _has_own_answers(rows)):
             charts.append({"title": title, "series": series})
     return charts
 
@@ -113,7 +165,8 @@ def _evaluations(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The first, the last, and a few between."""
     if not evaluations:
         return {"head": [], "rows": []}
-    names = list(evaluations[-1])
+    # What belongs to a bucket would push the rest out of sight.
+    names = sorted(evaluations[-1], key=lambda name: name.startswith("length_bucket"))
     chosen = sorted({round(i * (len(evaluations) - 1) / 9) for i in range(10)})
     return {"head": names, "rows": [[evaluations[i].get(name) for name in names] for i in chosen]}
 

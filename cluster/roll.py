@@ -8,14 +8,18 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from rewards.group_terms import all_of
 from rollout.engine import Sampling
 from rollout.pool import RolloutPool
 from rollout.types import Completion, Prompt, Score, ScoredGroup
 
 
 class Scores(Protocol):
-    """Whatever scores a completion, and then the whole group: `rewards.scorer.Scorer`."""
+    """Whatever scores a completion, and then the whole group: `rewards.scorer.Scorer`. compares: rewards mean something
+    only among the completions of one group."""
 
+    @property
+    def compares(self) -> bool: ...
     async def score(self, prompt: Prompt, completion: Completion) -> Score: ...
     async def finish(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
@@ -68,6 +72,17 @@ class Roller:
         with self.scoring():
             scores = await self._scores.finish(prompt, completions, [score for _, score in done])
         return ScoredGroup(prompt, completions, scores)
+
+    @property
+    def compares(self) -> bool:
+        """Whether rewards of different groups cannot be held against each other, even of the same prompt."""
+        return self._scores.compares
+
+    async def together(self, prompt: Prompt, completions: Sequence[Completion]) -> ScoredGroup:
+        """Completions from different groups, scored anew as one group."""
+        with self.scoring():
+            scores = await all_of([self._scores.score(prompt, each) for each in completions])
+            return ScoredGroup(prompt, tuple(completions), await self._scores.finish(prompt, completions, scores))
 
     def metrics(self) -> dict[str, float]:
         """What the scores have to tell since the last call."""

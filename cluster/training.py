@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import checkpoint
-from cluster.against_start import chosen_warning, length_warning
+from cluster.against_start import Start, warnings
 from cluster.buffer import GroupBuffer
 from cluster.build import Parts
 from cluster.config import RUNS
@@ -32,6 +32,7 @@ from rollout.errors import CheckpointError, ModelError
 from rollout.model_files import weights_fingerprint
 from rollout.types import Prompt, ScoredGroup
 
+START = "start.parquet"
 NUM_PARITY_SEQUENCES = 8
 CLOSE_TIMEOUT_S = 10.0
 
@@ -46,6 +47,7 @@ class Training:
         self._say = say
         self._stop = asyncio.Event()
         self._version = 0
+        self._start = Start(directory.path / START, parts.recipe.eval.length_buckets)
 
     async def run(self, resume: bool) -> dict[str, float]:
         """Train to the end. Returns the last evaluation's metrics, {} where none was made."""
@@ -84,7 +86,7 @@ class Training:
 
     async def _train(self) -> dict[str, float]:
         recipe = self._recipe
-        if self._learner.step == 0 and recipe.data.test and recipe.eval_every:
+        if self._learner.step == 0 and recipe.data.test:
             self._record.evaluation(0, await self._evaluate())
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._launcher.watch())
@@ -112,9 +114,7 @@ class Training:
         found = diagnose(rows)
         for line in explain(found, recipe.max_staleness, recipe.launcher != "local") if found else ():
             self._say(line)
-        evaluations = read_rows(self._directory.path / EVALUATIONS)
-        warnings = [length_warning(evaluations[0], evaluations[-1])] if evaluations else []
-        for warning in filter(None, [*warnings, chosen_warning(rows)]):
+        for warning in warnings(rows, read_rows(self._directory.path / EVALUATIONS), recipe.loss.name):
             self._say(f"warning: {warning}")
         self._say(f"model {self._directory.model}  report {write_report(self._directory.path)}")
         return self._record.last_evaluation
@@ -191,9 +191,11 @@ class Training:
         recipe, parts = self._recipe, self._parts
         if parts.test_dataset is not None:
             return Evaluation(await self._learner.measure(self._held_out_batch(parts.test_dataset)), ())
-        return await evaluate(
+        result = await evaluate(
             self._roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
         )
+        against_start = await self._start.compare(self._learner.step, result.greedy, self._roller)
+        return Evaluation(result.metrics | against_start, result.greedy)
 
     def _held_out_batch(self, dataset: DatasetGroups) -> Batch:
         number = min(len(dataset), self._recipe.eval.max_prompts or len(dataset))

@@ -30,14 +30,16 @@ T = TypeVar("T")
 class GroupTerm(Protocol):
     """One term of the weighted sum that scores all completions of a prompt together.
 
-    config: its entry in the recipe. check: what can be found out before a run without loading anything heavy; at most
-    some seconds; raises RewardError. start, close: what it keeps open while it scores. score_group: one outcome per
-    item, in their order; any number of calls at once; raises RewardError only to end the run. metrics: numbers since
-    the last call, by name.
+    config: its entry in the recipe. compares: whether it can say nothing of a completion alone. check: what can be
+    found out before a run without loading anything heavy; at most some seconds; raises RewardError. start, close: what
+    it keeps open while it scores. score_group: one outcome per item, in their order; any number of calls at once;
+    raises RewardError only to end the run. metrics: numbers since the last call, by name.
     """
 
     config: RewardConfig
 
+    @property
+    def compares(self) -> bool: ...
     async def check(self, group_size: int) -> None: ...
     async def start(self) -> None: ...
     async def close(self) -> None: ...

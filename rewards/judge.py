@@ -83,6 +83,10 @@ class Judge:
         self._told: Counter[str] = Counter()
         self._told_seconds = 0.0
 
+    @property
+    def compares(self) -> bool:
+        return self._options.mode == "pairwise"
+
     async def check(self, group_size: int) -> None:
         if self._options.mode == "pairwise" and group_size == 1:
             raise RewardError(

@@ -31,6 +31,11 @@ class LengthGroup:
         if config.options:
             raise RewardError(f"reward '{config.name}' takes no options; leave '{next(iter(config.options))}' out.")
 
+    @property
+    def compares(self) -> bool:
+        """Alone it is worth 0, as where every length is the same."""
+        return False
+
     async def check(self, group_size: int) -> None:
         if group_size == 1:
             raise RewardError(

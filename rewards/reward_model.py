@@ -56,6 +56,10 @@ class RewardModel:
         self._working: asyncio.Task[None] | None = None
         self._scored = self._truncated = self._batches = 0
 
+    @property
+    def compares(self) -> bool:
+        return False
+
     async def check(self, group_size: int) -> None:
         """Looks at the model's configuration; no weights are loaded."""
         from transformers import AutoConfig

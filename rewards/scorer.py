@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from rewards import code
@@ -120,9 +121,12 @@ class Scorer:
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
     ) -> tuple[Score, ...]:
         """The scores of a whole group, from those that `score` gave its completions: adds the terms that see all of
-        them. Raises RewardError when such a term has failed too often for the run to go on."""
+        them. Where a term compares and there is but one completion, nobody is asked, and its reward is not known (NaN),
+        which is not unscorable. Raises RewardError when such a term has failed too often for the run to go on."""
         if not self._group_terms:
             return tuple(scores)
+        if len(completions) == 1 and self.compares:
+            return tuple(replace(score, reward=math.nan) for score in scores)
         items = [Item.of(prompt, each, score.accuracy) for each, score in zip(completions, scores, strict=True)]
         columns = await all_of([term.score_group(items) for term in self._group_terms])
         configs = [term.config for term in self._group_terms]
@@ -130,6 +134,11 @@ class Scorer:
             add_outcomes(score, configs, outcomes)
             for score, outcomes in zip(scores, zip(*columns, strict=True), strict=True)
         )
+
+    @property
+    def compares(self) -> bool:
+        """Whether rewards mean something only among the completions of one group."""
+        return any(term.compares for term in self._group_terms)
 
     def metrics(self) -> dict[str, float]:
         """What the terms that see whole groups have to tell since the last call, as `<label>/<name>`."""

@@ -32,11 +32,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled response.
+    """One response, sampled or from a data set.
 
     token_ids: [T], with the end token if the model gave one. logprobs: [T], natural log-probs of the distribution
     that was sampled from (behaviour policy mu; temperature and top-p applied). text: decoded, without special tokens
-    and without the stop string. finish_reason: "stop" or "length" (truncated at max_tokens).
+    and without the stop string. finish_reason: "stop", "length" (truncated at max_tokens), or "data" for what nobody
+    sampled, because it stands in a data set.
     first_version, last_version: weight versions under which the first and the last token were sampled.
     """
 
@@ -50,6 +51,10 @@ class Completion:
     @property
     def truncated(self) -> bool:
         return self.finish_reason == "length"
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.finish_reason != "data"
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def test_a_demonstration_is_a_scored_group(tmp_path: Path, char_tokenizer: Any) 
     assert (group.prompt.text, completion.text, group.prompt.row["id"]) == ("0+1=", "1", 0)
     assert completion.token_ids == (*char_tokenizer.convert_tokens_to_ids(["1"]), char_tokenizer.eos_token_id)
     assert completion.logprobs == (0.0, 0.0)
-    assert (completion.finish_reason, completion.first_version, completion.last_version) == ("stop", 7, 7)
+    assert (completion.finish_reason, completion.first_version, completion.last_version) == ("data", 7, 7)
     assert (score.reward, dict(score.terms), score.unscorable) == (1.0, {}, "")
     batch = make_batch([group], Sft(), 7)
     assert batch.num_completion_tokens == 2

@@ -299,3 +299,36 @@ def test_a_broken_model_directory(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json"):
         propose(written(tmp_path, {"prompt": "1", "answer": "1"}), str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wishes", "is_set"),
+    [
+        ("pairs", Wishes(), True),
+        ("conversations", Wishes(), True),
+        ("labels", Wishes(), True),
+        ("answers", Wishes(), True),
+        ("demonstrations", Wishes(), True),
+        ("demonstrations", Wishes(spin=True), False),
+    ],
+)
+def test_a_test_file_beside_the_data_is_used(
+    tmp_path: Path, chat_model: Path, kind: str, wishes: Wishes, is_set: bool
+) -> None:
+    """SPIN ends by what it measures in training, and has no rewards to evaluate by."""
+    rows = rows_of(kind)
+    spec, held_out = written(tmp_path, *rows, name="train.jsonl"), written(tmp_path, *rows[:8], name="test.jsonl")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(propose(spec, str(chat_model), wishes))
+    recipe = load_recipe(str(file))
+    assert (recipe.data.test, recipe.eval_every) == ((held_out, 25) if is_set else ("", 0))
+    parts = build(recipe)
+    assert (len(parts.test_dataset or ()), len(parts.test_prompts)) == (
+        (0, 8) if kind == "answers" else (8 if is_set else 0, 0)
+    )
+
+
+def test_a_test_file_of_another_kind_is_not_used(tmp_path: Path) -> None:
+    spec = written(tmp_path, *rows_of("pairs"), name="train.jsonl")
+    written(tmp_path, *rows_of("labels"), name="test.jsonl")
+    assert "test" not in yaml.safe_load(propose(spec, "some/base-model"))["data"]

@@ -70,6 +70,19 @@ def test_unscorable_samples_are_counted_and_not_averaged() -> None:
     assert metrics["response_length_mean"] == 4
 
 
+def test_what_a_data_set_says_is_not_the_policys() -> None:
+    def answered(length: int, reason: str) -> Completion:
+        return Completion((1,) * length, (0.0,) * length, "x", reason, 3, 3)
+
+    prompt, scores = Prompt(0, 0, "p", (1,), ""), (Score(1.0, {}), Score(0.0, {}, accuracy=1.0))
+    beside = group_metrics([ScoredGroup(prompt, (answered(9, "data"), answered(4, "length")), scores)], 3)
+    assert (beside["samples"], beside["completion_tokens"], beside["reward_mean"]) == (1, 4, 0.0)
+    assert (beside["response_length_mean"], beside["truncated_share"], beside["accuracy"]) == (4, 1.0, 1.0)
+    pair = group_metrics([ScoredGroup(prompt, (answered(9, "data"), answered(4, "data")), scores)], 3)
+    assert (pair["samples"], pair["completion_tokens"], pair["reward_mean"]) == (2, 13, 0.5)
+    assert not {"response_length_mean", "truncated_share", "zero_variance_share"} & set(pair)
+
+
 def test_no_answer_is_not_a_wrong_one() -> None:
     def scores(*found: tuple[float, str | None]) -> list[Score]:
         return [Score(0.0, {}, accuracy=accuracy, extracted=extracted) for accuracy, extracted in found]

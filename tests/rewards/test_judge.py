@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.config import RewardConfig
@@ -151,6 +151,7 @@ def test_a_response_alone_is_compared_with_nothing() -> None:
     assert not endpoint.requests
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.sampled_from([2, 4, 8]), st.randoms(use_true_random=False))
 def test_win_shares_are_the_mean_over_opponents_of_a_tournament(n: int, opponents: int, random: Any) -> None:
     """Against a table of points that is filled match by match."""

@@ -1,0 +1,78 @@
+"""Preference data made of real solutions, correct against incorrect ones to the same question; and its accuracy.
+
+Source: gsm8k/model_solutions.jsonl, four models' solutions to each question, each with `is_correct`. Questions are held
+out whole, so that no held-out pair shares its prompt with the training data.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.demo import make_model, make_tokenizer
+
+SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+FOLDS = 3
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 2048}
+KINDS = ("pairs", "labels", "shown")
+
+Row = dict[str, Any]
+
+
+def write_solutions(source: Path, directory: Path, fold: int, max_characters: int) -> dict[str, int]:
+    """`KIND-SIDE.jsonl` for each of `KINDS` and train and test, from solutions that have with their question less than
+    `max_characters`; and `start`, a random Llama of 0.3 M parameters and one token a character. fold: which third of
+    the questions is the test side. Returns the number of rows by file."""
+    sides: dict[str, dict[str, list[Row]]] = {side: {kind: [] for kind in KINDS} for side in ("train", "test")}
+    characters: set[str] = set()
+    for number, line in enumerate(source.read_text().splitlines()):
+        question = json.loads(line)
+        rows = sides["test" if number % FOLDS == fold else "train"]
+        prompt = question["question"] + "\n"
+        room = max_characters - len(prompt)
+        solutions = [question[solver] for solver in SOLVERS if len(question[solver]["solution"]) < room]
+        right = list(dict.fromkeys(each["solution"] for each in solutions if each["is_correct"]))
+        wrong = list(dict.fromkeys(each["solution"] for each in solutions if not each["is_correct"]))
+        characters.update(prompt, *right, *wrong)
+        rows["pairs"] += [{"prompt": prompt, "chosen": a, "rejected": b} for a, b in itertools.product(right, wrong)]
+        rows["labels"] += [{"prompt": prompt, "completion": each, "label": True} for each in right]
+        rows["labels"] += [{"prompt": prompt, "completion": each, "label": False} for each in wrong]
+        rows["shown"] += [{"prompt": prompt, "completion": each} for each in right]
+    files = {f"{kind}-{side}": rows for side, kinds in sides.items() for kind, rows in kinds.items()}
+    for name, rows in files.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = make_tokenizer("".join(sorted(characters - set("<>"))) + "<>")
+    make_model(directory / "start", 0, tokenizer, **SHAPE)
+    return {name: len(rows) for name, rows in files.items()}
+
+
+def pair_accuracies(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, float]:
+    """How often the chosen side of a pair is ahead of the rejected one, ties half: `log_ratio`, in log pi(y) - log
+    pi_start(y), the implicit reward of DPO, IPO and KTO; `per_token`, in log pi(y) / |y|, that of SimPO. Computed
+    with transformers alone."""
+    ours, theirs = _logprobs(model, pairs), _logprobs(start, pairs)
+    ratios = [[a - b for (a, _), (b, _) in zip(*sides, strict=True)] for sides in zip(ours, theirs, strict=True)]
+    means = [[total / count for total, count in sides] for sides in ours]
+    return {
+        name: sum((chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in values) / len(values)
+        for name, values in {"log_ratio": ratios, "per_token": means}.items()
+    }
+
+
+def _logprobs(model_dir: Path, pairs: Sequence[Row]) -> list[list[tuple[float, int]]]:
+    """Of each pair, chosen first: the completion's log-prob, end token included, and its number of tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+
+    def logprob(prompt: str, completion: str) -> tuple[float, int]:
+        given = tokenizer(prompt)["input_ids"]
+        said = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([given + said])).logits[0, len(given) - 1 : -1]
+        return -float(torch.nn.functional.cross_entropy(logits_TV, torch.tensor(said), reduction="sum")), len(said)
+
+    return [[logprob(pair["prompt"], pair[side]) for side in ("chosen", "rejected")] for pair in pairs]
