@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from leftovers import Traces, title_of
 
 from rollout.arrow import read_groups
 
@@ -121,14 +122,14 @@ class Run:
             base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value
         self.path = recipe(workspace, name, **base)
         self.log = workspace / f"{name}.log"
+        self.traces = Traces()
         self.process = subprocess.Popen(
             [*around, VOLLEY, "train", str(self.path), *flags],
             cwd=workspace,
-            env={**environment(), **variables},
+            env={**environment(), **self.traces.variables, **variables},
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
         )
-        self.family: dict[int, psutil.Process] = {}
 
     def steps(self) -> int:
         path = self.workspace / "runs" / self.name / "metrics.jsonl"
@@ -139,30 +140,34 @@ class Run:
         while self.steps() < steps:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            self.look()
             time.sleep(0.05)
-
-    def look(self) -> None:
-        """Remember every process that the run ever had."""
-        if psutil.pid_exists(self.process.pid):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                self.family.setdefault(child.pid, child)
+        self.traces.look_closely()
 
     def find(self, title: str) -> list[psutil.Process]:
-        self.look()
-        return [p for p in self.family.values() if p.is_running() and title_of(p).startswith(title)]
+        self.traces.look()
+        return [p for p in self.traces.alive() if title_of(p).startswith(title)]
 
     def end(self, timeout_s: float = 200) -> int:
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+        deadline = time.monotonic() + timeout_s
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+            self.traces.look_closely()
+            time.sleep(0.5)
+        return int(self.process.returncode)
+
+    def kill(self) -> None:
+        """SIGKILL the driver."""
+        self.traces.look_closely()
+        self.process.kill()
+        self.process.wait()
 
     def assert_nothing_left(self) -> None:
+        """No process, listening socket or segment of shared memory; also of workers that were started late."""
         deadline = time.monotonic() + 60
-        while left := [p for p in self.family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
-            assert time.monotonic() < deadline, [(p.pid, title_of(p)) for p in left]
-            time.sleep(0.2)
+        while left := self.traces.left():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
 
     def assert_each_prompt_trained_once(self, steps: int = STEPS) -> None:
         found = rows(self.workspace, self.name)
@@ -176,21 +181,14 @@ class Run:
         assert all(len(group.completions) == 4 for group in groups)
 
 
-def title_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 @contextmanager
 def running(workspace: Path, name: str, *flags: str, around: tuple[str, ...] = (), **changes: Any) -> Iterator[Run]:
     run = Run(workspace, name, flags, around, **changes)
     try:
         yield run
     finally:
-        run.look()
+        run.traces.look()
         run.process.kill()
-        for process in run.family.values():
+        for process in run.traces.family.values():
             with suppress(psutil.Error):
                 process.kill()
