@@ -16,13 +16,14 @@ import psutil
 import pytest
 import yaml
 from leftovers import Traces, title_of
+from safetensors.torch import load_file
 
 from rollout.arrow import read_groups
 
 VOLLEY = str(Path(sys.executable).with_name("volley"))
 STEPS = 25
 WORKER, ENGINE, RANK = "ray::WorkerActor", "VLLM::EngineCore", "ray::RankActor"
-TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share"}
+TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share", "push_seconds"}
 
 
 def recipe(workspace: Path, name: str, **changes: Any) -> Path:
@@ -78,6 +79,24 @@ def rows(workspace: Path, name: str, file: str = "metrics.jsonl") -> list[dict[s
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in TIMES and not key.startswith("seconds/")}
+
+
+def rounding(workspace: Path, name: str) -> str:
+    newest = sorted((workspace / "runs" / name / "checkpoints").glob("step-*"))[-1]
+    return str(json.loads((newest / "run.json").read_text())["rounding"])
+
+
+def first_difference(workspace: Path, name: str, whole: str) -> str:
+    """Empty when two runs have the same metrics, evaluations and weights, else where they part."""
+    for file in ("metrics.jsonl", "evaluations.jsonl"):
+        ours, theirs = rows(workspace, name, file), rows(workspace, whole, file)
+        assert len(ours) == len(theirs)
+        for a, b in zip(map(timeless, ours), map(timeless, theirs), strict=True):
+            if a != b:
+                parts = {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+                return f"{file}, step {a['step']}: {parts}"
+    models = [load_file(workspace / "runs" / run / "model" / "model.safetensors") for run in (name, whole)]
+    return next((f"weight {key}" for key in models[0] if not (models[0][key] == models[1][key]).all()), "")
 
 
 def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: int, *flags: str) -> None:
