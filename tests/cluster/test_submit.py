@@ -156,6 +156,32 @@ def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, wo
         pytest.skip("all but the look at the dashboard passed: no chromium on this machine")
 
 
+@pytest.mark.faults
+def test_ray_job_stop_lets_the_run_save(head: Path, workspace: Path) -> None:
+    """Ray's own command sends SIGTERM, and would kill after 3 s a run that had not asked for more."""
+    recipe(workspace, "stopped", steps=2000, max_staleness=1, cluster={"worker_cpus": 1, "rank_cpus": 1})
+    submitted = volley(head, workspace, "submit", "stopped.yaml", "--no-follow")
+    (job,) = re.findall(r"submitted (\S+);", submitted.stdout)
+    metrics = workspace / "runs" / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 150
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert time.monotonic() < deadline, volley(head, workspace, "logs", "stopped").stdout[-3000:]
+        time.sleep(0.5)
+    kept = {name: value for name, value in environment().items() if not name.startswith("RAY_")}
+    ray = str(Path(sys.executable).with_name("ray"))
+    done = subprocess.run(
+        [ray, "job", "stop", f"--address={DASHBOARD}", job],
+        env={**kept, "HOME": str(head), "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = rows(workspace, "stopped")[-1]["step"]
+    assert (workspace / "runs" / "stopped" / "checkpoints" / f"step-{last:06d}" / "manifest.json").exists()
+    assert f"stopped at step {last} with a checkpoint" in volley(head, workspace, "logs", "stopped").stdout
+
+
 async def look_at_dashboard(home: Path, directory: Path, job: str) -> None:
     """Ray's dashboard, as a user logged in with the token sees it while the job runs."""
     token = (home / ".ray" / "auth_token").read_text()
