@@ -16,10 +16,13 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class Traces:
-    """Of one run, gathered while it lives. variables: to start it with. family: every process it was seen to have."""
+    """Of one run, gathered while it lives. variables: to start it with, or what its processes are known to have in
+    their environment anyway. family: every process it was seen to have."""
 
-    def __init__(self) -> None:
-        self.variables = {MARK: uuid.uuid4().hex}
+    def __init__(self, variables: dict[str, str] | None = None) -> None:
+        self.variables = variables or {MARK: uuid.uuid4().hex}
+        ((name, value),) = self.variables.items()
+        self._mark = f"{name}={value}".encode()
         self.family: dict[int, psutil.Process] = {}
         self._sockets: set[str] = set()
         self._segments: set[str] = set()
@@ -27,10 +30,9 @@ class Traces:
 
     def look(self) -> None:
         """Remember what the run has now."""
-        mark = f"{MARK}={self.variables[MARK]}".encode()
         for process in psutil.process_iter():
             with suppress(OSError, psutil.Error):
-                if mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                if self._mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                     self.family.setdefault(process.pid, process)
 
     def look_closely(self) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 from browser import CHROMIUM, browser
-from whole_run import VOLLEY, environment, recipe, rows
+from leftovers import Traces, title_of
+from whole_run import ENGINE, RANK, VOLLEY, WORKER, environment, recipe, rows
 
 from cluster import ray_probe
+from cluster.config import RUNS_VARIABLE
 from rollout.errors import ConfigError
 
 PORT, DASHBOARD_PORT, METRICS_PORT = 26379, 28265, 28080
@@ -141,10 +143,17 @@ def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, wo
     if CHROMIUM:
         (job,) = re.findall(r"submitted (\S+);", submitted.stdout)
         asyncio.run(look_at_dashboard(head, tmp_path, job))
+    traces = Traces({RUNS_VARIABLE: str(workspace / "runs")})
+    traces.look()
+    assert all(of_run(traces, kind) for kind in (WORKER, ENGINE, RANK))
     started = time.monotonic()
     stopped = volley(head, workspace, "stop", "job")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert time.monotonic() - started < 60
+    deadline = time.monotonic() + 60
+    while left := of_run(traces, WORKER, ENGINE, RANK):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
     last = rows(workspace, "job")[-1]["step"]
     assert (workspace / "runs" / "job" / "checkpoints" / f"step-{last:06d}" / "manifest.json").exists()
     assert all(row["unscorable"] == 0 for row in rows(workspace, "job"))
@@ -193,6 +202,12 @@ async def look_at_dashboard(home: Path, directory: Path, job: str) -> None:
         await page.send("Page.navigate", url=f"{DASHBOARD}/#/actors")
         await page.shows(("job:learner-0", "job:rollout-0.0", "job:rollout-1.0", "ALIVE"))
         await page.screenshot(directory / "actors.png")
+
+
+def of_run(traces: Traces, *kinds: str) -> list[str]:
+    """The run's processes of these kinds that live; the cluster's own stay."""
+    traces.look()
+    return [title_of(each) for each in traces.alive() if title_of(each).startswith(kinds)]
 
 
 NAMES = (
