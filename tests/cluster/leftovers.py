@@ -1,7 +1,8 @@
 """What a run leaves on the machine: processes, listening sockets, shared memory. For the tests here.
 
-A run is marked by a variable in its environment, which all its processes inherit, also those that a daemon starts or
-whose parent has ended. Sockets are known by inode, so that a port that somebody else takes later is no leftover.
+A process is the run's by a variable in its environment, by its working directory, or by its parents: Ray and vLLM write
+their titles over their environment, and a daemon may have lost its parents. Sockets are known by inode, so that a port
+that somebody else takes later is no leftover.
 """
 
 import os
@@ -16,24 +17,39 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class Traces:
-    """Of one run, gathered while it lives. variables: to start it with, or what its processes are known to have in
-    their environment anyway. family: every process it was seen to have."""
+    """Of one run, gathered while it lives. directory: that all its processes work in or below, and nobody else.
+    variables: to start it with. family: every process it was seen to have."""
 
-    def __init__(self, variables: dict[str, str] | None = None) -> None:
-        self.variables = variables or {MARK: uuid.uuid4().hex}
-        ((name, value),) = self.variables.items()
-        self._mark = f"{name}={value}".encode()
+    def __init__(self, directory: Path) -> None:
+        self.variables = {MARK: uuid.uuid4().hex}
         self.family: dict[int, psutil.Process] = {}
+        self._mark = f"{MARK}={self.variables[MARK]}".encode()
+        self._directory = str(directory.resolve())
         self._sockets: set[str] = set()
         self._segments: set[str] = set()
         self._segments_before = set(os.listdir(SHARED_MEMORY))
 
     def look(self) -> None:
         """Remember what the run has now."""
-        for process in psutil.process_iter():
+        parents, known = {}, {process.pid for process in self.alive()}
+        there = {process.pid: process for process in psutil.process_iter()}
+        for pid, process in there.items():
             with suppress(OSError, psutil.Error):
-                if self._mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
-                    self.family.setdefault(process.pid, process)
+                parents[pid] = process.ppid()
+                if self._is_marked(pid):
+                    known.add(pid)
+        while new := {pid for pid, parent in parents.items() if parent in known and pid not in known}:
+            known |= new
+        for pid in known:
+            if pid in there and not (pid in self.family and self.family[pid].is_running()):
+                self.family[pid] = there[pid]
+
+    def _is_marked(self, pid: int) -> bool:
+        with suppress(OSError):
+            works_in = os.readlink(f"/proc/{pid}/cwd")
+            if works_in == self._directory or works_in.startswith(f"{self._directory}/"):
+                return True
+        return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
     def look_closely(self) -> None:
         """As `look`, and at the processes' sockets and segments; slower."""

@@ -16,10 +16,10 @@ import psutil
 import pytest
 from browser import CHROMIUM, browser
 from leftovers import Traces, title_of
+from ray._common.utils import get_default_ray_temp_dir
 from whole_run import ENGINE, RANK, VOLLEY, WORKER, environment, recipe, rows
 
 from cluster import ray_probe
-from cluster.config import RUNS_VARIABLE
 from rollout.errors import ConfigError
 
 PORT, DASHBOARD_PORT, METRICS_PORT = 26379, 28265, 28080
@@ -143,8 +143,8 @@ def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, wo
     if CHROMIUM:
         (job,) = re.findall(r"submitted (\S+);", submitted.stdout)
         asyncio.run(look_at_dashboard(head, tmp_path, job))
-    traces = Traces({RUNS_VARIABLE: str(workspace / "runs")})
-    traces.look()
+    # Jobs work in copies of their directory, below that of the head's session.
+    traces = Traces(Path(get_default_ray_temp_dir()) / "session_latest")
     assert all(of_run(traces, kind) for kind in (WORKER, ENGINE, RANK))
     started = time.monotonic()
     stopped = volley(head, workspace, "stop", "job")

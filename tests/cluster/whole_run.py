@@ -141,7 +141,7 @@ class Run:
             base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value
         self.path = recipe(workspace, name, **base)
         self.log = workspace / f"{name}.log"
-        self.traces = Traces()
+        self.traces = Traces(workspace)
         self.process = subprocess.Popen(
             [*around, VOLLEY, "train", str(self.path), *flags],
             cwd=workspace,
@@ -168,11 +168,13 @@ class Run:
 
     def end(self, timeout_s: float = 200) -> int:
         deadline = time.monotonic() + timeout_s
+        self.traces.look_closely()
         while self.process.poll() is None:
             if time.monotonic() > deadline:
                 pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(3)
             self.traces.look_closely()
-            time.sleep(0.5)
         return int(self.process.returncode)
 
     def kill(self) -> None:
