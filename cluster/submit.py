@@ -37,6 +37,7 @@ from rollout.errors import ConfigError, LostError
 STOP_S = 120
 """How long a run that is told to stop may take to finish its step and save; Ray alone would kill it after 3 s."""
 READY_S = 60
+GRAFANA_S = 10.0
 LEFT_BEHIND = ["runs", ".venv", ".git", "*.safetensors", "*.parquet", "__pycache__"]
 GRAFANA = Path(__file__).resolve().parent / "grafana"
 
@@ -265,6 +266,10 @@ def _install_grafana() -> str:
     from ray._common.utils import get_default_ray_temp_dir
 
     target = Path(get_default_ray_temp_dir()) / "session_latest" / "metrics" / "grafana" / "dashboards"
+    # The head writes its own a moment after it answers.
+    deadline = time.monotonic() + GRAFANA_S
+    while not any(target.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
     if not GRAFANA.is_dir() or not target.is_dir():
         return f"Grafana: the dashboard is in {GRAFANA}"
     for dashboard in GRAFANA.glob("*.json"):
