@@ -16,6 +16,8 @@ from pathlib import Path
 from cluster.cli_cluster import add_cluster_commands
 from cluster.cli_data import add_data_commands
 from cluster.config import RUNS, Recipe, load_recipe, read_content
+from cluster.ray_probe import check_recipe
+from cluster.ray_token import discard_own_token
 from cluster.stages import stage_names, train_all
 from rollout.errors import ConfigError, VolleyError
 
@@ -23,6 +25,7 @@ from rollout.errors import ConfigError, VolleyError
 def program() -> None:
     """The `volley` command."""
     code = main()
+    discard_own_token()
     sys.stdout.flush()
     sys.stderr.flush()
     # The exit handlers of vLLM and DeepSpeed can hang or abort after all work is done and saved.
@@ -124,6 +127,7 @@ def _train(options: argparse.Namespace) -> int:
     resume = options.resume or (options.auto_resume and directory.has_checkpoint)
     if not options.dry_run:
         directory.check(resume, options.auto_resume)
+        check_recipe(recipe)
     _environment(recipe)
     from cluster.build import build, plan_text
 
@@ -151,6 +155,8 @@ def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -
         recipe = load_recipe(options.recipe, [*options.overrides, f"stage={name}"])
         if not resume and not options.dry_run:
             RunDirectory(recipe.directory).check(False, False)
+        if first is None and not options.dry_run:
+            check_recipe(recipe)
         # The model of an earlier stage is not there yet; it will be like the first one's.
         parts = build(recipe if first is None else dataclasses.replace(recipe, model=first.model))
         first = first or recipe

@@ -7,6 +7,8 @@ from cluster.config import load_recipe
 from cluster.ray_token import prepare_token
 from rollout.errors import ConfigError
 
+ALLOW = "also on a cluster that asks nobody for a token"
+
 
 def add_cluster_commands(commands: Any) -> None:
     """To the subcommands of an `argparse` parser."""
@@ -30,16 +32,19 @@ def add_cluster_commands(commands: Any) -> None:
     for name, what in (("status", "say what a submitted run does"), ("stop", "save and stop a submitted run")):
         command = commands.add_parser(name, help=what)
         command.add_argument("run_name", metavar="RUN")
+        command.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW)
         command.set_defaults(run=_status if name == "status" else _stop)
 
     scale = commands.add_parser("scale", help="change how many rollout workers a run on a cluster has")
     scale.add_argument("run_name", metavar="RUN")
     scale.add_argument("wanted", metavar="rollouts=N")
+    scale.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW)
     scale.set_defaults(run=_scale)
 
     logs = commands.add_parser("logs", help="print a submitted run's log")
     logs.add_argument("run_name", metavar="RUN")
     logs.add_argument("--follow", action="store_true", help="until it ends")
+    logs.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW)
     logs.set_defaults(run=_logs)
 
 
@@ -69,7 +74,7 @@ def _status(options: argparse.Namespace) -> int:
     prepare_token()
     from cluster.submit import status
 
-    status(options.run_name)
+    status(options.run_name, options.allow_unauthenticated)
     return 0
 
 
@@ -77,7 +82,7 @@ def _stop(options: argparse.Namespace) -> int:
     prepare_token()
     from cluster.submit import stop
 
-    return stop(options.run_name)
+    return stop(options.run_name, options.allow_unauthenticated)
 
 
 def _scale(options: argparse.Namespace) -> int:
@@ -87,7 +92,7 @@ def _scale(options: argparse.Namespace) -> int:
     prepare_token()
     from cluster.submit import scale
 
-    scale(options.run_name, int(number))
+    scale(options.run_name, int(number), options.allow_unauthenticated)
     return 0
 
 
@@ -95,4 +100,4 @@ def _logs(options: argparse.Namespace) -> int:
     prepare_token()
     from cluster.submit import logs
 
-    return logs(options.run_name, options.follow)
+    return logs(options.run_name, options.follow, options.allow_unauthenticated)

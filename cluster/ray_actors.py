@@ -87,16 +87,18 @@ class RankActor:
 
 
 class ControlActor:
-    """Where `volley scale` leaves word for a run's driver. workers: how many rollout workers are wanted."""
+    """Where `volley scale` leaves word for a run's driver: how many rollout workers are wanted."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self) -> None:
+        self._workers: int | None = None
 
     def ask(self, workers: int) -> None:
         self._workers = workers
 
-    def wanted(self) -> int:
-        return self._workers
+    def take(self) -> int | None:
+        """What was asked for since the last call, None for nothing."""
+        workers, self._workers = self._workers, None
+        return workers
 
 
 def control_name(run: str) -> str:
@@ -128,10 +130,11 @@ def reserve(bundles: list[dict[str, float]], strategy: str) -> PlacementGroup:
 
 
 def actor_options(
-    recipe: Recipe, role: str, cpus: float, gpus: float, group: PlacementGroup, bundle: int
+    recipe: Recipe, role: str, cpus: float, gpus: float, group: PlacementGroup, bundle: int, num_processes: int = 1
 ) -> dict[str, Any]:
-    """Of an actor in a reserved place, with a name that says run and role, and threads for the cores that it owns."""
-    variables = {**environment(recipe, max(1, int(cpus))), "VLLM_LOGGING_LEVEL": "ERROR"}
+    """Of an actor in a reserved place, with a name that says run and role, and threads for the cores that it owns.
+    num_processes: that compute side by side in it and share these cores."""
+    variables = {**environment(recipe, max(1, int(cpus / num_processes))), "VLLM_LOGGING_LEVEL": "ERROR"}
     return {
         "name": f"{recipe.name}:{role}",
         "num_cpus": cpus,

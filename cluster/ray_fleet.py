@@ -17,18 +17,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.build import Parts
 from cluster.ray_actors import ControlActor, WorkerActor, actor_options, answer, call, control_name, reserve
-from cluster.ray_cluster import Needs
+from cluster.ray_needs import Needs
 from rollout.errors import LostError
 from rollout.pool import RolloutPool
 from rollout.remote_engine import RemoteEngine
 
+ROOM_S = 10.0
+"""How long a worker that was asked for waits for its place before the user is told."""
 HEALTHY_S = 300.0
 """A worker that lived so long has its restarts counted anew."""
 CONTROL_POLL_S = 2.0
 
 
 class Slot:
-    """A place for a rollout worker, and who is in it. retired: nobody is to come after."""
+    """A place for a rollout worker, and who is in it. retired: nobody is to come after, by wish or after too many
+    failures."""
 
     def __init__(self, index: int, group: PlacementGroup) -> None:
         self.index = index
@@ -66,7 +69,7 @@ class RayFleet:
         self._say = say
         self._on_joining = on_joining
         self._give_up = give_up
-        self._slots = [self._slot(index) for index in range(needs.workers if parts.needs_engine else 0)]
+        self._slots = [self._slot(index) for index in range(needs.workers)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -74,6 +77,10 @@ class RayFleet:
     def groups(self) -> list[PlacementGroup]:
         """What is reserved for the workers."""
         return [slot.group for slot in self._slots]
+
+    @property
+    def _active(self) -> list[Slot]:
+        return [slot for slot in self._slots if not slot.retired]
 
     @property
     def live(self) -> list[RemoteEngine]:
@@ -93,7 +100,7 @@ class RayFleet:
         control = ray.remote(ControlActor).options(
             name=control_name(self._recipe.name), num_cpus=0, scheduling_strategy=here
         )
-        self._control = control.remote(len(self._slots))
+        self._control = control.remote()
         self._spawn(self._follow_control())
 
     def admit(self, engine: RemoteEngine, version: int) -> None:
@@ -129,7 +136,15 @@ class RayFleet:
         slot.actor = (
             ray.remote(WorkerActor)
             .options(
-                **actor_options(recipe, f"rollout-{name}", needs.worker_cpus, needs.worker_gpus, slot.group, 0),
+                **actor_options(
+                    recipe,
+                    f"rollout-{name}",
+                    needs.worker_cpus,
+                    needs.worker_gpus,
+                    slot.group,
+                    0,
+                    recipe.rollout.tensor_parallel,
+                ),
                 max_concurrency=100_000,
             )
             .remote(
@@ -170,36 +185,62 @@ class RayFleet:
         slot.generation += 1
         if slot.failures > self._recipe.cluster.max_restarts:
             self._say(f"rollout worker {slot.index} failed {slot.failures} times in a row; going on without it")
-            if sum(each.failures <= self._recipe.cluster.max_restarts for each in self._slots) < (
-                self._recipe.rollout.min_workers
-            ):
+            self._retire(slot)
+            if len(self._active) < self._recipe.rollout.min_workers:
                 assert slot.engine is not None
                 self._give_up(LostError(f"{slot.engine.lost}; it failed {slot.failures} times in a row"))
             return
         await asyncio.sleep(min(30.0, 0.5 * 2**slot.failures))
-        self.restarts += 1
-        await self._join(slot)
+        if not slot.retired:
+            self.restarts += 1
+            await self._join(slot)
 
     async def _follow_control(self) -> None:
         """Do what `volley scale` asks for."""
         while True:
             await asyncio.sleep(CONTROL_POLL_S)
-            wanted = int(await answer("control", self._control.wanted.remote()))
-            active = [slot for slot in self._slots if not slot.retired]
-            if wanted != len(active):
-                self._say(f"scaling from {len(active)} to {wanted} rollout workers")
-            for _ in range(wanted - len(active)):
-                self._slots.append(self._slot(len(self._slots)))
-                self._spawn(self._grow(self._slots[-1]))
-            for slot in active[wanted:]:
-                slot.retired = True
-                if slot.engine is not None:
-                    slot.engine.lose("retired by volley scale")
-                remove_placement_group(slot.group)
+            wanted = await answer("control", self._control.take.remote())
+            if wanted is not None:
+                self._scale(wanted)
+
+    def _scale(self, wanted: int) -> None:
+        active = self._active
+        if wanted != len(active):
+            self._say(f"scaling from {len(active)} to {wanted} rollout workers")
+        for _ in range(wanted - len(active)):
+            self._slots.append(self._slot(len(self._slots)))
+            self._spawn(self._grow(self._slots[-1]))
+        for slot in active[wanted:]:
+            slot.retired = True
+            if slot.engine is not None:
+                slot.engine.lose("retired by volley scale")
+            self._retire(slot)
+
+    def _retire(self, slot: Slot) -> None:
+        """Nobody is to come after in this slot; its place is given back."""
+        slot.retired = True
+        with contextlib.suppress(Exception):
+            remove_placement_group(slot.group)
 
     async def _grow(self, slot: Slot) -> None:
-        await slot.group.ready()
-        await self._join(slot)
+        """Start a worker in a new slot as soon as there is room for it; without room the run goes on as it is."""
+        needs = f"{self._needs.worker_cpus:g} CPUs and {self._needs.worker_gpus} GPUs free on one node"
+        start_s = self._recipe.cluster.start_s
+        if not await self._has_room(slot, ROOM_S) and not slot.retired:
+            self._say(f"rollout worker {slot.index} waits for {needs}")
+            if not await self._has_room(slot, start_s) and not slot.retired:
+                self._say(f"no room for rollout worker {slot.index} ({needs}) within {start_s:g} s; going on without")
+                self._retire(slot)
+        if not slot.retired:
+            await self._join(slot)
+
+    async def _has_room(self, slot: Slot, seconds: float) -> bool:
+        # A place that is given back while it is waited for raises, or stays away for ever.
+        with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
+            async with asyncio.timeout(seconds):
+                await slot.group.ready()
+                return True
+        return False
 
     async def _join(self, slot: Slot) -> None:
         try:

@@ -19,6 +19,7 @@ from cluster.build import Parts
 from cluster.ray_actors import RankActor, actor_options, answer, call, first_line, reserve
 from cluster.ray_fleet import RayFleet
 from cluster.ray_metrics import RayMetrics
+from cluster.ray_needs import needs_of, transport_of
 from cluster.ray_token import cluster_address
 from learner.group import Call, LearnerGroup
 from rollout.errors import ConfigError, LostError
@@ -49,11 +50,12 @@ class RayLauncher:
         self._metrics = RayMetrics(self._recipe.name) if self._shows_metrics else None
 
     async def prepare(self) -> None:
-        """Connect, and see whether the cluster is large enough."""
+        """Connect, and see whether the name is free and the cluster large enough."""
         self._vital: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await asyncio.to_thread(ray_cluster.connect, self._recipe)
         try:
-            self._needs = ray_cluster.needs_of(self._recipe)
+            await asyncio.to_thread(ray_cluster.wait_for_name, self._recipe.name)
+            self._needs = needs_of(self._recipe, ray_cluster.nodes(), self._parts.needs_engine)
         except ConfigError:
             ray_cluster.disconnect()
             raise
@@ -61,7 +63,7 @@ class RayLauncher:
     async def start(self) -> None:
         """Reserve what the run needs, and load the model everywhere at once."""
         needs = self._needs
-        transport = ray_cluster.transport_of(self._recipe, needs)
+        transport = transport_of(self._recipe, needs)
         ranks_at = reserve([{"CPU": needs.rank_cpus, "GPU": needs.rank_gpus}] * needs.ranks, "PACK")
         self._fleet = RayFleet(
             self._parts, needs, transport, self._shows_metrics, self._say, self._push_to_joining, self._give_up

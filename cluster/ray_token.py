@@ -1,5 +1,6 @@
 """Ray's token authentication, set up before Ray is imported: it reads the environment once, at its import."""
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 from cluster.config import Recipe
 
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+_PREFIX = f"volley-ray-{os.getpid()}-"
 
 
 def cluster_address(recipe: Recipe) -> str:
@@ -37,11 +39,25 @@ def prepare_token(recipe: Recipe | None = None) -> None:
     if "RAY_AUTH_MODE" in os.environ:
         return
     if recipe is not None and not has_token() and not cluster_address(recipe):
-        path = Path(tempfile.mkdtemp(prefix="volley-ray-")) / "token"
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX)) / "token"
         write_token(path)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     if has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def own_token() -> Path | None:
+    """The token that `prepare_token` made for a private cluster; None where it made none."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", ""))
+    return path if path.parent.name.startswith(_PREFIX) else None
+
+
+def discard_own_token() -> None:
+    """Remove what `prepare_token` made, once its cluster is gone."""
+    if path := own_token():
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def write_token(path: Path) -> None:

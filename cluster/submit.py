@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -22,17 +21,25 @@ from typing import Any
 from cluster.config import RUNS, RUNS_VARIABLE, Recipe
 from cluster.diagnose import diagnose, explain
 from cluster.metrics import METRICS, read_rows
-from cluster.ray_cluster import NAMESPACE, is_loopback, split_address
+from cluster.ray_probe import (
+    BY_FLAG,
+    BY_RECIPE,
+    DASHBOARD,
+    DASHBOARD_VARIABLE,
+    check_cluster,
+    check_dashboard,
+    is_loopback,
+    split_address,
+)
 from cluster.ray_token import TOKEN_FILE, write_token
 from rollout.errors import ConfigError, LostError
 
-DASHBOARD = "http://127.0.0.1:8265"
-DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
 STOP_S = 120
 """How long a run that is told to stop may take to finish its step and save; Ray alone would kill it after 3 s."""
 READY_S = 60
+GRAFANA_S = 10.0
 LEFT_BEHIND = ["runs", ".venv", ".git", "*.safetensors", "*.parquet", "__pycache__"]
-GRAFANA = Path(__file__).resolve().parent.parent / "deploy" / "grafana"
+GRAFANA = Path(__file__).resolve().parent / "grafana"
 
 
 def up(port: int, dashboard_port: int, metrics_port: int, num_cpus: int | None) -> None:
@@ -68,7 +75,7 @@ def down() -> None:
 
 def submit(recipe_path: str, recipe: Recipe, overrides: Sequence[str], runs: str, follow: bool) -> int:
     """Start the job; with `follow`, print its log until it ends and return its exit code."""
-    client = connect()
+    client = connect(recipe.cluster.allow_unauthenticated, BY_RECIPE)
     directory = Path(runs or RUNS).resolve()
     if _jobs(client, recipe.name, only_running=True):
         raise ConfigError(
@@ -108,9 +115,9 @@ def submit(recipe_path: str, recipe: Recipe, overrides: Sequence[str], runs: str
     return follow_logs(client, job) if follow else 0
 
 
-def status(run: str) -> None:
+def status(run: str, allow_unauthenticated: bool = False) -> None:
     """Print what the run's newest job does, and how far it is."""
-    job = _newest(connect(), run)
+    job = _newest(connect(allow_unauthenticated), run)
     print(f"{job.submission_id}: {job.status}{f' ({job.message})' if job.message else ''}")
     rows = read_rows(RUNS / run / METRICS)
     if rows:
@@ -123,9 +130,9 @@ def status(run: str) -> None:
         print(line)
 
 
-def logs(run: str, follow: bool) -> int:
+def logs(run: str, follow: bool, allow_unauthenticated: bool = False) -> int:
     """Print the log of the run's newest job."""
-    client = connect()
+    client = connect(allow_unauthenticated)
     job = _newest(client, run)
     if follow:
         return follow_logs(client, job.submission_id)
@@ -133,32 +140,34 @@ def logs(run: str, follow: bool) -> int:
     return 0
 
 
-def stop(run: str) -> int:
-    """Let the run finish its step and save a checkpoint, and wait for that."""
-    client = connect()
+def stop(run: str, allow_unauthenticated: bool = False) -> int:
+    """Let the run finish its step and save a checkpoint, and wait for that. 1 when the job failed instead."""
+    client = connect(allow_unauthenticated)
     job = _newest(client, run)
     if not client.stop_job(job.submission_id):
         print(f"{job.submission_id} had ended already: {job.status}")
-        return 0
+        return _exit_code(job.status)
     print("stopping after this step, with a checkpoint", flush=True)
     deadline = time.monotonic() + STOP_S + 10
     while time.monotonic() < deadline:
         state = client.get_job_status(job.submission_id)
         if state.is_terminal():
             print(f"{job.submission_id}: {state}")
-            return 0
+            return _exit_code(state)
         time.sleep(0.5)
     raise LostError(f"volley stop: {job.submission_id} did not end within {STOP_S + 10} s")
 
 
-def scale(run: str, workers: int) -> None:
+def scale(run: str, workers: int, allow_unauthenticated: bool = False) -> None:
     """Ask a run for so many rollout workers; from a machine of the cluster."""
+    address = check_cluster("auto", allow_unauthenticated, BY_FLAG)
     import ray
 
     from cluster.ray_actors import control_name
+    from cluster.ray_cluster import NAMESPACE
 
     try:
-        ray.init(os.environ.get("RAY_ADDRESS", "auto"), namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False)
+        ray.init(address, namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"volley scale: no cluster is reached from this machine ({' '.join(str(error).split())[:200]}); run it on "
@@ -172,16 +181,9 @@ def scale(run: str, workers: int) -> None:
     print(f"asked {run} for {workers} rollout workers; they join after a verified push")
 
 
-def connect() -> Any:
-    """A client of the jobs API. Raises `ConfigError` within seconds where Ray would try for long."""
-    address = os.environ.get(DASHBOARD_VARIABLE, DASHBOARD)
-    host, port = split_address(address)
-    try:
-        socket.create_connection((host, port), 2.0).close()
-    except OSError:
-        raise ConfigError(
-            f"no Ray dashboard answers at {address}; start one with volley up, or set {DASHBOARD_VARIABLE}."
-        ) from None
+def connect(allow_unauthenticated: bool = False, permit: str = BY_FLAG) -> Any:
+    """A client of the jobs API. permit: see `check_cluster`. Raises `ConfigError` where Ray would try for long."""
+    address = check_dashboard(allow_unauthenticated, permit)
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.WARNING)
@@ -190,11 +192,6 @@ def connect() -> Any:
         client.list_jobs()
     except Exception as error:
         text = " ".join(str(error).split())
-        if "401" in text or "403" in text or "oken" in text:
-            raise ConfigError(
-                f"the cluster at {address} does not take this machine's token; put the cluster's token into "
-                f"{TOKEN_FILE} (mode 0600), or name its file in RAY_AUTH_TOKEN_PATH."
-            ) from None
         raise ConfigError(f"the cluster at {address} does not answer as a Ray dashboard ({text[:300]}).") from None
     return client
 
@@ -210,6 +207,10 @@ def follow_logs(client: Any, job: str) -> int:
         asyncio.run(tail())
     state = client.get_job_status(job)
     print(f"{job}: {state}")
+    return _exit_code(state)
+
+
+def _exit_code(state: Any) -> int:
     return 0 if str(state) in ("SUCCEEDED", "RUNNING", "STOPPED") else 1
 
 
@@ -262,7 +263,13 @@ def _absolute(recipe: Recipe) -> list[str]:
 
 def _install_grafana() -> str:
     """Put our dashboard beside Ray's own in the session's Grafana directory."""
-    target = Path("/tmp/ray/session_latest/metrics/grafana/dashboards")
+    from ray._common.utils import get_default_ray_temp_dir
+
+    target = Path(get_default_ray_temp_dir()) / "session_latest" / "metrics" / "grafana" / "dashboards"
+    # The head writes its own a moment after it answers.
+    deadline = time.monotonic() + GRAFANA_S
+    while not any(target.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
     if not GRAFANA.is_dir() or not target.is_dir():
         return f"Grafana: the dashboard is in {GRAFANA}"
     for dashboard in GRAFANA.glob("*.json"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from whole_run import VOLLEY, environment, kill_after, recipe, rows, timeless, volley
+from whole_run import VOLLEY, environment, first_difference, kill_after, recipe, rounding, rows, volley
 
 from cluster.demo import make_model
 from rollout.arrow import read_groups
@@ -88,24 +88,6 @@ def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_afte
         assert not alike, f"{name} is not {whole}: {difference}"
         warnings.warn(f"{name} is not {whole}, and its engine rounds otherwise: {difference}", stacklevel=1)
     pytest.fail(f"no two processes rounded alike; the last: {difference}")
-
-
-def rounding(workspace: Path, name: str) -> str:
-    newest = sorted((workspace / "runs" / name / "checkpoints").glob("step-*"))[-1]
-    return str(json.loads((newest / "run.json").read_text())["rounding"])
-
-
-def first_difference(workspace: Path, name: str, whole: str) -> str:
-    """Empty when two runs have the same metrics, evaluations and weights, else where they part."""
-    for file in ("metrics.jsonl", "evaluations.jsonl"):
-        ours, theirs = rows(workspace, name, file), rows(workspace, whole, file)
-        assert len(ours) == len(theirs)
-        for a, b in zip(map(timeless, ours), map(timeless, theirs), strict=True):
-            if a != b:
-                parts = {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
-                return f"{file}, step {a['step']}: {parts}"
-    models = [load_file(workspace / "runs" / run / "model" / "model.safetensors") for run in (name, whole)]
-    return next((f"weight {key}" for key in models[0] if not (models[0][key] == models[1][key]).all()), "")
 
 
 def test_reward_goes_up(workspace: Path) -> None:

@@ -4,12 +4,13 @@ import os
 import re
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from whole_run import ENGINE, RANK, WORKER, rows, running
+from whole_run import ENGINE, RANK, WORKER, first_difference, rounding, rows, running
 
 pytestmark = pytest.mark.faults
 
@@ -29,9 +30,15 @@ def test_a_lost_rollout_worker_is_replaced_and_nothing_is_lost(
         assert len(victims) == 2
         os.kill(victims[0].pid, number)
         assert run.end() == 0, run.log.read_text()[-3000:]
-        assert "lost: rollout worker" in run.log.read_text()
+        log = run.log.read_text()
+        assert "lost: rollout worker" in log
+        assert re.search(r"rollout worker [01]\.1 serves version \d+", log), log[-3000:]
         run.assert_each_prompt_trained_once()
-        assert rows(workspace, name)[-1]["rollout_restarts"] >= 1
+        last = rows(workspace, name)[-1]
+        assert (last["rollout_restarts"], last["rollout_workers"]) == (1, 2)
+        if number == signal.SIGSTOP:
+            # A frozen engine is found by what it was asked for and does not answer.
+            assert last["samples_resent"] >= 1
         run.assert_nothing_left()
 
 
@@ -43,6 +50,8 @@ def test_all_rollout_workers_dead_and_the_run_goes_on(workspace: Path) -> None:
         assert run.end(300) == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once()
         assert rows(workspace, "all-dead")[-1]["rollout_restarts"] >= 2
+        assert rows(workspace, "all-dead")[-1]["samples_resent"] >= 1
+        assert re.search(r"rollout worker [01]\.\d serves version", run.log.read_text())
         run.assert_nothing_left()
 
 
@@ -91,9 +100,7 @@ def test_a_driver_killed_while_it_saves_resumes_from_the_checkpoint_before(works
         while not torn.exists():
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        run.look()
-        run.process.kill()
-        run.process.wait()
+        run.kill()
         assert [each.name for each in torn.parent.glob("step-*")] == ["step-000004"], (
             "the save was over before the signal"
         )
@@ -101,6 +108,41 @@ def test_a_driver_killed_while_it_saves_resumes_from_the_checkpoint_before(works
     with running(workspace, "killed-saving", "--resume", **ONE_EACH, save_every=4) as run:
         assert run.end() == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once()
+        resumed = run.log.read_text()
+    with running(workspace, "never-killed", **ONE_EACH, save_every=4) as run:
+        assert run.end() == 0, run.log.read_text()[-3000:]
+        run.assert_nothing_left()
+    if difference := first_difference(workspace, "killed-saving", "never-killed"):
+        # See `test_a_killed_run_goes_on_exactly`: between processes that round alike it is always exact.
+        alike = rounding(workspace, "killed-saving") == rounding(workspace, "never-killed")
+        assert not alike or "rounds otherwise" in resumed, difference
+        warnings.warn(f"not compared, the engines round otherwise: {difference}", stacklevel=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
+    workspace: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    name, in_push = f"in-push-{number.name}", tmp_path / "in-push"
+    variables = {"PYTHONPATH": str(Path(__file__).with_name("slow_push")), "VOLLEY_TEST_IN_PUSH": str(in_push)}
+    # So small that some buckets have left before the push rests and some have not.
+    transfer = {"bucket_bytes": 16384}
+    with running(workspace, name, rollout={"workers": 1}, transfer=transfer, env=variables) as run:
+        run.wait_for(3)
+        (engine,) = run.find(ENGINE)
+        deadline = time.monotonic() + 60
+        while not in_push.exists():
+            assert time.monotonic() < deadline, run.log.read_text()[-3000:]
+            time.sleep(0.01)
+        engine.send_signal(number)
+        assert run.end() == 0, run.log.read_text()[-3000:]
+        log = run.log.read_text()
+        assert re.search(r"lost: rollout worker 0\.0: (receive|collect|generate|connect)", log), log[-3000:]
+        assert re.search(r"rollout worker 0\.1 serves version \d+", log), log[-3000:]
+        run.assert_each_prompt_trained_once()
+        last = rows(workspace, name)[-1]
+        assert (last["rollout_restarts"], last["rollout_workers"]) == (1, 1)
+        run.assert_nothing_left()
 
 
 def test_while_the_learner_stands_still_rollouts_wait_and_memory_stays(workspace: Path) -> None:
@@ -120,14 +162,13 @@ def test_while_the_learner_stands_still_rollouts_wait_and_memory_stays(workspace
         assert run.end() == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once()
         assert all(row["in_flight"] + row["queued"] <= 12 for row in rows(workspace, "stalled"))
+        run.assert_nothing_left()
 
 
 def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Path) -> None:
     with running(workspace, "driver-killed", rollout={"workers": 1}) as run:
         run.wait_for(7)
-        run.look()
-        run.process.kill()
-        run.process.wait()
+        run.kill()
         run.assert_nothing_left()
     with running(workspace, "driver-killed", "--resume", rollout={"workers": 1}) as run:
         assert run.end() == 0, run.log.read_text()[-3000:]

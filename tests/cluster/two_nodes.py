@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from whole_run import environment, title_of
+from leftovers import title_of
+from whole_run import environment
 
 from cluster.ray_token import write_token
 

@@ -15,13 +15,15 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from leftovers import Traces, title_of
+from safetensors.torch import load_file
 
 from rollout.arrow import read_groups
 
 VOLLEY = str(Path(sys.executable).with_name("volley"))
 STEPS = 25
 WORKER, ENGINE, RANK = "ray::WorkerActor", "VLLM::EngineCore", "ray::RankActor"
-TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share"}
+TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share", "push_seconds"}
 
 
 def recipe(workspace: Path, name: str, **changes: Any) -> Path:
@@ -79,6 +81,24 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in TIMES and not key.startswith("seconds/")}
 
 
+def rounding(workspace: Path, name: str) -> str:
+    newest = sorted((workspace / "runs" / name / "checkpoints").glob("step-*"))[-1]
+    return str(json.loads((newest / "run.json").read_text())["rounding"])
+
+
+def first_difference(workspace: Path, name: str, whole: str) -> str:
+    """Empty when two runs have the same metrics, evaluations and weights, else where they part."""
+    for file in ("metrics.jsonl", "evaluations.jsonl"):
+        ours, theirs = rows(workspace, name, file), rows(workspace, whole, file)
+        assert len(ours) == len(theirs)
+        for a, b in zip(map(timeless, ours), map(timeless, theirs), strict=True):
+            if a != b:
+                parts = {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+                return f"{file}, step {a['step']}: {parts}"
+    models = [load_file(workspace / "runs" / run / "model" / "model.safetensors") for run in (name, whole)]
+    return next((f"weight {key}" for key in models[0] if not (models[0][key] == models[1][key]).all()), "")
+
+
 def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: int, *flags: str) -> None:
     """Start a run and SIGKILL it as soon as `num_steps` steps stand in its metrics."""
     process = subprocess.Popen(
@@ -121,14 +141,14 @@ class Run:
             base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value
         self.path = recipe(workspace, name, **base)
         self.log = workspace / f"{name}.log"
+        self.traces = Traces(workspace)
         self.process = subprocess.Popen(
             [*around, VOLLEY, "train", str(self.path), *flags],
             cwd=workspace,
-            env={**environment(), **variables},
+            env={**environment(), **self.traces.variables, **variables},
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
         )
-        self.family: dict[int, psutil.Process] = {}
 
     def steps(self) -> int:
         path = self.workspace / "runs" / self.name / "metrics.jsonl"
@@ -139,30 +159,36 @@ class Run:
         while self.steps() < steps:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            self.look()
             time.sleep(0.05)
-
-    def look(self) -> None:
-        """Remember every process that the run ever had."""
-        if psutil.pid_exists(self.process.pid):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                self.family.setdefault(child.pid, child)
+        self.traces.look_closely()
 
     def find(self, title: str) -> list[psutil.Process]:
-        self.look()
-        return [p for p in self.family.values() if p.is_running() and title_of(p).startswith(title)]
+        self.traces.look()
+        return [p for p in self.traces.alive() if title_of(p).startswith(title)]
 
     def end(self, timeout_s: float = 200) -> int:
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+        deadline = time.monotonic() + timeout_s
+        self.traces.look_closely()
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(3)
+            self.traces.look_closely()
+        return int(self.process.returncode)
+
+    def kill(self) -> None:
+        """SIGKILL the driver."""
+        self.traces.look_closely()
+        self.process.kill()
+        self.process.wait()
 
     def assert_nothing_left(self) -> None:
+        """No process, listening socket or segment of shared memory; also of workers that were started late."""
         deadline = time.monotonic() + 60
-        while left := [p for p in self.family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
-            assert time.monotonic() < deadline, [(p.pid, title_of(p)) for p in left]
-            time.sleep(0.2)
+        while left := self.traces.left():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
 
     def assert_each_prompt_trained_once(self, steps: int = STEPS) -> None:
         found = rows(self.workspace, self.name)
@@ -176,21 +202,14 @@ class Run:
         assert all(len(group.completions) == 4 for group in groups)
 
 
-def title_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 @contextmanager
 def running(workspace: Path, name: str, *flags: str, around: tuple[str, ...] = (), **changes: Any) -> Iterator[Run]:
     run = Run(workspace, name, flags, around, **changes)
     try:
         yield run
     finally:
-        run.look()
+        run.traces.look()
         run.process.kill()
-        for process in run.family.values():
+        for process in run.traces.family.values():
             with suppress(psutil.Error):
                 process.kill()
