@@ -184,12 +184,11 @@ async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks
     def sending() -> str:
         group = Group("127.0.0.1", address["master_port"], 0, 2, 10, 5, listener)
         connected.wait(10)
-        stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
         if breaks:
-            group.broadcast(stream[: 1 << 20]).wait()
+            group.broadcast(torch.zeros(1 << 20, dtype=torch.uint8)).wait()
             group.close()
             return ""
-        return combined(send(group, plan, weights.items(), stream, 1 << 20))
+        return combined(send(group, plan, weights.items(), 1 << 20))
 
     connected = threading.Event()
     sender = asyncio.get_running_loop().run_in_executor(None, sending)
