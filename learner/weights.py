@@ -157,6 +157,7 @@ class WeightSender:
             self._stream.finish()
             raise TransportError(f"send: at tensor {self._stream.position} ({error})") from None
         if self._is_aborted:
+            self._stream.finish()
             raise TransportError("send: the group was left before all had arrived")
         return str(getattr(self._trainer, "checksum", ""))
 
