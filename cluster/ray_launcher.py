@@ -171,7 +171,7 @@ class RayLauncher:
         """A worker waits to join: let it, where the learner stands where it last pushed, or nobody else is left."""
         assert self._fleet is not None
         async with self._push_turn:
-            is_clean = self.learner.step == self.learner.pushed_step
+            is_clean = self.learner.step == self.learner.pushed_step and not self.learner.is_busy
             if self._fleet.joining and (is_clean or not self.pool.engines):
                 await self._push_now()
 

@@ -32,6 +32,11 @@ class LearnerGroup:
         self.step = 0
         self.pushed_step = 0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it does anything, so that `step` may be about to change."""
+        return self._turn.locked()
+
     async def update(self, batch: Batch) -> Update:
         """One optimizer step."""
         updates = await self._all("update", self._share(batch))

@@ -161,12 +161,12 @@ class WeightClient:
         now = asyncio.get_running_loop().time
         position, num_arrived, moved_at = "", 0, now()
         while pending := [task for task in (sending, *receiving) if not task.done()]:
-            await asyncio.wait(pending, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(pending, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()  # the loss of a learner rank ends it here
             if all(task.done() for task in pending):
                 return
-            last, position = position, await self._position(position)
+            last, position = position, position if ended else await self._position(position)
             failed = [task for task in (sending, *receiving) if task.done() and _failed(task)]
             arrived = sum(task.done() for task in (sending, *receiving)) - len(failed)
             if (position, arrived) != (last, num_arrived):
