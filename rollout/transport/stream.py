@@ -122,6 +122,7 @@ class Group:
         except RuntimeError as error:
             raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
         self._transfer_timeout = timedelta(seconds=transfer_s)
+        self.buckets: list[Tensor] = []
 
     def broadcast(self, bucket: Tensor) -> Any:
         """Start a broadcast from rank 0; returns the work to wait for."""
@@ -169,7 +170,10 @@ class _Ring:
         self._plan = plan
         self._hasher = hasher
         self._size = min(bucket_bytes, plan.num_bytes)
-        self._buckets = [torch.zeros(self._size, dtype=torch.uint8) for _ in range(RING)]
+        # Kept from push to push: touching fresh memory would cost more than the copy.
+        if [len(bucket) for bucket in group.buckets] != [self._size] * RING:
+            group.buckets = [torch.zeros(self._size, dtype=torch.uint8) for _ in range(RING)]
+        self._buckets = group.buckets
         self._begin = 0  # of the bucket that is being filled, in the stream
         self._pending: deque[tuple[Any, int]] = deque()
         self._checksums: list[Future[int]] = []
