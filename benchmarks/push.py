@@ -65,7 +65,7 @@ def measure(num_receivers: int, mib: int, rounds: int) -> tuple[float, float]:
         raw.append(time.perf_counter() - started)
         barrier.wait()
         started = time.perf_counter()
-        send(group, plan, weights, stream, BUCKET_BYTES)
+        send(group, plan, weights, BUCKET_BYTES)
         barrier.wait()
         push.append(time.perf_counter() - started)
     for process in processes:

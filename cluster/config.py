@@ -65,8 +65,9 @@ class ClusterConfig:
     starts a private one on this machine, which ends with the run. allow_unauthenticated: work on a cluster that runs
     anybody's code. worker_cpus, rank_cpus: cores of one rollout worker and one learner rank (0: an equal share, 16 at
     most). start_s: how long a worker or rank may take to load the model. stall_s: how long an engine may make no step
-    with requests in flight before it counts as frozen. max_restarts: of one worker in a row. metrics: show the run's
-    numbers in Ray's metrics (but for a private cluster, which nobody watches)."""
+    with requests in flight, and a learner rank give no answer (30 s at least), before it counts as frozen.
+    max_restarts: of one worker in a row. metrics: show the run's numbers in Ray's metrics (but for a private cluster,
+    which nobody watches)."""
 
     address: str = ""
     allow_unauthenticated: bool = False
@@ -196,7 +197,7 @@ class Recipe:
             )
         for name, deadline_s in {
             "cluster.stall_s": self.cluster.stall_s,
-            "transfer.transfer_s": self.transfer.transfer_s,
+            **{f"transfer.{name}": getattr(self.transfer, name) for name in ("connect_s", "transfer_s", "commit_s")},
         }.items():
             if self.launcher == "ray" and deadline_s >= self.deadline_s:
                 raise ConfigError(

@@ -81,6 +81,10 @@ class RankActor:
         return getattr(self._rank, method)(*arguments)
 
     @ray.method(concurrency_group="watch")
+    def beat(self) -> None:
+        """A sign of life, which a frozen process does not give."""
+
+    @ray.method(concurrency_group="watch")
     def last(self) -> None:
         """See `WorkerActor.last`; in a thread of its own."""
         threading.Event().wait()
@@ -108,6 +112,12 @@ def control_name(run: str) -> str:
 
 async def call(name: str, actor: Any, method: str, *arguments: Any) -> Any:
     return await answer(f"{name}: {method}", actor.call.remote(method, *arguments))
+
+
+async def call_beside(name: str, actor: Any, method: str, *arguments: Any) -> Any:
+    """As `call`, of a `RankActor` that is busy."""
+    remote = actor.call.options(concurrency_group="watch").remote
+    return await answer(f"{name}: {method}", remote(method, *arguments))
 
 
 async def answer(what: str, reference: Any) -> Any:

@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster import ray_cluster
 from cluster.build import Parts
-from cluster.ray_actors import RankActor, actor_options, answer, call, first_line, reserve
+from cluster.ray_actors import RankActor, actor_options, answer, call, call_beside, first_line, reserve
 from cluster.ray_fleet import RayFleet
 from cluster.ray_metrics import RayMetrics
 from cluster.ray_needs import needs_of, transport_of
@@ -25,6 +25,11 @@ from learner.group import Call, LearnerGroup
 from rollout.errors import ConfigError, LostError
 from rollout.pool import RolloutPool
 from rollout.transport.client import WeightClient
+
+BEAT_S = 5.0
+LEAST_SILENCE_S = 30.0
+"""How often a learner rank is asked for a sign of life, and how long it may at least take: it may be busy in a long
+call that lets no other thread of its process run."""
 
 
 class RayLauncher:
@@ -137,7 +142,7 @@ class RayLauncher:
 
     async def _start_ranks(self, group: PlacementGroup) -> None:
         parts, recipe, needs = self._parts, self._recipe, self._needs
-        actor_class = ray.remote(concurrency_groups={"watch": 1})(RankActor)
+        actor_class = ray.remote(concurrency_groups={"watch": 4})(RankActor)
         for rank in range(needs.ranks):
             options = actor_options(recipe, f"learner-{rank}", needs.rank_cpus, needs.rank_gpus, group, rank)
             self._ranks.append(actor_class.options(**options).remote())
@@ -159,14 +164,16 @@ class RayLauncher:
                 )
         except TimeoutError:
             raise LostError(f"learner: start: the model was not loaded within {recipe.cluster.start_s:g} s") from None
+        for rank, actor in enumerate(self._ranks):
+            self._deaths.add(asyncio.create_task(self._await_silence(f"learner rank {rank}", actor)))
         calls: list[Call] = [partial(call, f"learner rank {r}", actor) for r, actor in enumerate(self._ranks)]
-        self.learner = LearnerGroup(calls, share=ray.put)
+        self.learner = LearnerGroup(calls, ray.put, partial(call_beside, "learner rank 0", self._ranks[0]))
 
     async def _push_to_joining(self) -> None:
         """A worker waits to join: let it, where the learner stands where it last pushed, or nobody else is left."""
         assert self._fleet is not None
         async with self._push_turn:
-            is_clean = self.learner.step == self.learner.pushed_step
+            is_clean = self.learner.step == self.learner.pushed_step and not self.learner.is_busy
             if self._fleet.joining and (is_clean or not self.pool.engines):
                 await self._push_now()
 
@@ -187,6 +194,19 @@ class RayLauncher:
         except Exception as error:
             if not self._closing:
                 self._give_up(LostError(f"{name}: died ({first_line(error)})"))
+
+    async def _await_silence(self, name: str, actor: Any) -> None:
+        """A frozen rank is alive to Ray, and all others would wait for it in a collective."""
+        deadline_s = max(self._recipe.cluster.stall_s, LEAST_SILENCE_S)
+        with contextlib.suppress(LostError):  # `_await_death` tells of it
+            while True:
+                await asyncio.sleep(BEAT_S)
+                try:
+                    async with asyncio.timeout(deadline_s):
+                        await answer(f"{name}: beat", actor.beat.remote())
+                except TimeoutError:
+                    self._give_up(LostError(f"{name}: answered nothing for {deadline_s:g} s; its process hangs"))
+                    return
 
     def _give_up(self, error: BaseException) -> None:
         if not self._vital.done():

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,26 @@ Call = Callable[..., Awaitable[Any]]
 
 class LearnerGroup:
     """calls: how to reach each rank, rank 0 first. share: makes of a large argument what travels once for all ranks.
+    beside: how to reach rank 0 while it is busy with such a call.
 
     step: optimizer steps done. pushed_step: the step whose weights were sent last. Every method is a collective of all
     ranks; the failure of one is the failure of the call.
     """
 
-    def __init__(self, calls: Sequence[Call], share: Callable[[Any], Any] = lambda value: value) -> None:
+    def __init__(
+        self, calls: Sequence[Call], share: Callable[[Any], Any] = lambda value: value, beside: Call | None = None
+    ) -> None:
         self._calls = calls
         self._share = share
+        self._beside = beside or calls[0]
         self._turn = asyncio.Lock()
         self.step = 0
         self.pushed_step = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it does anything, so that `step` may be about to change."""
+        return self._turn.locked()
 
     async def update(self, batch: Batch) -> Update:
         """One optimizer step."""
@@ -63,30 +73,43 @@ class LearnerGroup:
         """Write a Hugging Face checkpoint."""
         await self._all("export", directory.absolute(), tokenizer)
 
+    def exclusive(self) -> AbstractAsyncContextManager[Any]:
+        """The learner's turn for a whole push, whose calls follow within: no update comes between them, nor is it
+        counted into their deadlines."""
+        return self._turn
+
     async def weight_metas(self) -> Sequence[TensorMeta]:
         """What a push consists of."""
-        metas: Sequence[TensorMeta] = (await self._all("weight_metas"))[0]
+        metas: Sequence[TensorMeta] = (await self._each("transfer", "metas"))[0]
         return metas
 
     async def open_transfer(self, transport: str) -> tuple[str, int]:
         """See `learner.weights.WeightSender.open`."""
-        address, port = (await self._all("open_transfer", transport))[0]
+        address, port = (await self._each("transfer", "open", transport))[0]
         return address, port
 
     async def connect_transfer(self, world_size: int, config: TransferConfig) -> None:
         """See `learner.weights.WeightSender.connect`."""
-        await self._all("connect_transfer", world_size, config)
+        await self._each("transfer", "connect", world_size, config)
 
     async def send_weights(self) -> str:
         """See `learner.weights.WeightSender.send`."""
         step = self.step
-        checksum = str((await self._all("send_weights"))[0])
+        checksum = str((await self._each("transfer", "send"))[0])
         self.pushed_step = step
         return checksum
 
     async def close_transfer(self) -> None:
         """Leave the group of the last push."""
-        await self._all("close_transfer")
+        await self._each("transfer", "close")
+
+    async def abort_transfer(self) -> None:
+        """See `learner.weights.WeightSender.abort`."""
+        await self._beside("transfer", "abort")
+
+    async def transfer_position(self) -> str:
+        """See `learner.weights.WeightSender.position`."""
+        return str(await self._beside("transfer", "position"))
 
     async def close(self) -> None:
         """Free the ranks."""
@@ -95,9 +118,12 @@ class LearnerGroup:
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         # One collective at a time, in the same order on all ranks.
         async with self._turn:
-            running = [asyncio.ensure_future(call(method, *arguments)) for call in self._calls]
-            try:
-                return list(await asyncio.gather(*running))
-            finally:
-                for each in running:
-                    each.cancel()
+            return await self._each(method, *arguments)
+
+    async def _each(self, method: str, *arguments: Any) -> list[Any]:
+        running = [asyncio.ensure_future(call(method, *arguments)) for call in self._calls]
+        try:
+            return list(await asyncio.gather(*running))
+        finally:
+            for each in running:
+                each.cancel()

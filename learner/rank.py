@@ -25,8 +25,6 @@ from learner.packing import Collated, collate, padding_share, plan, plan_units
 from learner.reference import FrozenCopy, Reference, record
 from learner.weights import WeightSender, named_weights, state_dict
 from learner.zero import ZeroEngine, start_process_group
-from rollout.config import TransferConfig
-from rollout.transport.stream import TensorMeta
 
 TRIM_EVERY = 8
 """Steps between returning freed host memory to the system on CPUs."""
@@ -73,8 +71,7 @@ class LearnerRank:
         self._zero = ZeroEngine(model, config, loss.value_lr if isinstance(loss, Ppo) else 0.0)
         if isinstance(self._reference, FrozenCopy):
             self._reference.to(self._zero.device)
-        self._sender = WeightSender(self._zero, rank)
-        self._own_address = own_address
+        self._sender = WeightSender(self._zero, rank, own_address)
 
     def update(self, batch: Batch) -> Update:
         """One optimizer step on `batch`. Raises `FloatingPointError` when loss or gradient is not finite; the weights
@@ -151,25 +148,9 @@ class LearnerRank:
         """See `learner.weights`."""
         return named_weights(self._zero)
 
-    def weight_metas(self) -> list[TensorMeta]:
-        """What a push consists of."""
-        return self._sender.metas()
-
-    def open_transfer(self, transport: str) -> tuple[str, int]:
-        """See `learner.weights.WeightSender.open`."""
-        return self._sender.open(transport, self._own_address)
-
-    def connect_transfer(self, world_size: int, config: TransferConfig) -> None:
-        """See `learner.weights.WeightSender.connect`."""
-        self._sender.connect(world_size, config)
-
-    def send_weights(self) -> str:
-        """See `learner.weights.WeightSender.send`."""
-        return self._sender.send()
-
-    def close_transfer(self) -> None:
-        """Leave the group of the last push."""
-        self._sender.close()
+    def transfer(self, method: str, *arguments: Any) -> Any:
+        """What a push asks of this rank: a method of `learner.weights.WeightSender`."""
+        return getattr(self._sender, method)(*arguments)
 
     def refresh_reference(self) -> None:
         """Make the current policy the reference."""

@@ -52,10 +52,13 @@ class _Meta(NamedTuple):
 
 
 class WeightStream:
-    """The weights as vLLM's `WeightSource`: declared without gathering, read anew for every push."""
+    """The weights as vLLM's `WeightSource`: declared without gathering, read anew for every push. position: the name
+    of the tensor that was read last."""
 
     def __init__(self, zero: ZeroEngine) -> None:
         self._zero = zero
+        self._rest: Iterator[tuple[str, Tensor]] = iter(())
+        self.position = ""
 
     def metadata(self) -> list[_Meta]:
         """Name, type and whole shape of each tensor, in the order of reading."""
@@ -67,7 +70,15 @@ class WeightStream:
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return named_weights(self._zero)
+        self._rest = named_weights(self._zero)
+        for name, tensor in self._rest:
+            self.position = name
+            yield name, tensor
+
+    def finish(self) -> None:
+        """Read what the last reader left: gathering takes all ranks, and the others go on."""
+        for _ in self._rest:
+            pass
 
 
 class WeightSender:
@@ -77,9 +88,12 @@ class WeightSender:
     whoever drives the push (`rollout.transport.client`) speaks to engines and learner alike.
     """
 
-    def __init__(self, zero: ZeroEngine, rank: int) -> None:
+    def __init__(self, zero: ZeroEngine, rank: int, address: str) -> None:
+        """address: of this machine."""
         self._stream = WeightStream(zero)
         self._rank = rank
+        self._own_address = address
+        self._is_aborted = False
         self._trainer: Any = None
         self._listener: socket.socket | None = None
         self._transport = ""
@@ -89,17 +103,14 @@ class WeightSender:
         """What a push consists of."""
         return [TensorMeta.of(*meta) for meta in self._stream.metadata()]
 
-    def open(self, transport: str, address: str) -> tuple[str, int]:
-        """Rank 0: where the group of the next push will meet, on this machine's `address`."""
+    def open(self, transport: str) -> tuple[str, int]:
+        """Rank 0: where the group of the next push will meet, on this machine."""
         self.close()
         self._transport = transport
+        self._is_aborted = False
         if self._rank == 0:
-            self._listener = listen(address)
+            self._listener = listen(self._own_address)
             self._address, self._port = self._listener.getsockname()[:2]
-            if transport == "nccl":
-                # vLLM opens this port itself.
-                self._listener.close()
-                self._listener = None
         return self._address, self._port
 
     def connect(self, world_size: int, config: TransferConfig) -> None:
@@ -123,10 +134,15 @@ class WeightSender:
                 rank=self._rank,
             )
         else:
-            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+            from rollout.transport.nccl import NcclTrainerInfo
 
-            info = NCCLTrainerInitInfo(
-                master_address=self._address, master_port=self._port, world_size=world_size, rank=self._rank
+            info = NcclTrainerInfo(
+                master_address=self._address,
+                master_port=self._port,
+                world_size=world_size,
+                listener=listener,
+                connect_s=config.connect_s,
+                rank=self._rank,
             )
         self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=_Bystander(), source=self._stream)
 
@@ -134,8 +150,30 @@ class WeightSender:
         """Push once; returns the stream's checksum ("" where the backend has none). Raises `TransportError`."""
         if self._trainer is None:
             raise TransportError("send: the group is not connected")
-        self._trainer.send_weights()
+        self._stream.position = ""
+        try:
+            self._trainer.send_weights()
+        except RuntimeError as error:
+            self._stream.finish()
+            raise TransportError(f"send: at tensor {self._stream.position} ({error})") from None
+        if self._is_aborted:
+            self._stream.finish()
+            raise TransportError("send: the group was left before all had arrived")
         return str(getattr(self._trainer, "checksum", ""))
+
+    def position(self) -> str:
+        """The tensor that was read last for a push under way. May be called from another thread."""
+        return self._stream.position
+
+    def abort(self) -> None:
+        """Have a `send` under way fail, whose receiver is gone. Called from another thread than it.
+
+        Over nccl this aborts the communicator; over gloo each bucket has a deadline of its own, which is what ends a
+        `send` there.
+        """
+        self._is_aborted = True
+        if self._trainer is not None and self._transport == "nccl":
+            self._trainer.abort()
 
     def close(self) -> None:
         """Leave the group."""

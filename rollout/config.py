@@ -59,8 +59,8 @@ class DataConfig:
 @dataclass(frozen=True)
 class TransferConfig:
     """How weights go over the wire. backend: "gloo" (CPUs), "nccl" (GPUs), or "auto". bucket_bytes: of one message.
-    connect_s, transfer_s, commit_s: how long the group may take to form, one message to arrive, an engine to load what
-    arrived."""
+    connect_s, transfer_s, commit_s: how long the group may take to form, a transfer to stand at one place (not to take
+    in all), an engine to load what arrived."""
 
     backend: str = "auto"
     bucket_bytes: int = 32 << 20

@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout.engine import Sampling
 from rollout.transport.stream import TensorMeta
-from rollout.types import Completion
+from rollout.types import Completion, LoadedWeights
 
 
 class FakeEngine:
@@ -25,7 +25,7 @@ class FakeEngine:
         fail_at: int = 0,
         capacity: float = math.inf,
     ) -> None:
-        self.version = 0
+        self.version = self._committed = 0
         self.capacity = capacity
         self.num_requests = 0
         self.is_dead = False
@@ -85,8 +85,12 @@ class FakeEngine:
     async def receive(self, metas: Sequence[TensorMeta]) -> str:
         return "fake"
 
-    async def commit(self, version: int) -> None:
-        self.version = version
+    async def commit(self, version: int) -> LoadedWeights:
+        self._committed = version
+        return LoadedWeights(version, "fake")
+
+    async def resume(self) -> None:
+        self.version = self._committed
 
     async def close(self) -> None:
         for task in self._tasks:

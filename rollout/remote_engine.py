@@ -13,7 +13,7 @@ from typing import Any
 
 from rollout.engine import EngineLost, Sampling
 from rollout.transport.stream import TensorMeta
-from rollout.types import Completion
+from rollout.types import Completion, LoadedWeights
 from rollout.worker import Collected, Request, WorkerFacts
 
 POLL_S = 1.0
@@ -82,27 +82,27 @@ class RemoteEngine:
         """See `RolloutWorker.connect`."""
         return str(await self._ask("connect", deadline_s, "connect", init_info))
 
-    async def receive(self, metas: Sequence[TensorMeta], deadline_s: float) -> tuple[str, str]:
-        """See `RolloutWorker.receive`."""
+    async def receive(self, metas: Sequence[TensorMeta]) -> tuple[str, str]:
+        """See `RolloutWorker.receive`. Takes as long as the push does; whoever drives it gives up what hangs."""
         self._pushing = True
         try:
-            checksum, error = await self._ask("receive", deadline_s, "receive", metas)
+            checksum, error = await self._ask("receive", None, "receive", metas)
             return checksum, error
         finally:
             self._pushed()
 
-    async def commit(self, version: int, deadline_s: float) -> None:
-        """See `RolloutWorker.commit`."""
+    async def commit(self, version: int, deadline_s: float) -> LoadedWeights:
+        """See `RolloutWorker.commit`; nothing is generated between it and `resume`."""
         self._pushing = True
+        loaded: LoadedWeights = await self._ask("commit", deadline_s, "commit", version)
+        return loaded
+
+    async def resume(self, deadline_s: float) -> None:
+        """See `RolloutWorker.resume`."""
         try:
-            await self._ask("commit", deadline_s, "commit", version)
-            self.version = version
+            self.version = int(await self._ask("resume", deadline_s, "resume"))
         finally:
             self._pushed()
-
-    async def weight_digest(self, deadline_s: float) -> str:
-        """See `RolloutWorker.weight_digest`."""
-        return str(await self._ask("weight digest", deadline_s, "weight_digest"))
 
     def lose(self, reason: str) -> None:
         """Give the worker up: everything in flight fails with `EngineLost`."""
@@ -123,7 +123,7 @@ class RemoteEngine:
         for future in self._futures.values():
             future.cancel()
 
-    async def _ask(self, phase: str, deadline_s: float, method: str, *arguments: Any) -> Any:
+    async def _ask(self, phase: str, deadline_s: float | None, method: str, *arguments: Any) -> Any:
         if self.lost:
             raise EngineLost(self.lost)
         try:

@@ -58,6 +58,15 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """What an engine says of the weights that it loaded. version: theirs. digest: of its model's parameters as they lie
+    in memory, of all ranks: equal for engines of one kind, but not what the learner could compute."""
+
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What the rewards say of one completion.
 

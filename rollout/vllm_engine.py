@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -76,12 +76,26 @@ def logprob_params() -> Any:
     return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
-def engine_prompt(token_ids: Sequence[int], version: int) -> dict[str, Any]:
-    # The salt keeps blocks that were computed under other weights out of the prefix cache's reach.
-    return {"prompt_token_ids": list(token_ids), "cache_salt": f"weights-{version}"}
+@dataclass(frozen=True)
+class Era:
+    """The time between two loads of weights. number: raised with every load, also where a version comes twice or none
+    is known yet. version: served in it, as far as it is known when it begins."""
+
+    number: int = 0
+    version: int = 0
+
+    def next(self, version: int) -> "Era":
+        return Era(self.number + 1, version)
+
+    def prompt(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        """For the engine. The salt keeps blocks that were computed under other weights out of the prefix cache's
+        reach."""
+        return {"prompt_token_ids": list(token_ids), "cache_salt": f"weights-{self.number}"}
 
 
-def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool) -> Completion:
+def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered: Era) -> Completion:
+    """entered: when the engine was handed the request. One that waited in it while weights were loaded may have found
+    blocks of that time in the prefix cache, so its first version is no later than that."""
     token_ids = tuple(output.token_ids)
     spans = output.weight_versions
     return Completion(
@@ -89,7 +103,7 @@ def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool) -> Comp
         tuple(output.logprobs.logprobs),
         output.text if has_stop_strings else tokenizer.decode(token_ids, skip_special_tokens=True),
         "length" if output.finish_reason == "length" else "stop",
-        _version(spans[0].version),
+        min(entered.version, _version(spans[0].version)),
         _version(spans[-1].version),
     )
 
@@ -140,9 +154,11 @@ class VllmEngine:
         self._tokenizer = tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._turn = asyncio.Lock()
-        self._queued: list[tuple[str, Any, Any]] = []
+        self._era = Era()
+        self._queued: list[tuple[str, Sequence[int], Any]] = []
         self._futures: dict[str, asyncio.Future[Any]] = {}
-        self._reads: dict[str, Callable[[Any], Any]] = {}
+        self._reads: dict[str, Callable[[Any, Era], Any]] = {}
+        self._entered: dict[str, Era] = {}
         self._aborted: list[str] = []
         self._num_requests = 0
         self._pump_task: asyncio.Task[None] | None = None
@@ -160,28 +176,27 @@ class VllmEngine:
         return LLMEngine.from_engine_args(EngineArgs(**args))
 
     def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
-        prompt = engine_prompt(token_ids, self.version)
         return [
             self._enqueue(
-                prompt,
+                token_ids,
                 sampling_params(sampling, (seed + i) % 2**63),
-                lambda output: read_completion(output.outputs[0], self._tokenizer, bool(sampling.stop)),
+                lambda output, era: read_completion(output.outputs[0], self._tokenizer, bool(sampling.stop), era),
             )
             for i in range(sampling.num_samples)
         ]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        futures = [
-            self._enqueue(engine_prompt(ids, self.version), logprob_params(), partial(read_prompt_logprobs, ids))
-            for ids in sequences
-        ]
-        return list(await asyncio.gather(*futures))
+        def ask(ids: Sequence[int]) -> asyncio.Future[list[float]]:
+            return self._enqueue(ids, logprob_params(), lambda output, _: read_prompt_logprobs(ids, output))
+
+        return list(await asyncio.gather(*map(ask, sequences)))
 
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Take new weights (names and tensors of a Hugging Face checkpoint). Requests in flight freeze meanwhile, keep
         what they have, and go on under the new weights; their completions record both versions."""
 
         def load() -> None:
+            self._era = self._era.next(version)
             self._engine.collective_rpc(_load_into_worker, args=(weights,))
             self._engine.set_weight_version(str(version))
 
@@ -197,14 +212,14 @@ class VllmEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.engine_core.shutdown)
         self._thread.shutdown(wait=False)
 
-    def _enqueue(self, prompt: Any, params: Any, read: Callable[[Any], T]) -> asyncio.Future[T]:
+    def _enqueue(self, token_ids: Sequence[int], params: Any, read: Callable[[Any, Era], T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         self._num_requests += 1
         request_id = str(self._num_requests)
         future: asyncio.Future[T] = loop.create_future()
         self._futures[request_id] = future
         self._reads[request_id] = read
-        self._queued.append((request_id, prompt, params))
+        self._queued.append((request_id, token_ids, params))
         future.add_done_callback(lambda done: self._aborted.append(request_id) if done.cancelled() else None)
         self._interrupt = True
         if self._pump_task is None or self._pump_task.done():
@@ -242,13 +257,15 @@ class VllmEngine:
         if not engine.has_unfinished_requests():
             engine.reset_prefix_cache()
         queued, self._queued = self._queued, []
-        for request_id, prompt, params in queued:
-            engine.add_request(request_id, prompt, params)
+        for request_id, token_ids, params in queued:
+            self._entered[request_id] = self._era
+            engine.add_request(request_id, self._era.prompt(token_ids), params)
         done: list[tuple[str, Any]] = []
         while engine.has_unfinished_requests() and not done:
             for output in engine.step():
                 if output.finished:
-                    done.append((output.request_id, self._reads.pop(output.request_id)(output)))
+                    name = output.request_id
+                    done.append((name, self._reads.pop(name)(output, self._entered.pop(name))))
             if self._interrupt:
                 break
         return done
@@ -262,6 +279,7 @@ class VllmEngine:
             for request_id in aborted:
                 self._futures.pop(request_id, None)
                 self._reads.pop(request_id, None)
+                self._entered.pop(request_id, None)
 
 
 def dtype_of(config: RolloutConfig, learner_dtype: str) -> str:

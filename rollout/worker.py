@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout.engine import Sampling
 from rollout.transport.stream import TensorMeta, TransportError
-from rollout.types import Completion
+from rollout.types import Completion, LoadedWeights
 
 LINGER_S = 0.003
 LINGER_FROM = 8
@@ -122,13 +122,15 @@ class RolloutWorker:
         error = await self._attempt(take())
         return checksum, error
 
-    async def commit(self, version: int) -> None:
-        """Load and serve what was received."""
-        await self._engine.commit(version)
+    async def commit(self, version: int) -> LoadedWeights:
+        """Load what was received, and wait; returns what the engine says that it holds now."""
+        loaded: LoadedWeights = await self._engine.commit(version)
+        return loaded
 
-    async def weight_digest(self) -> str:
-        """Of the loaded weights."""
-        return str(await self._engine.weight_digest())
+    async def resume(self) -> int:
+        """Serve what was loaded; returns its version."""
+        await self._engine.resume()
+        return int(self._engine.version)
 
     async def close(self) -> None:
         """Free the engine."""

@@ -141,7 +141,6 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
         trainer.checksum = ""
         trainer._bucket_bytes = init_info.bucket_bytes
         trainer._plan = layout(TensorMeta.of(m.name, m.dtype, m.shape) for m in source.metadata())
-        trainer._stream = torch.zeros(trainer._plan.num_bytes if init_info.is_sender else 0, dtype=torch.uint8)
         if init_info.is_sender:
             listener = init_info.listener
             assert listener is not None
@@ -159,7 +158,6 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
     checksum: str
     _bucket_bytes: int
     _plan: Layout
-    _stream: torch.Tensor
     _group: Group | None = None
 
     def send_weights(self) -> None:
@@ -168,7 +166,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
                 pass
             return
         assert self._group is not None
-        self.checksum = combined(send(self._group, self._plan, self.source, self._stream, self._bucket_bytes))
+        self.checksum = combined(send(self._group, self._plan, self.source, self._bucket_bytes))
 
     def shutdown(self) -> None:
         if self._group is not None:

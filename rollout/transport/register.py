@@ -9,14 +9,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
-    """Put `gloo` beside vLLM's own backends. vLLM may call this several times in a process."""
+    """Put `gloo` beside vLLM's own backends, and `nccl` in the place of its own. vLLM may call this several times in a
+    process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-    module = "rollout.transport.gloo"
-    if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", module, "GlooEngine")
-    if "gloo" not in WeightTransferTrainerFactory._registry:
-        WeightTransferTrainerFactory.register_engine("gloo", module, "GlooTrainer")
+    for name in ("gloo", "nccl"):
+        module = f"rollout.transport.{name}"
+        for factory, kind in (WeightTransferEngineFactory, "Engine"), (WeightTransferTrainerFactory, "Trainer"):
+            factory._registry.pop(name, None)
+            factory.register_engine(name, module, f"{name.capitalize()}{kind}")
     if multiprocessing.parent_process() is not None:
         _die_with_parent()
 

@@ -1,18 +1,19 @@
 """A model's weights as one stream of bytes in buckets, broadcast over gloo from one sender to many receivers.
 
-Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream. The receiver
-keeps the whole stream in memory of its own until it is complete: a push arrives whole or not at all, and whoever
-receives it can go on working with the old weights meanwhile. That costs one more copy of the model on each receiver; on
-GPUs, where that would hurt, `nccl` loads as it receives.
+Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream. The sender holds
+a few buckets of it, and reads the weights anew when it has to send them again. The receiver keeps the whole stream in
+memory of its own until it is complete: a push arrives whole or not at all, and whoever receives it can go on working
+with the old weights meanwhile. That costs one more copy of the model on each receiver; on GPUs, where that would hurt,
+`nccl` loads as it receives.
 
-Each bucket has a checksum, and the checksums of all buckets are compared by the client. Every
-wait has a deadline and ends with a `TransportError` that names the tensor.
+Each bucket has a checksum, and the checksums of all buckets are compared by the client. Every wait has a deadline and
+ends with a `TransportError` that names the tensor.
 """
 
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
@@ -26,6 +27,8 @@ from rollout.errors import LostError
 
 AHEAD = 2
 """Buckets that a receiver waits for at the same time."""
+RING = 4
+"""Buckets that a sender holds: one that fills, the others on their way."""
 ALIGNMENT = 64
 """Bytes: every tensor starts at a multiple of it, so that a view of any type can be taken in place."""
 
@@ -119,6 +122,7 @@ class Group:
         except RuntimeError as error:
             raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
         self._transfer_timeout = timedelta(seconds=transfer_s)
+        self.buckets: list[Tensor] = []
 
     def broadcast(self, bucket: Tensor) -> Any:
         """Start a broadcast from rank 0; returns the work to wait for."""
@@ -142,39 +146,84 @@ def listen(address: str, port: int = 0) -> socket.socket:
     return listener
 
 
-def send(
-    group: Group, plan: Layout, weights: Iterable[tuple[str, Tensor]], stream: Tensor, bucket_bytes: int
-) -> list[int]:
+def send(group: Group, plan: Layout, weights: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[int]:
     """Broadcast `weights` (in the order of `plan`) from rank 0; returns the checksum of each bucket.
 
-    stream: [num_bytes] uint8, filled on the way; a bucket leaves as soon as it is full, while the next one fills.
+    A bucket leaves as soon as it is full, while the next one fills: RING of them exist, whatever the model's size.
     `weights` is read to its end even when the network fails, because reading it may be a collective of several learner
     ranks. Raises `TransportError`.
     """
-    sent = 0
-    pending: list[tuple[Any, int]] = []
-    checksums = []
-    failure: TransportError | None = None
     with ThreadPoolExecutor(1) as hasher:
-        for i, ((name, tensor), meta, start) in enumerate(zip(weights, plan.metas, plan.starts, strict=True)):
+        ring = _Ring(group, plan, bucket_bytes, hasher)
+        for (name, tensor), meta, start in zip(weights, plan.metas, plan.starts, strict=True):
             assert name == meta.name, f"the weights came as {name} where {meta.name} was announced"
-            end = start + meta.num_bytes
-            stream[start:end].copy_(tensor.detach().contiguous().view(-1).view(torch.uint8))
-            is_last = i == len(plan.starts) - 1
-            while failure is None and (sent + bucket_bytes <= end or (is_last and sent < plan.num_bytes)):
-                bucket = stream[sent : sent + bucket_bytes]
-                try:
-                    pending.append((group.broadcast(bucket), sent))
-                except RuntimeError as error:
-                    failure = _failed("send", error, plan, sent)
-                checksums.append(hasher.submit(checksum_of, bucket))
-                sent += len(bucket)
-        for work, offset in pending:
-            if failure is None:
-                failure = _wait(work, offset, plan, "send")
-        if failure is not None:
-            raise failure
-        return [checksum.result() for checksum in checksums]
+            ring.put(start, tensor.detach().contiguous().view(-1).view(torch.uint8))
+        return ring.end()
+
+
+class _Ring:
+    """Buckets that are filled, broadcast, and filled again. failure: what went wrong first; nothing is copied or sent
+    any more then."""
+
+    def __init__(self, group: Group, plan: Layout, bucket_bytes: int, hasher: ThreadPoolExecutor) -> None:
+        self._group = group
+        self._plan = plan
+        self._hasher = hasher
+        self._size = min(bucket_bytes, plan.num_bytes)
+        # Kept from push to push: touching fresh memory would cost more than the copy.
+        if [len(bucket) for bucket in group.buckets] != [self._size] * RING:
+            group.buckets = [torch.zeros(self._size, dtype=torch.uint8) for _ in range(RING)]
+        self._buckets = group.buckets
+        self._begin = 0  # of the bucket that is being filled, in the stream
+        self._pending: deque[tuple[Any, int]] = deque()
+        self._checksums: list[Future[int]] = []
+        self.failure: TransportError | None = None
+
+    def put(self, at: int, content: Tensor) -> None:
+        """The stream's bytes from `at` on, which lie behind all that came before."""
+        while self.failure is None and len(content):
+            if at >= self._begin + self._size:  # the gap between two tensors was the end of a bucket
+                self._leave()
+                continue
+            room = content[: self._begin + self._size - at]
+            self._bucket[at - self._begin :][: len(room)].copy_(room)
+            at, content = at + len(room), content[len(room) :]
+            if at == self._begin + self._size:
+                self._leave()
+
+    def end(self) -> list[int]:
+        """Send the rest, and wait for everything."""
+        while self.failure is None and self._begin < self._plan.num_bytes:
+            self._leave()
+        while self._pending:
+            self._await_oldest()
+        if self.failure is not None:
+            raise self.failure
+        return [checksum.result() for checksum in self._checksums]
+
+    @property
+    def _bucket(self) -> Tensor:
+        bucket = self._buckets[self._begin // self._size % RING]
+        return bucket[: self._plan.num_bytes - self._begin]
+
+    def _leave(self) -> None:
+        """Broadcast the bucket, and make room for the next one."""
+        bucket, begin = self._bucket, self._begin
+        self._begin += self._size
+        try:
+            self._pending.append((self._group.broadcast(bucket), begin))
+        except RuntimeError as error:
+            self.failure = _failed("send", error, self._plan, begin)
+            return
+        self._checksums.append(self._hasher.submit(checksum_of, bucket))
+        if len(self._pending) == RING:
+            self._await_oldest()
+            self._checksums[len(self._checksums) - RING].result()
+
+    def _await_oldest(self) -> None:
+        work, begin = self._pending.popleft()
+        failure = _wait(work, begin, self._plan, "send")
+        self.failure = self.failure or failure
 
 
 def receive(group: Group, plan: Layout, stream: Tensor, bucket_bytes: int) -> list[int]:

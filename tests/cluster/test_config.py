@@ -105,6 +105,8 @@ BAD = [
     ({"launcher": "slurm"}, "launcher is 'slurm'"),
     ({"launcher": "ray", "deadline_s": 60}, "cluster.stall_s is 180 and deadline_s is 60"),
     ({"launcher": "ray", "transfer": {"transfer_s": 9000}}, "transfer.transfer_s is 9000 and deadline_s is 1800"),
+    ({"launcher": "ray", "transfer": {"connect_s": 1800}}, "transfer.connect_s is 1800 and deadline_s is 1800"),
+    ({"launcher": "ray", "transfer": {"commit_s": 1801}}, "transfer.commit_s is 1801 and deadline_s is 1800"),
     ({"launcher": "ray", "transfer": {"backend": "rdma"}}, "transfer.backend is 'rdma'"),
     ({"launcher": "ray", "transfer": {"connect_s": 0}}, "transfer.connect_s is 0"),
     ({"launcher": "ray", "cluster": {"stall_s": -1}}, "cluster.stall_s is -1"),

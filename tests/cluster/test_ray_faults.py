@@ -176,13 +176,32 @@ def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Pat
 
 
 def test_a_push_that_arrives_otherwise_than_it_was_sent_is_not_served(workspace: Path) -> None:
-    tampered = str(Path(__file__).with_name("tampered"))
-    with running(workspace, "tampered", rollout={"workers": 1}, env={"PYTHONPATH": tampered}) as run:
+    """One byte of one push is flipped on its way to one of two engines."""
+    variables = {
+        "PYTHONPATH": str(Path(__file__).with_name("tampered")),
+        "TAMPERED": str(workspace / "the-card-is-taken"),
+    }
+    with running(workspace, "tampered", env=variables, steps=1000) as run:
+        run.wait_for(3)
+        engines = run.find(ENGINE)
+        assert len(engines) == 2
+        deadline = time.monotonic() + 200
+        while not re.search(r"rollout worker [01]\.1 serves version", run.log.read_text()):
+            assert time.monotonic() < deadline, run.log.read_text()[-3000:]
+            time.sleep(0.1)
+        run.wait_for(run.steps() + 3)
+        # The other one serves on in the process that it had.
+        assert sum(engine.is_running() for engine in engines) == 1
+        run.process.send_signal(signal.SIGINT)  # the step is finished, and saved
         assert run.end() == 0, run.log.read_text()[-3000:]
-        assert re.search(r"lost: rollout worker 0.0: receive: got \w+ where the learner sent \w+", run.log.read_text())
-        run.assert_each_prompt_trained_once()
+        log = run.log.read_text()
+        lost = re.findall(r"lost: rollout worker ([01])\.0: receive: got \w+ where the learner sent \w+", log)
+        assert len(lost) == 1, log[-3000:]
+        assert f"rollout worker {lost[0]}.1 serves version" in log
+        run.assert_each_prompt_trained_once(run.steps())
         found = rows(workspace, "tampered")
         assert found[-1]["rollout_restarts"] == 1
+        assert found[-1]["rollout_workers"] == 2
         versions = [row["weight_version"] for row in found]
         assert versions == sorted(set(versions))
         run.assert_nothing_left()

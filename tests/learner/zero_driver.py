@@ -67,7 +67,7 @@ def main() -> None:
     tensors = state_dict(learner._zero)
     head = learner._zero.module.value_head
     if "head" in options:
-        assert [meta.name for meta in learner.weight_metas()] == list(tensors), "what is pushed is what is exported"
+        assert [meta.name for meta in learner.transfer("metas")] == list(tensors), "what is pushed is what is exported"
         with learner._zero.gathered(list(head.parameters())):
             tensors |= {f"value_head.{name}": each.detach().clone() for name, each in head.named_parameters()}
     if rank == 0:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from rollout import remote_engine
 from rollout.engine import EngineLost, Sampling
 from rollout.fake_engine import FakeEngine
 from rollout.remote_engine import RemoteEngine
-from rollout.worker import RolloutWorker
+from rollout.types import LoadedWeights
+from rollout.worker import Finished, RolloutWorker
 
 
 class Wire:
@@ -69,6 +71,69 @@ def test_repeated_calls_change_nothing() -> None:
         await engine.start(5)
         assert len(await asyncio.gather(*futures(engine, 30))) == 90
         assert wire.engine.num_requests == 30
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_a_completion_delivered_twice_counts_once() -> None:
+    """Every answer of `collect` brings once more what an earlier one brought, under other requests' eyes."""
+
+    async def everything() -> None:
+        wire = Wire()
+        delivered: list[Finished] = []
+
+        async def again(method: str, *arguments: Any) -> Any:
+            answer = await wire(method, *arguments)
+            if method != "collect":
+                return answer
+            earlier = tuple(replace(each, completion=None, error="a second delivery was read") for each in delivered)
+            delivered.extend(answer.finished)
+            return replace(answer, finished=(*earlier, *answer.finished, *answer.finished))
+
+        engine = RemoteEngine("0.0", again)
+        await engine.start(5)
+        first = await asyncio.gather(*futures(engine, 5))
+        second = await asyncio.gather(*futures(engine, 5))
+        assert first == second
+        assert len(delivered) == len({(each.number, each.sample) for each in delivered}) == 30
+        assert wire.engine.num_requests == 10
+        assert not engine._futures
+        assert not wire.lost
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_version_and_digest_are_those_that_the_engine_says() -> None:
+    async def everything() -> None:
+        wire = Wire()
+        engine = wire.remote()
+        await engine.start(5)
+        assert await engine.receive([]) == ("fake", "")
+        assert await engine.commit(3, 5) == LoadedWeights(3, "fake")
+        assert (engine.version, wire.engine.version) == (0, 0)
+        await engine.resume(5)
+        assert (engine.version, wire.engine.version) == (3, 3)
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_an_engine_that_waits_between_commit_and_resume_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "POLL_S", 0.05)
+
+    class Paused(FakeEngine):
+        num_steps = 7  # type: ignore[assignment]
+
+    async def everything() -> None:
+        wire = Wire()
+        wire.engine = Paused(lambda ids, number: ([1], ""), lambda number: 1.0)
+        engine = wire.remote(stall_s=0.3)
+        await engine.start(5)
+        waiting = futures(engine, 1)
+        await engine.commit(1, 5)
+        assert len(await asyncio.gather(*waiting)) == 3
         await engine.close()
 
     asyncio.run(everything())

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.transport.stream import (
+    RING,
     Group,
     TensorMeta,
     TransportError,
@@ -64,7 +66,7 @@ def exchange(
     plan = layout(metas(weights))
     group = Group("127.0.0.1", port, 0, num_receivers + 1, 10, deadline_s, listener)
     try:
-        sent: Any = send(group, plan, weights, torch.zeros(plan.num_bytes, dtype=torch.uint8), bucket_bytes)
+        sent: Any = send(group, plan, weights, bucket_bytes)
     except TransportError as error:
         sent = error
     group.close()
@@ -102,6 +104,45 @@ def test_tensors_lie_apart_aligned_and_in_order(kinds: list[tuple[str, list[int]
         assert start >= end
         end = start + meta.num_bytes
         assert end <= plan.num_bytes
+
+
+def test_the_sender_holds_a_few_buckets_and_one_tensor_whatever_the_size() -> None:
+    """Of 8 MB in buckets of 100 kB: what is read and kept, and what is on its way."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    kept = [0]
+
+    class Once(list):  # type: ignore[type-arg]
+        """Made as they are read, as ZeRO-3 gathers them."""
+
+        def __iter__(self) -> Any:
+            for name, tensor in list.__iter__(self):
+                made = tensor.clone()
+                alive.add(made)
+                kept[0] = max(kept[0], sum(each.nbytes for each in alive))
+                yield name, made
+                del made
+
+    def broadcast(self: Group, bucket: torch.Tensor) -> Any:
+        if threading.get_ident() == sender:
+            addresses[bucket.data_ptr()] = max(bucket.nbytes, addresses.get(bucket.data_ptr(), 0))
+        return original(self, bucket)
+
+    addresses: dict[int, int] = {}
+    original, sender = Group.broadcast, threading.get_ident()
+    weights = Once((f"layer.{i}", torch.full((250 + i, 1000), float(i))) for i in range(8))
+    plan = layout(metas(weights))
+
+    def take(group: Group, index: int) -> Any:
+        stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
+        return receive(group, plan, stream, 100_000), dict(plan.views(stream))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Group, "broadcast", broadcast)
+        sent, [(checksums, received)] = exchange(weights, 1, 100_000, take)
+    assert checksums == sent
+    assert all(torch.equal(received[name], tensor) for name, tensor in list.__iter__(weights))
+    assert kept[0] <= 2 * weights[0][1].nbytes * 1.1
+    assert sum(addresses.values()) <= RING * 100_000
 
 
 def test_a_corrupted_bucket_shows_in_its_checksum() -> None:

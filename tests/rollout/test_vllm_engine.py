@@ -15,7 +15,7 @@ from rollout.async_vllm_engine import AsyncVllmEngine
 from rollout.config import RolloutConfig
 from rollout.engine import Sampling
 from rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
-from rollout.types import Completion
+from rollout.types import Completion, LoadedWeights
 
 PROMPT = (10, 13, 16, 9, 14, 17, 18)  # 47+38=?
 Run = Callable[[Any], Any]
@@ -162,16 +162,62 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             # Nothing has changed yet; and what is not committed may be sent again.
             assert (engine.version, received) == (0, sent)
             assert (await push(engine, weights))[0] == sent
+            steps = engine.num_steps
             futures = engine.submit(PROMPT, Sampling(8, 1.0, max_tokens=110), 1)
-            await asyncio.sleep(0.02)
-            await engine.commit(7)
-            assert max(c.last_version for c in await asyncio.gather(*futures)) == 7
-            assert engine.version == 7
+            while engine.num_steps < steps + 3:
+                await asyncio.sleep(0)
+            loaded = await commit_and_submit(engine, 7)
+            completions = await asyncio.gather(*futures)
+            assert (0, 7) in {(c.first_version, c.last_version) for c in completions}
             assert before != await engine.logprobs([PROMPT])
+            # The same weights once more under another version are the same to the digest; others are not.
+            await push(engine, weights)
+            again = await commit_and_submit(engine, 8)
+            assert (loaded.version, again.version) == (7, 8)
+            assert loaded.digest == again.digest
+            name = next(iter(weights))
+            await push(engine, {**weights, name: weights[name] + 1})
+            assert (await commit_and_submit(engine, 9)).digest != loaded.digest
+            # What cannot be loaded leaves an engine that serves nothing.
+            await push(engine, {**weights, name: weights[name][:-1]})
+            with pytest.raises(Exception, match=r"commit|call to|shape|size|failed"):
+                await engine.commit(10)
+            assert engine.version == -1
+            (waiting,) = engine.submit(PROMPT, Sampling(1, 1.0, max_tokens=1), 1)
+            await asyncio.wait([waiting], timeout=0.5)
+            assert not waiting.done()
         finally:
             await engine.close()
 
     asyncio.run(everything())
+
+
+async def commit_and_submit(engine: AsyncVllmEngine, version: int) -> LoadedWeights:
+    """Commit, with a request before and one while the engine loads: they see the prefix cache of different loads."""
+    salts: list[str] = []
+    generate = engine._engine.generate
+
+    def noting(prompt: Any, *args: Any) -> Any:
+        salts.append(prompt["cache_salt"])
+        return generate(prompt, *args)
+
+    engine._engine.generate = noting  # type: ignore[method-assign]
+    sampling = Sampling(1, 1.0, max_tokens=2)
+    await sample(engine, sampling)
+    loading = asyncio.create_task(engine.commit(version))
+    while engine.version != -1:
+        await asyncio.sleep(0)
+    (future,) = engine.submit(PROMPT, sampling, 1)
+    loaded = await loading
+    assert not future.done()
+    await engine.resume()
+    assert engine.version == version
+    assert (await future).first_version == version
+    await sample(engine, sampling)
+    before, during, after = salts
+    assert before != during == after
+    engine._engine.generate = generate  # type: ignore[method-assign]
+    return loaded
 
 
 async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks: bool = False) -> tuple[str, str]:
@@ -184,12 +230,11 @@ async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks
     def sending() -> str:
         group = Group("127.0.0.1", address["master_port"], 0, 2, 10, 5, listener)
         connected.wait(10)
-        stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
         if breaks:
-            group.broadcast(stream[: 1 << 20]).wait()
+            group.broadcast(torch.zeros(1 << 20, dtype=torch.uint8)).wait()
             group.close()
             return ""
-        return combined(send(group, plan, weights.items(), stream, 1 << 20))
+        return combined(send(group, plan, weights.items(), 1 << 20))
 
     connected = threading.Event()
     sender = asyncio.get_running_loop().run_in_executor(None, sending)
