@@ -156,6 +156,11 @@ def build_loss(recipe: Recipe) -> Loss:
     loss: Loss = parse(kind, options, "loss")
     if recipe.reference.refresh_every and not loss.needs_reference:
         raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
+    if recipe.stop_at.indistinguishable and loss.signal != "pairs":
+        raise ConfigError(
+            f"stop_at.indistinguishable is set, but {name} reads no pairs that could be told apart; remove it, or use "
+            f"one of {_losses_of('pairs')}."
+        )
     return loss
 
 

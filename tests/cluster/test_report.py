@@ -34,7 +34,7 @@ def run_dir(tmp_path: Path) -> Path:
             "kl": None,
             "issued": step * 4,
             "trained": step * 4,
-            "dropped/no_signal": 0,
+            "dropped/tied": 0,
         }
         for step in range(1, 61)
     ]
