@@ -34,7 +34,8 @@ CASES = [
     (2, [PAIR], "kto", "kto reads the columns completion and label"),
     (2, [PAIR], "kto", "it fits dpo, ipo, simpo, orpo"),
     (2, [ANSWER], "orpo", "Name the columns with data.columns, or give rewards"),
-    (3, [PAIR], "sft", "there is no column 'completion'"),
+    (2, [PAIR], "sft", "sft reads the column completion, and there are chosen, prompt, rejected; it fits dpo, ipo"),
+    (3, [ANSWER], "sft", "there is no column 'completion'"),
 ]
 
 
