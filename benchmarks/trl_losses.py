@@ -14,9 +14,9 @@ difference over the norm). Exits with 1 where a row that must agree does not, wh
 where clipping takes none or all of the tokens.
 
 Leaves out: REINFORCE++, which TRL does not have; PPO, whose trainer computes its loss within its own training loop and
-not in `compute_loss`, with a KL in the reward, a value model of its own and clipped values, none of which ours has (this
-from its documentation up to 1.9; 1.16's was not looked at), so that `tests/learner/test_ppo.py` derives it a second time
-instead; guards against stale samples, which TRL computes for vLLM only; lower precisions.
+not in `compute_loss`, with a KL in the reward, a value model of its own and clipped values, none of which ours has
+(this from its documentation up to 1.9; 1.16's was not looked at; `tests/learner/test_ppo.py` derives PPO a second
+time); guards against stale samples, which TRL computes for vLLM only; lower precisions.
 """
 
 import importlib.util
