@@ -69,7 +69,7 @@ async def simulate(num_workers: int, num_trajectories: int) -> dict[str, float]:
         lambda prompt: roller(prompt, Sampling(GROUP_SIZE)),
         GROUPS_PER_STEP,
         2,
-        lambda group: True,
+        lambda group: "",
         0,
     )
     seen: set[int] = set()

@@ -11,8 +11,12 @@ its `compute_loss` returns. Ours reads the same tokens: log-probs by a log_softm
 Where conventions differ, one row shows by how much, and another the setting in which both must agree to 1e-5: in value
 (over TRL's, or over 0.01 where centred advantages cancel to less) and in the gradient of all parameters (norm of the
 difference over the norm). Exits with 1 where a row that must agree does not, where one that should differ does not, or
-where clipping takes none or all of the tokens. Leaves out: REINFORCE++, which TRL does not have; guards against stale
-samples, which TRL computes for vLLM only; lower precisions.
+where clipping takes none or all of the tokens.
+
+Leaves out: REINFORCE++, which TRL does not have; PPO, whose trainer computes its loss within its own training loop and
+not in `compute_loss`, with a KL in the reward, a value model of its own and clipped values, none of which ours has
+(this from its documentation up to 1.9; 1.16's was not looked at; `tests/learner/test_ppo.py` derives PPO a second
+time); guards against stale samples, which TRL computes for vLLM only; lower precisions.
 """
 
 import importlib.util

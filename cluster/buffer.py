@@ -10,7 +10,8 @@ groups, would lose the bound or prefer short answers.
 max_staleness = 0 is synchronous training, and then everything that is random is a function of the seed: replacements
 for groups without signal go out together, in ticket order, once the others are in, so nothing depends on the clock.
 
-Every prompt is accounted for: issued = trained + dropped{reason} + queued + in_flight, at every moment.
+Every prompt is accounted for: issued = trained + dropped{reason} + queued + in_flight, at every moment. A step is
+also told what was replaced on the way to its groups (`replaced`): a yield over the groups that are left says nothing.
 """
 
 import asyncio
@@ -20,13 +21,12 @@ from typing import Any
 
 from rollout.types import Prompt, ScoredGroup
 
-NO_SIGNAL = "no_signal"
-
 
 class GroupBuffer:
-    """prompt_at: the seeded order. roll: samples and scores one prompt. accepts: whether a group can be learned from.
-    max_replacements: groups drawn anew at most per step; beyond that, groups without signal are handed on as they are.
-    stall_s: how long `take` waits without any group coming in before it raises `TimeoutError`."""
+    """prompt_at: the seeded order. roll: samples and scores one prompt. reason_against: why a group cannot be learned
+    from, "" if it can. max_replacements: groups drawn anew at most per step; beyond that, groups without signal are
+    handed on as they are. stall_s: how long `take` waits without any group coming in before it raises
+    `TimeoutError`."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class GroupBuffer:
         roll: Callable[[Prompt], Awaitable[ScoredGroup]],
         groups_per_step: int,
         max_staleness: int,
-        accepts: Callable[[ScoredGroup], bool],
+        reason_against: Callable[[ScoredGroup], str],
         max_replacements: int,
         stall_s: float = 1800.0,
     ) -> None:
@@ -42,7 +42,7 @@ class GroupBuffer:
         self._roll = roll
         self._groups_per_step = groups_per_step
         self._max_staleness = max_staleness
-        self._accepts = accepts
+        self._reason_against = reason_against
         self._max_replacements = max_replacements
         self._stall_s = stall_s
         self._replacements_left = max_replacements
@@ -52,9 +52,11 @@ class GroupBuffer:
         self._next_taken = 0
         self._in_flight: dict[int, int] = {}  # ticket -> ordinal
         self._ready: dict[int, ScoredGroup] = {}
-        self._rejected: dict[int, ScoredGroup] = {}
+        self._rejected: dict[int, tuple[ScoredGroup, str]] = {}
         self._trained = 0
         self._dropped: Counter[str] = Counter()
+        self._dropped_of: dict[int, Counter[str]] = {}  # ticket -> what was replaced in it
+        self._replaced: Counter[str] = Counter()
         self._arrival = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -80,7 +82,12 @@ class GroupBuffer:
                 ) from None
         self._next_taken += num_groups
         self._trained += num_groups
+        self._replaced = sum((self._dropped_of.pop(ticket, Counter()) for ticket in tickets), Counter())
         return [self._ready.pop(ticket) for ticket in tickets]
+
+    def replaced(self) -> Counter[str]:
+        """Groups that were drawn and replaced on the way to those of the last `take`, by reason."""
+        return self._replaced
 
     async def release(self, num_groups: int) -> None:
         """Reopen the slots of groups that were trained on and whose weights were pushed."""
@@ -102,7 +109,8 @@ class GroupBuffer:
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the frontier of the order, and what was issued but not yet trained on."""
         under_way = {**self._in_flight}
-        under_way |= {t: group.prompt.ordinal for t, group in {**self._ready, **self._rejected}.items()}
+        under_way |= {ticket: group.prompt.ordinal for ticket, group in self._ready.items()}
+        under_way |= {ticket: group.prompt.ordinal for ticket, (group, _) in self._rejected.items()}
         return {
             "next_ordinal": self._next_ordinal,
             "again": [under_way[ticket] for ticket in sorted(under_way)] + list(self._again),
@@ -140,10 +148,10 @@ class GroupBuffer:
     async def _fill(self, ticket: int, ordinal: int) -> None:
         group = await self._roll(self._prompt_at(ordinal))
         del self._in_flight[ticket]
-        if self._accepts(group):
-            self._ready[ticket] = group
+        if reason := self._reason_against(group):
+            self._rejected[ticket] = group, reason
         else:
-            self._rejected[ticket] = group
+            self._ready[ticket] = group
         if self._max_staleness or not self._in_flight:
             self._settle_rejected()
         self._arrival.set()
@@ -151,10 +159,11 @@ class GroupBuffer:
     def _settle_rejected(self) -> None:
         """Replace groups without signal, in ticket order, as long as replacements are left; hand on the rest."""
         for ticket in sorted(self._rejected):
-            group = self._rejected.pop(ticket)
+            group, reason = self._rejected.pop(ticket)
             if self._replacements_left > 0:
                 self._replacements_left -= 1
-                self._dropped[NO_SIGNAL] += 1
+                self._dropped[reason] += 1
+                self._dropped_of.setdefault(ticket, Counter())[reason] += 1
                 self._issue(ticket)
             else:
                 self._ready[ticket] = group

@@ -124,12 +124,15 @@ def _completions(recipe: Recipe, loss: Loss) -> str:
         )
     if chosen == "policy" and loss.signal == "demonstrations":
         raise ConfigError(f"data.completions is 'policy', but {name} imitates a data set's completions; remove it.")
-    if chosen == "dataset" and loss.signal not in fits and loss.signal != "demonstrations":
+    is_shown = loss.signal == "demonstrations"
+    # Data that fits no loss lacks a column, and reading it says which.
+    if chosen == "dataset" and loss.signal not in fits and (fits or not is_shown):
+        columns = COLUMNS_OF[loss.signal]
         other = f"; it fits {', '.join(_losses_of(each) for each in fits)}" if fits else ""
+        instead = "" if is_shown else f", or give rewards, so that {name} learns from the policy's own samples"
         raise ConfigError(
-            f"{recipe.data.train}: {name} reads the columns {' and '.join(COLUMNS_OF[loss.signal])}, and there are "
-            f"{', '.join(sorted(names))}{other}. Name the columns with data.columns, or give rewards, so that {name} "
-            "learns from the policy's own samples."
+            f"{recipe.data.train}: {name} reads the column{'s' * (len(columns) > 1)} {' and '.join(columns)}, and "
+            f"there are {', '.join(sorted(names))}{other}. Name the columns with data.columns{instead}."
         )
     if chosen == "policy" and not recipe.rewards:
         raise ConfigError(f"the recipe has no rewards, but {name} learns from them; add for instance rewards: [math].")
@@ -156,6 +159,11 @@ def build_loss(recipe: Recipe) -> Loss:
     loss: Loss = parse(kind, options, "loss")
     if recipe.reference.refresh_every and not loss.needs_reference:
         raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
+    if recipe.stop_at.indistinguishable and loss.signal != "pairs":
+        raise ConfigError(
+            f"stop_at.indistinguishable is set, but {name} reads no pairs that could be told apart; remove it, or use "
+            f"one of {_losses_of('pairs')}."
+        )
     return loss
 
 

@@ -105,8 +105,8 @@ class ParityConfig:
 @dataclass(frozen=True)
 class StopConfig:
     """End the run early, with success. pass_at_1: as soon as an evaluation reaches it. indistinguishable: as soon as a
-    round of a method with a refreshed reference (SPIN) ends in which the preference accuracy stayed below it, on
-    average over its second half; 0.5 is chance. 0: never."""
+    round of a pair loss with a refreshed reference (SPIN) ends in which the preference accuracy stayed below it, see
+    `cluster.rounds.told_apart`; 0.5 is chance. 0: never."""
 
     pass_at_1: float = 0.0
     indistinguishable: float = 0.0
@@ -216,8 +216,16 @@ class Recipe:
             )
         if self.eval_every and not self.data.test:
             raise ConfigError("eval_every is set but data.test names no test data; add data.test or set eval_every: 0.")
-        if self.stop_at.indistinguishable and not self.reference.refresh_every:
-            raise ConfigError("stop_at.indistinguishable needs rounds; set reference.refresh_every.")
+        if self.reference.refresh_every > self.steps:
+            raise ConfigError(
+                f"reference.refresh_every is {self.reference.refresh_every} but the run has only {self.steps} steps, "
+                "so the reference would never be refreshed; lower refresh_every or raise steps."
+            )
+        if self.stop_at.indistinguishable and self.reference.refresh_every < 2:
+            raise ConfigError(
+                "stop_at.indistinguishable needs rounds of at least 2 steps, as policy and reference are the same at a "
+                f"round's start; set reference.refresh_every, which is {self.reference.refresh_every}, to 2 or more."
+            )
         if self.stop_at.pass_at_1 and not self.eval_every:
             raise ConfigError("stop_at.pass_at_1 needs evaluations on the way; set eval_every.")
 

@@ -120,6 +120,10 @@ class DatasetSource:
         version = self._version()
         return [self._groups.group_at(ordinal, version) for ordinal in range(first, self._next_ordinal)]
 
+    def replaced(self) -> dict[str, int]:
+        """Nothing ever is."""
+        return {}
+
     async def release(self, num_groups: int) -> None:
         """There are no slots."""
 

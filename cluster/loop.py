@@ -11,10 +11,9 @@ evaluation or a resume cannot change what comes next.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Protocol
 
 from cluster.config import Recipe
@@ -29,6 +28,7 @@ class Source(Protocol):
 
     def start(self, tasks: asyncio.TaskGroup) -> None: ...
     async def take(self, num_groups: int) -> list[ScoredGroup]: ...
+    def replaced(self) -> Mapping[str, int]: ...
     async def release(self, num_groups: int) -> None: ...
     def stop(self) -> None: ...
     def accounting(self) -> dict[str, int]: ...
@@ -59,10 +59,12 @@ class Step:
 
 
 class Log(Protocol):
-    """Keeps the run's record. `phase` times a part of a step, and raises `TimeoutError` with its name when it hangs."""
+    """Keeps the run's record. `phase` times a part of a step, and raises `TimeoutError` with its name when it hangs.
+    `told_apart`: how well the round of that many steps that just ended told chosen from rejected."""
 
     def phase(self, name: str) -> AbstractAsyncContextManager[None]: ...
     def step(self, done: Step) -> None: ...
+    def told_apart(self, num_steps: int) -> float: ...
     def evaluation(self, step: int, result: Evaluation) -> None: ...
 
 
@@ -86,25 +88,25 @@ async def train(
     """
     async with asyncio.TaskGroup() as tasks:
         source.start(tasks)
-        saved, accuracies = learner.step, list[float]()
+        saved = learner.step
         while learner.step < recipe.steps and not stop.is_set():
             async with log.phase("wait"):
                 groups = await _unless(stop, source.take(recipe.groups_per_step))
             if groups is None:
                 break
             async with log.phase("update"):
-                update = await learner.update(make_batch(groups, loss, version, recipe.signal))
+                update = await learner.update(make_batch(groups, loss, version, recipe.signal, source.replaced()))
             step, trained = learner.step, version
             if step % recipe.publish_every == 0:
                 async with log.phase("publish"):
                     version = await publish(groups)
-            accuracies.append(update.metrics.get("preference_accuracy", 1.0))
-            reached = False
-            if recipe.reference.refresh_every and step % recipe.reference.refresh_every == 0:
+            ends_round = recipe.reference.refresh_every > 0 and step % recipe.reference.refresh_every == 0
+            if ends_round:
                 await learner.refresh_reference()
-                reached = fmean(accuracies[len(accuracies) // 2 :]) < recipe.stop_at.indistinguishable
-                accuracies.clear()
             log.step(Step(step, trained, version, groups, update, source.accounting()))
+            reached = False
+            if ends_round and recipe.stop_at.indistinguishable:
+                reached = log.told_apart(recipe.reference.refresh_every) < recipe.stop_at.indistinguishable
             if recipe.eval_every and step % recipe.eval_every == 0:
                 async with log.phase("evaluate"):
                     result = await evaluate()

@@ -12,6 +12,7 @@ from cluster.loop import Step
 from cluster.metrics import METRICS, RunLog, group_metrics, read_rows, residual
 from cluster.progress import Progress
 from cluster.roll import Roller
+from cluster.rounds import told_apart
 from cluster.run_directory import RunDirectory
 from rollout.arrow import write_groups
 
@@ -110,6 +111,10 @@ class Record:
         if self._recipe.save_rollouts:
             path = self._directory.rollouts / f"step-{done.number:06d}.parquet"
             write_groups(path, done.groups, done.number)
+
+    def told_apart(self, num_steps: int) -> float:
+        # From the file, which a resumed run has, too.
+        return told_apart(read_rows(self._directory.path / METRICS)[-num_steps:])
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         self.last_evaluation, self.evaluated_step = result.metrics, step

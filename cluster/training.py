@@ -25,7 +25,7 @@ from cluster.record import Record
 from cluster.report import write_report
 from cluster.roll import Roller
 from cluster.run_directory import RunDirectory
-from learner.batch import Batch, Labels, Row, can_learn_from, make_batch
+from learner.batch import Batch, Labels, Row, make_batch, reason_against
 from rewards.scorer import Scorer
 from rollout.engine import EngineLost, Sampling
 from rollout.errors import CheckpointError, ModelError
@@ -128,10 +128,15 @@ class Training:
             self._roll,
             recipe.groups_per_step,
             recipe.max_staleness,
-            lambda group: can_learn_from(group, parts.loss, recipe.signal),
+            self._reason_against,
             round(recipe.rollout.max_replacements * recipe.groups_per_step),
             recipe.deadline_s,
         )
+
+    def _reason_against(self, group: ScoredGroup) -> str:
+        reason = reason_against(group, self._parts.loss, self._recipe.signal)
+        # A policy that says just what the data says is no bad draw: it is how a self-play run comes to its end.
+        return "" if reason == "same" and self._parts.dataset is not None else reason
 
     async def _roll(self, prompt: Prompt) -> ScoredGroup:
         group = await self._roller(prompt, self._recipe.rollout.sampling)

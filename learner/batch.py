@@ -120,11 +120,18 @@ class Update:
     metrics: Mapping[str, float]
 
 
-def make_batch(groups: Sequence[ScoredGroup], loss: Loss, version: int, config: SignalConfig | None = None) -> Batch:
-    """The batch of `groups` for `loss`; `version` is the weight version that is about to be updated."""
+def make_batch(
+    groups: Sequence[ScoredGroup],
+    loss: Loss,
+    version: int,
+    config: SignalConfig | None = None,
+    replaced: Mapping[str, int] | None = None,
+) -> Batch:
+    """The batch of `groups` for `loss`; `version` is the weight version that is about to be updated. replaced: how many
+    groups were drawn for it and replaced, by `reason_against`, so that yields are those of all groups drawn."""
     config = config or SignalConfig()
     if loss.signal == "pairs":
-        return _pair_batch(groups, version, config)
+        return _pair_batch(groups, version, config, replaced or {})
     rows: list[Row] = []
     rewards: list[float] = []
     advantages: list[float] = []
@@ -145,23 +152,29 @@ def make_batch(groups: Sequence[ScoredGroup], loss: Loss, version: int, config: 
     return Batch(tuple(rows), Demonstrations())
 
 
-def can_learn_from(group: ScoredGroup, loss: Loss, config: SignalConfig) -> bool:
-    """Whether `make_batch` would make of this group anything that moves the weights."""
-    if loss.signal == "advantages":
-        return group.has_signal
+def reason_against(group: ScoredGroup, loss: Loss, config: SignalConfig) -> str:
+    """Why nothing that `make_batch` would make of this group moves the weights: "tied", "unscorable" or "same" as in
+    `learner.pairs.GroupPairs`; "" where something does."""
     if loss.signal == "pairs":
-        return bool(group_pairs(group.rewards, [c.token_ids for c in group.completions], config).pairs)
-    return not all(map(math.isnan, group.rewards))
+        return group_pairs(group.rewards, [c.token_ids for c in group.completions], config).dropped
+    num_scored = sum(not math.isnan(reward) for reward in group.rewards)
+    if loss.signal == "advantages":
+        return "" if group.has_signal else "tied" if num_scored > 1 else "unscorable"
+    return "" if num_scored else "unscorable"
 
 
-def _pair_batch(groups: Sequence[ScoredGroup], version: int, config: SignalConfig) -> Batch:
+def _pair_batch(
+    groups: Sequence[ScoredGroup], version: int, config: SignalConfig, replaced: Mapping[str, int]
+) -> Batch:
     """Only the completions that are in a pair become rows."""
     rows: list[Row] = []
     pairs: list[tuple[int, int]] = []
     units: list[tuple[int, ...]] = []
     dropped: Counter[str] = Counter(tied=0, unscorable=0, same=0)
+    num_same = 0
     for group in groups:
         found = group_pairs(group.rewards, [c.token_ids for c in group.completions], config)
+        num_same += found.num_same
         if found.dropped:
             dropped[found.dropped] += 1
             continue
@@ -169,8 +182,13 @@ def _pair_batch(groups: Sequence[ScoredGroup], version: int, config: SignalConfi
         rows += [_row(group, i, version) for i in place]
         pairs += [(place[chosen], place[rejected]) for chosen, rejected in found.pairs]
         units.append(tuple(place.values()))
-    facts: dict[str, float] = {"pairs": len(pairs), "pair_yield": len(units) / max(1, len(groups))}
-    facts |= {f"pairs_dropped/{reason}": float(count) for reason, count in dropped.items()}
+    num_drawn = len(groups) + sum(replaced.values())
+    facts: dict[str, float] = {
+        "pairs": len(pairs),
+        "pairs_same": num_same,
+        "pair_yield": len(units) / max(1, num_drawn),
+        **{f"pairs_dropped/{reason}": float(count + replaced.get(reason, 0)) for reason, count in dropped.items()},
+    }
     if pairs:
         facts["chosen_length_mean"] = sum(len(rows[i].completion_ids) for i, _ in pairs) / len(pairs)
         facts["rejected_length_mean"] = sum(len(rows[i].completion_ids) for _, i in pairs) / len(pairs)
@@ -183,11 +201,20 @@ def _row(group: ScoredGroup, index: int, version: int) -> Row:
 
 
 def _mismatched(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Each prompt with the completion of the next row that has another prompt; none where all prompts are the same."""
-    found = []
-    for i, row in enumerate(rows):
-        others = (rows[(i + step) % len(rows)] for step in range(1, len(rows)))
-        other = next((each for each in others if each.prompt_ids != row.prompt_ids), None)
-        if other is not None:
-            found.append(Row(row.prompt_ids, other.completion_ids, other.behaviour_logprobs, other.staleness))
-    return tuple(found)
+    """Prompts with the completions of other prompts, every row and every completion once.
+
+    With the rows of each prompt side by side, completions move on by as many rows as the largest prompt has: by one
+    where every prompt has one row, and the i-th of each prompt meets the i-th of the next where all have equally many.
+    A prompt with more than half of all rows then meets some of its own; those are left out.
+    """
+    places: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        places.setdefault(row.prompt_ids, []).append(row)
+    sorted_rows = [row for same in places.values() for row in same]
+    shift = max(map(len, places.values()), default=0)
+    moved = sorted_rows[shift:] + sorted_rows[:shift]
+    return tuple(
+        Row(row.prompt_ids, other.completion_ids, other.behaviour_logprobs, other.staleness)
+        for row, other in zip(sorted_rows, moved, strict=True)
+        if row.prompt_ids != other.prompt_ids
+    )

@@ -16,10 +16,12 @@ SMALLEST_GAP = 1e-9
 @dataclass(frozen=True, slots=True)
 class GroupPairs:
     """Of one group. pairs: (index of the chosen, index of the rejected). dropped: "" or why there is no pair:
-    "unscorable" (fewer than two rewards), "tied" (no gap of at least the margin) or "same" (the same tokens)."""
+    "unscorable" (fewer than two rewards), "tied" (no gap of at least the margin) or "same" (the same tokens). num_same:
+    how many pairs were left out because both sides are the same tokens."""
 
     pairs: tuple[tuple[int, int], ...]
     dropped: str
+    num_same: int = 0
 
 
 def group_pairs(
@@ -42,4 +44,4 @@ def group_pairs(
     if not gapped:
         return GroupPairs((), "tied")
     pairs = tuple((i, j) for i, j in gapped if completions_G[i] != completions_G[j])
-    return GroupPairs(pairs, "" if pairs else "same")
+    return GroupPairs(pairs, "" if pairs else "same", len(gapped) - len(pairs))

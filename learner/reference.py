@@ -7,6 +7,7 @@ so a data set needs no second model in memory at any time.
 
 import copy
 import hashlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -98,13 +99,17 @@ def write_table(file: Path, table: Mapping[Key, Sequence[float]]) -> None:
     import pyarrow.parquet
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".writing")
+    # Its own name: another run may be writing the same table.
+    temporary = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.writing")
     columns = {
         "key": pyarrow.array(table.keys(), pyarrow.binary()),
         "logprobs": pyarrow.array(table.values(), pyarrow.list_(pyarrow.float32())),
     }
-    pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-    temporary.rename(file)
+    try:
+        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def record(

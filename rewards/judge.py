@@ -11,7 +11,8 @@ Contradicting orders thus count as half a win each, like ties. Every response me
 small group, else its neighbours on a ring, which keeps the calls linear in G. Equal responses are not asked twice.
 
 Where there is no judgement (the endpoint fails, or answers nonsense) the response is unscorable, not 0; when that
-happens too often the run ends. What is asked, and how answers are read, is in `rewards.judgement`.
+happens too often the run ends, and does so early where not one of the first judgements came. What is asked, and how
+answers are read, is in `rewards.judgement`.
 
 Left out: several judges and votes, sampling one judge several times, and reference answers.
 """
@@ -33,14 +34,16 @@ from rollout.errors import RewardError
 
 MODES = ("score", "pairwise")
 WINDOW = 64
+FIRST = 16
+"""Judgements at the start of a run of which at least one must come: a short run may never fill the window."""
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
     """endpoint: an OpenAI-compatible one, up to /v1. principles: a text file. opponents: how many others a response
     meets in pairwise mode. explain: let the judge reason in words before it decides. max_tokens: of its answer.
-    max_unscorable_share: of the last 64 judgements; beyond it the run ends. price_per_million_tokens: {prompt: ...,
-    completion: ...}. api_key_env, extra and the rest: see `ChatClient`."""
+    max_unscorable_share: of the last 64 judgements, or of the first 16 where none came; beyond it the run ends.
+    price_per_million_tokens: {prompt: ..., completion: ...}. api_key_env, extra and the rest: see `ChatClient`."""
 
     endpoint: str
     model: str
@@ -183,10 +186,12 @@ class Judge:
         self._counts["unscorable"] += bool(reason)
         self._recent.append(bool(reason))
         self._last_reason = reason or self._last_reason
-        share = sum(self._recent) / WINDOW
-        if len(self._recent) == WINDOW and share > self._options.max_unscorable_share:
+        number = len(self._recent)
+        share = sum(self._recent) / number
+        is_telling = number == WINDOW or (number >= FIRST and share == 1.0)
+        if is_telling and share > self._options.max_unscorable_share:
             raise RewardError(
-                f"reward '{self.config.label}': {share:.0%} of the last {WINDOW} judgements of {self._client.endpoint} "
+                f"reward '{self.config.label}': {share:.0%} of the last {number} judgements of {self._client.endpoint} "
                 f"are unscorable, more than max_unscorable_share ({self._options.max_unscorable_share:.0%}); the last "
                 f"reason: {self._last_reason}."
             )

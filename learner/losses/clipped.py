@@ -22,7 +22,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learner.losses.common import KL_ESTIMATORS, MAX_LOG_RATIO, LossSum, MicroBatch, kl_estimate, sequence_sums
+from learner.losses.common import (
+    KL_ESTIMATORS,
+    MAX_LOG_RATIO,
+    LossSum,
+    MicroBatch,
+    kl_estimate,
+    kl_metric,
+    sequence_sums,
+)
 from rollout.errors import ConfigError
 
 GUARDS = {"none": (0.0, 0.0), "tis": (0.0, 2.0), "icepop": (0.5, 5.0), "geometric": (0.99, 1.01)}
@@ -80,16 +88,13 @@ class ClippedLoss:
         if self.guard != "none":
             log_ratio_NT = micro.logprobs_NT - micro.logprobs_NT.detach()
         loss, clipped_NT = self._surrogate(log_ratio_NT, weights_NT, micro)
-        metrics = {"clip_share": ((clipped_NT * mask_NT).sum(), num_tokens)}
+        metrics = {"clip_share": ((clipped_NT * mask_NT).sum(), num_tokens), **kl_metric(micro)}
         if self.guard != "none":
             metrics["guard_share"] = ((guarded_NT * mask_NT).sum(), num_tokens)
         assert self.beta == 0 or micro.reference_NT is not None, "a KL term needs reference log-probs"
-        if micro.reference_NT is not None:
-            if self.beta:
-                kl_NT = kl_estimate(self.kl, micro.logprobs_NT, micro.reference_NT)
-                loss = loss + self.beta * self._kl_sum(kl_NT, mask_NT)
-            k3_NT = kl_estimate("k3", micro.logprobs_NT.detach(), micro.reference_NT)
-            metrics["kl"] = ((k3_NT * mask_NT).sum(), num_tokens)
+        if self.beta and micro.reference_NT is not None:
+            kl_NT = kl_estimate(self.kl, micro.logprobs_NT, micro.reference_NT)
+            loss = loss + self.beta * self._kl_sum(kl_NT, mask_NT)
         return LossSum(loss, metrics)
 
     @property

@@ -107,6 +107,16 @@ def kl_estimate(kind: str, logprobs_NT: Tensor, reference_NT: Tensor) -> Tensor:
     return d_NT.expm1() - d_NT
 
 
+def kl_metric(micro: MicroBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """How far the policy is from its reference: {"kl": (sum, tokens)} by k3, whatever the loss itself adds; {} without
+    a reference. An estimate of KL(pi || pi_ref) where the policy sampled the completions; on a data set's, the
+    distance on what stands there."""
+    if micro.reference_NT is None:
+        return {}
+    k3_NT = kl_estimate("k3", micro.logprobs_NT.detach(), micro.reference_NT)
+    return {"kl": ((k3_NT * micro.mask_NT).sum(), micro.mask_NT.sum())}
+
+
 def sequence_sums(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
     """Sums over the completion tokens of each sequence, [N]."""
     return (values_NT * mask_NT).sum(dim=1)

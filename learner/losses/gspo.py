@@ -4,7 +4,7 @@
     s_i = (pi(y_i) / mu(y_i))^(1/|y_i|) = exp(mean_t log rho_it),   A_i = (r_i - mean(r)) / (std(r) + 1e-4)
 
 arXiv 2507.18071, equations 5 and 7; the clipping range, two orders smaller than a token's, is that of section 5.1.
-Leaves out: GSPO-token.
+With a guard s_i is 1, and a sequence's weight is the mean of its tokens' weights. Leaves out: GSPO-token.
 """
 
 from dataclasses import dataclass

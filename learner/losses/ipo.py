@@ -2,8 +2,10 @@
 
     L = (D - 1/(2 tau))^2,   D = log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l)
 
-arXiv 2310.12036, equation 17. reduction: whether the log-probs in D are summed over the tokens, as the paper has it, or
-averaged, which keeps the target within reach of long responses; libraries disagree, so it is said here.
+arXiv 2310.12036, equation 17. reduction: libraries disagree on D, so recipes say it. "sum" is the paper: log-probs of
+whole responses, and the margin aimed at is 1/(2 tau) nats between them. "mean" divides each log-ratio by its length, as
+TRL does: then the same number is meant per token, 5 nats of every token with tau 0.1, which no policy near its
+reference reaches, so the margin is not bounded in practice; it takes a tau larger by about the length.
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,10 @@
     R = log pi(y) - log pi_ref(y),   z = max(0, mean over mismatched (x, y') of log pi(y'|x) - log pi_ref(y'|x))
 
 arXiv 2402.01306, equation 8: z estimates KL(pi || pi_ref) from prompts with the completions of other prompts, without
-a gradient. Here it is taken over the whole batch, whatever its micro-batches and ranks. Where every prompt of the batch
-is the same there is no mismatched completion, and z is 0.
+a gradient. Here it is taken over the whole batch, whatever its micro-batches and ranks. `learner.batch` makes the
+mismatched rows: completions moved on by one row, as in the paper and in TRL, where every prompt has one row; by a whole
+group where a prompt has several, so that every completion is in the mean once. Where every prompt of the batch is the
+same there is no mismatched completion, and z is 0.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from learner.losses.common import LossSum, MicroBatch, sequence_sums
+from learner.losses.common import LossSum, MicroBatch, kl_metric, sequence_sums
 from learner.losses.preference import check_positive
 
 
@@ -45,7 +47,7 @@ class Kto:
 
     def loss_sum(self, micro: MicroBatch) -> LossSum:
         """Metrics: implicit_reward_desirable and implicit_reward_undesirable (beta R), means of their class;
-        label_accuracy, the share whose reward lies on the right side of the baseline, ties half."""
+        label_accuracy, the share whose reward lies on the right side of the baseline, ties half; `kl_metric`."""
         assert micro.reference_NT is not None, "KTO needs reference log-probs"
         reward_N = self.beta * sequence_sums(micro.logprobs_NT - micro.reference_NT, micro.mask_NT)
         desirable_N = micro.labels_N
@@ -62,5 +64,6 @@ class Kto:
                 ),
                 "implicit_reward_desirable": ((detached_N * desirable_N).sum(), desirable_N.sum()),
                 "implicit_reward_undesirable": ((detached_N * (1 - desirable_N)).sum(), (1 - desirable_N).sum()),
+                **kl_metric(micro),
             },
         )

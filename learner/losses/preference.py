@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from learner.losses.common import LossSum, MicroBatch, sequence_sums
+from learner.losses.common import LossSum, MicroBatch, kl_metric, sequence_sums
 from rollout.errors import ConfigError
 
 
@@ -33,8 +33,10 @@ class PairLoss:
 
 @dataclass(frozen=True, slots=True)
 class PairSums:
-    """Of each pair: log-probs under the policy and under the reference (zeros without one), and lengths, all [P]."""
+    """Of each pair: log-probs under the policy and under the reference (zeros without one), and lengths, all [P].
+    micro: what they are of."""
 
+    micro: MicroBatch
     chosen_P: Tensor
     rejected_P: Tensor
     reference_chosen_P: Tensor
@@ -51,7 +53,13 @@ class PairSums:
             reference_N = sequence_sums(micro.reference_NT, micro.mask_NT)
         won, lost = micro.pairs_P2.unbind(dim=1)
         return cls(
-            logprobs_N[won], logprobs_N[lost], reference_N[won], reference_N[lost], lengths_N[won], lengths_N[lost]
+            micro,
+            logprobs_N[won],
+            logprobs_N[lost],
+            reference_N[won],
+            reference_N[lost],
+            lengths_N[won],
+            lengths_N[lost],
         )
 
     @property
@@ -70,7 +78,7 @@ def pair_result(loss_P: Tensor, chosen_P: Tensor, rejected_P: Tensor, sums: Pair
 
     implicit_reward_chosen, implicit_reward_rejected, implicit_margin; preference_accuracy, the share of pairs whose
     chosen side has the larger one, ties half; chosen_logprob and rejected_logprob per token, because a falling one of
-    the chosen is the known failure of DPO (arXiv 2402.13228).
+    the chosen is the known failure of DPO (arXiv 2402.13228). And `kl_metric`, over tokens.
     """
     with torch.no_grad():
         margin_P, num_pairs = chosen_P - rejected_P, loss_P.new_tensor(float(len(loss_P)))
@@ -83,7 +91,7 @@ def pair_result(loss_P: Tensor, chosen_P: Tensor, rejected_P: Tensor, sums: Pair
             "chosen_logprob": sums.chosen_P / sums.chosen_lengths_P.clamp(min=1),
             "rejected_logprob": sums.rejected_P / sums.rejected_lengths_P.clamp(min=1),
         }
-        metrics = {name: (value.sum(), num_pairs) for name, value in values.items()}
+        metrics = {name: (value.sum(), num_pairs) for name, value in values.items()} | kl_metric(sums.micro)
     return LossSum(loss_P.sum(), metrics)
 
 

@@ -34,7 +34,8 @@ CASES = [
     (2, [PAIR], "kto", "kto reads the columns completion and label"),
     (2, [PAIR], "kto", "it fits dpo, ipo, simpo, orpo"),
     (2, [ANSWER], "orpo", "Name the columns with data.columns, or give rewards"),
-    (3, [PAIR], "sft", "there is no column 'completion'"),
+    (2, [PAIR], "sft", "sft reads the column completion, and there are chosen, prompt, rejected; it fits dpo, ipo"),
+    (3, [ANSWER], "sft", "there is no column 'completion'"),
 ]
 
 
@@ -62,6 +63,7 @@ def test_data_that_the_loss_cannot_learn_from(
     assert found == code
 
 
+ROUNDS_OF_1, ROUNDS_OF_2 = (f"stop_at.indistinguishable=0.55;reference.refresh_every={steps}" for steps in (1, 2))
 OVERRIDES = [
     ("reference.refresh_every=2", "simpo", [PAIR], "simpo as configured has no reference"),
     ("publish_every=9", "dpo", [PAIR], "publish_every is 9 but the run has only 4 steps"),
@@ -71,7 +73,10 @@ OVERRIDES = [
     ("data.completions=mine", "dpo", [PAIR], "it must be 'auto', 'dataset', 'policy' or 'both'"),
     ("signal.pairs=worst", "dpo", [PAIR], "it must be 'best_worst' or 'all'"),
     ("signal.margin=-1", "dpo", [PAIR], "signal.margin is -1"),
-    ("stop_at.indistinguishable=0.55", "dpo", [PAIR], "needs rounds; set reference.refresh_every"),
+    ("stop_at.indistinguishable=0.55", "dpo", [PAIR], "needs rounds of at least 2 steps"),
+    (ROUNDS_OF_1, "dpo", [PAIR], "set reference.refresh_every, which is 1, to 2 or more"),
+    (ROUNDS_OF_2, "kto", [LABEL], "kto reads no pairs that could be told apart; remove it, or use one of dpo, ipo"),
+    ("reference.refresh_every=5", "dpo", [PAIR], "refresh_every is 5 but the run has only 4 steps"),
     ("loss={name: dpo, beta: 0}", "dpo", [PAIR], "loss.beta is 0"),
     ("loss={name: grpo, guard: tiss}", "grpo", [ANSWER], "loss.guard is 'tiss'"),
     ("stage=dpo", "dpo", [PAIR], "this recipe has no stages"),
@@ -91,7 +96,7 @@ def test_settings_that_do_not_fit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, model, rows, loss)
-    code, sentence = refusal(override)
+    code, sentence = refusal(*override.split(";"))
     assert code == 2
     assert message in sentence
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,10 @@ def prompt_at(ordinal: int) -> Prompt:
 def group_of(prompt: Prompt, version: int, rewards: tuple[float, ...] = (0.0, 1.0)) -> ScoredGroup:
     completion = Completion((1,), (-1.0,), "x", "stop", version, version)
     return ScoredGroup(prompt, (completion,) * len(rewards), tuple(Score(r, {}) for r in rewards))
+
+
+def reason_against(group: ScoredGroup) -> str:
+    return "" if group.has_signal else "tied"
 
 
 class World:
@@ -67,7 +72,7 @@ def balanced(counts: dict[str, int]) -> bool:
 )
 def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, per_step: int, without: float) -> None:
     world = World(seed, without, straggler=0.1)
-    buffer = GroupBuffer(prompt_at, world.roll, per_step, staleness, lambda g: g.has_signal, 2 * per_step)
+    buffer = GroupBuffer(prompt_at, world.roll, per_step, staleness, reason_against, 2 * per_step)
     seen: list[int] = []
 
     def check(step: int, groups: list[ScoredGroup]) -> None:
@@ -85,7 +90,7 @@ def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, pe
 
 def test_without_replacement_groups_come_in_ticket_order() -> None:
     world = World(3, straggler=0.3)
-    buffer = GroupBuffer(prompt_at, world.roll, 4, 2, lambda g: True, 0)
+    buffer = GroupBuffer(prompt_at, world.roll, 4, 2, lambda g: "", 0)
     order: list[int] = []
     asyncio.run(drive(buffer, world, 10, 4, lambda step, groups: order.extend(g.prompt.ordinal for g in groups)))
     assert order == list(range(40))
@@ -100,30 +105,55 @@ def test_synchronous_replacement_does_not_depend_on_the_clock() -> None:
             await world.roll(prompt)
             return group_of(prompt, 0, (1.0, 1.0) if prompt.ordinal % 3 == 0 else (0.0, 1.0))
 
-        buffer = GroupBuffer(prompt_at, roll, 4, 0, lambda g: g.has_signal, 3)
+        buffer = GroupBuffer(prompt_at, roll, 4, 0, reason_against, 3)
         asyncio.run(drive(buffer, world, 8, 4, lambda step, groups: taken.extend(g.prompt.ordinal for g in groups)))
         return taken
 
     assert ordinals(1) == ordinals(2) == ordinals(3)
 
 
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_each_step_is_told_what_was_replaced_on_the_way_to_it_and_why(staleness: int) -> None:
+    def why(group: ScoredGroup) -> str:
+        return {0: "tied", 1: "unscorable"}.get(group.prompt.ordinal % 5, "")
+
+    async def roll(prompt: Prompt) -> ScoredGroup:
+        await asyncio.sleep(0)
+        return group_of(prompt, 0)
+
+    buffer = GroupBuffer(prompt_at, roll, 4, staleness, why, 20)
+    told: Counter[str] = Counter()
+
+    def check(step: int, groups: list[ScoredGroup]) -> None:
+        told.update(buffer.replaced())
+        dropped = {name.removeprefix("dropped/"): n for name, n in buffer.accounting().items() if "dropped/" in name}
+        # Of those that are dropped the ones on the way to later steps are not told yet.
+        assert all(number <= dropped[reason] for reason, number in told.items())
+        assert staleness or told == dropped
+        assert not [group for group in groups if why(group)], "there were replacements enough"
+        assert balanced(buffer.accounting())
+
+    asyncio.run(drive(buffer, World(0), 6, 4, check))
+    assert told["tied"] > 0 < told["unscorable"]
+
+
 def test_replacements_run_out_and_the_run_goes_on() -> None:
     world = World(0, share_without_signal=1.0)
-    buffer = GroupBuffer(prompt_at, world.roll, 2, 0, lambda g: g.has_signal, 3)
+    buffer = GroupBuffer(prompt_at, world.roll, 2, 0, reason_against, 3)
     sizes: list[int] = []
     asyncio.run(drive(buffer, world, 3, 2, lambda step, groups: sizes.append(len(groups))))
     assert sizes == [2, 2, 2]
-    assert buffer.accounting()["dropped/no_signal"] >= 9
+    assert buffer.accounting()["dropped/tied"] >= 9
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_a_restored_buffer_loses_and_doubles_nothing(staleness: int) -> None:
     world = World(5, share_without_signal=0.2, straggler=0.2)
-    buffer = GroupBuffer(prompt_at, world.roll, 3, staleness, lambda g: g.has_signal, 6)
+    buffer = GroupBuffer(prompt_at, world.roll, 3, staleness, reason_against, 6)
     trained: list[int] = []
     asyncio.run(drive(buffer, world, 5, 3, lambda step, groups: trained.extend(g.prompt.ordinal for g in groups)))
     saved = buffer.state()
-    again = GroupBuffer(prompt_at, world.roll, 3, staleness, lambda g: g.has_signal, 6)
+    again = GroupBuffer(prompt_at, world.roll, 3, staleness, reason_against, 6)
     again.restore(saved)
     assert balanced(again.accounting())
     asyncio.run(drive(again, world, 5, 3, lambda step, groups: trained.extend(g.prompt.ordinal for g in groups)))
@@ -142,7 +172,7 @@ def test_a_failing_rollout_cancels_everything() -> None:
             raise RuntimeError("engine died")
         return await world.roll(prompt)
 
-    buffer = GroupBuffer(prompt_at, roll, 4, 1, lambda g: True, 0)
+    buffer = GroupBuffer(prompt_at, roll, 4, 1, lambda g: "", 0)
     with pytest.raises(ExceptionGroup) as caught:
         asyncio.run(drive(buffer, world, 10, 4, lambda step, groups: None))
     assert "engine died" in str(caught.value.exceptions[0])
@@ -154,7 +184,7 @@ def test_a_stall_names_what_it_waited_for() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    buffer = GroupBuffer(prompt_at, never, 2, 0, lambda g: True, 0, stall_s=0.05)
+    buffer = GroupBuffer(prompt_at, never, 2, 0, lambda g: "", 0, stall_s=0.05)
     with pytest.raises(ExceptionGroup) as caught:
         asyncio.run(drive(buffer, World(0), 1, 2, lambda step, groups: None))
     assert "waiting for prompts [0, 1]" in str(caught.value.exceptions[0])

@@ -51,4 +51,4 @@ def test_the_recipe_trains_and_loses_nothing(tmp_path: Path, gsm8k: Path, char_t
         assert row["staleness_max"] <= staleness
         assert row["unscorable"] == 0
     # A model that knows nothing gets no group with a signal, so every step used up its replacements.
-    assert rows[-1]["dropped/no_signal"] >= 20
+    assert rows[-1]["dropped/tied"] >= 20

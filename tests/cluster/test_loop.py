@@ -64,6 +64,7 @@ class KeptLog:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.evaluations: list[tuple[int, Evaluation]] = []
+        self.apart: list[float] = []
 
     @asynccontextmanager
     async def phase(self, name: str) -> AsyncIterator[None]:
@@ -73,6 +74,10 @@ class KeptLog:
         oldest = min(group.first_version for group in done.groups)
         staleness = done.trained - oldest
         self.rows.append({"step": done.number, "staleness": staleness, "version": done.served, **done.accounting})
+
+    def told_apart(self, num_steps: int) -> float:
+        assert self.rows[-1]["step"] % num_steps == 0
+        return self.apart.pop(0)
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         self.evaluations.append((step, result))
@@ -99,7 +104,7 @@ class World:
             lambda prompt: roller(prompt, sampling),
             self.recipe.groups_per_step,
             self.recipe.max_staleness,
-            lambda group: group.has_signal,
+            lambda group: "" if group.has_signal else "tied",
             2 * self.recipe.groups_per_step,
         )
 
@@ -182,7 +187,7 @@ def test_synchronous_training_equals_taking_turns_by_hand() -> None:
             await hand.publish(groups)
 
     asyncio.run(take_turns())
-    assert world.log.rows[-1]["dropped/no_signal"] > 0
+    assert world.log.rows[-1]["dropped/tied"] > 0
     assert world.learner.batches == batches
 
 
@@ -197,6 +202,15 @@ def test_the_reference_is_refreshed_every_n_steps() -> None:
     world = World(steps=7, reference={"refresh_every": 3})
     world.run()
     assert world.learner.refreshed == [3, 6]
+
+
+def test_a_round_that_nobody_can_tell_ends_the_run_with_a_checkpoint() -> None:
+    world = World(steps=12, reference={"refresh_every": 3}, stop_at={"indistinguishable": 0.55})
+    world.log.apart = [0.9, 0.54, 0.9]
+    world.run()
+    assert world.learner.step == 6
+    assert world.saved == [6]
+    assert world.log.apart == [0.9]
 
 
 def test_evaluations_and_checkpoints_come_when_they_should() -> None:

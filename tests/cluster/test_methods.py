@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from whole_run import rows, volley
 
-from cluster.demo import worked_answer
+from cluster.demo import make_model, worked_answer
 from rewards.fake_endpoint import MODEL, Endpoint, Reply
+from rollout.arrow import read_groups
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = {
@@ -29,10 +31,14 @@ SAMPLED = {
     "groups_per_step": 4,
     "data": "{train: data/train.jsonl}",
     "rewards": '["rewards.py:digits"]',
-    "signal": "{margin: 0.0}",
-    "rollout": "{group_size: 4, max_tokens: 16, enforce_eager: true, max_replacements: 1}",
+    "rollout.group_size": 4,
+    "rollout.max_tokens": 16,
+    "rollout.enforce_eager": "true",
 }
-ROUNDS = {"steps": 6, "publish_every": 3, "reference.refresh_every": 3}
+PREFERRED = {**SAMPLED, "rewards": '["rewards.py:even"]'}
+"""Right or wrong, about half and half, so that there are pairs under the margin and labels at the threshold shipped."""
+ROUNDS = {"steps": 6, "publish_every": 3, "reference.refresh_every": 3, "data": "{train: data/few.jsonl}"}
+"""Two rounds, each a pass over the twelve prompts."""
 SLOW = pytest.mark.faults
 
 
@@ -50,16 +56,22 @@ def data(workspace: Path) -> Path:
         shown.append({"prompt": f"{a}+{b}=?", "completion": right})
     for name, content in {"pairs": pairs, "labels": labels, "shown": shown}.items():
         (workspace / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    few = [{"prompt": f"{a}+{b}=?", "answer": str(a + b)} for a, b in problems[:12]]
+    parroted = [{"prompt": f"{a}+{b}=?", "completion": "7"} for a, b in problems]
+    for name, content in {"few": few, "parroted": parroted}.items():
+        (workspace / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     (workspace / "rewards.py").write_text(
         "def digits(response, **row):\n    return sum(c.isdigit() for c in response) / max(1, len(response))\n"
+        "def even(response, **row):\n    return float(sum(c.isdigit() for c in response) % 2 == 0)\n"
     )
     return workspace
 
 
 def run(workspace: Path, recipe: str, **changes: Any) -> list[dict[str, Any]]:
+    """The rows of a shipped recipe's run under the recipe's name, or that of `changes`."""
     arguments = [f"{key}={value}" for key, value in changes.items()]
     volley(workspace, "train", str(RECIPES / f"{recipe}.yaml"), *arguments)
-    return rows(workspace, recipe)
+    return rows(workspace, changes.get("name", recipe))
 
 
 @pytest.mark.parametrize("name", ["dpo", "orpo", pytest.param("ipo", marks=SLOW), pytest.param("simpo", marks=SLOW)])
@@ -74,9 +86,16 @@ def test_offline_pairs(data: Path, name: str) -> None:
         # The starting model's log-probs were computed once, and lie where the next run finds them.
         (table,) = (data / "runs" / ".reference").glob("*.parquet")
         written = table.stat().st_mtime_ns
-        again = run(data, name, **SMALL, data="{train: data/pairs.jsonl}", name="dpo-again") and rows(data, "dpo-again")
+        again = run(data, name, **SMALL, data="{train: data/pairs.jsonl}", name="dpo-again")
         assert table.stat().st_mtime_ns == written
         assert [row["loss"] for row in again] == [row["loss"] for row in found]
+        # Another model has a table of its own, in whatever order the rows come.
+        make_model(data / "other", seed=1)
+        changes = {**SMALL, "model": "other", "seed": 3, "steps": 1, "name": "dpo-other"}
+        other = run(data, name, **changes, data="{train: data/pairs.jsonl}")
+        assert len(list((data / "runs" / ".reference").glob("*.parquet"))) == 2
+        assert table.stat().st_mtime_ns == written
+        assert other[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_offline_labels(data: Path) -> None:
@@ -87,42 +106,108 @@ def test_offline_labels(data: Path) -> None:
     assert all(0 < row["desirable_share"] < 1 for row in found)
 
 
-@pytest.mark.parametrize("name", ["online-dpo", pytest.param("online-kto", marks=SLOW)])
-def test_online(data: Path, name: str) -> None:
-    found = run(data, name, **SAMPLED)
+@pytest.mark.parametrize(
+    ("loss", "first"),
+    [
+        pytest.param("dpo", math.log(2), id="dpo"),
+        pytest.param("ipo", 25.0, id="ipo", marks=SLOW),  # (1 / (2 tau))^2
+        pytest.param("simpo", None, id="simpo", marks=SLOW),
+        pytest.param("orpo", None, id="orpo", marks=SLOW),
+    ],
+)
+def test_online(data: Path, loss: str, first: float | None) -> None:
+    found = run(data, "online-dpo", **PREFERRED, name=f"online-{loss}", loss=loss)
     assert [row["weight_version"] for row in found] == [1, 2, 3, 4]
     assert max(row["staleness_max"] for row in found) == 1
     assert all(row["accounting_residual"] == 0 and row["samples"] == 16 for row in found)
-    assert found[0]["loss"] == pytest.approx(math.log(2) if name == "online-dpo" else 0.5, abs=1e-4)
-    if name == "online-dpo":
-        assert all(0 < row["pair_yield"] <= 1 for row in found)
+    for row in found:
+        assert 0 < row["pair_yield"] <= 1
+        assert 0 < row["pairs"] <= 4
+        # The yield is that of all groups drawn for the step, those that were replaced among them.
+        num_dropped = sum(row[f"pairs_dropped/{reason}"] for reason in ("tied", "unscorable", "same"))
+        assert row["pair_yield"] == pytest.approx(row["pairs"] / (row["pairs"] + num_dropped))
+        assert row["grad_norm"] > 0
+        assert (row["kl"] is not None) == (first is not None), "a KL where there is a reference"
+    if first is not None:
+        assert found[0]["loss"] == pytest.approx(first, rel=1e-4)
+        assert found[0]["kl"] == pytest.approx(0, abs=1e-5)
+        assert found[-1]["kl"] > 1e-5
+    assert found[-1]["loss"] != pytest.approx(found[0]["loss"], rel=1e-5)
 
 
-def test_iterative_dpo_samples_and_refers_to_the_round_before(data: Path) -> None:
-    found = run(data, "iterative-dpo", **{**SAMPLED, **ROUNDS})
+@SLOW
+def test_online_labels(data: Path) -> None:
+    found = run(data, "online-kto", **PREFERRED)
+    assert [row["weight_version"] for row in found] == [1, 2, 3, 4]
+    assert all(row["accounting_residual"] == 0 and row["samples"] == 16 for row in found)
+    assert all(0 < row["desirable_share"] < 1 for row in found)
+    assert all(row["kl_baseline"] >= 0 for row in found)
+    assert found[0]["loss"] == pytest.approx(0.5, abs=1e-4), "policy and reference are the same, whatever the labels"
+    assert all(abs(row["loss"] - 0.5) > 1e-4 for row in found[1:])
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert found[-1]["kl"] > 1e-5
+
+
+@pytest.mark.parametrize("loss", ["dpo", pytest.param("ipo", marks=SLOW), pytest.param("simpo", marks=SLOW)])
+def test_iterative_methods_sample_from_and_refer_to_the_round_before(data: Path, loss: str) -> None:
+    changes = {**PREFERRED, **ROUNDS, "name": f"iterative-{loss}", "loss": loss}
+    if loss == "simpo":
+        changes["reference.refresh_every"] = 0
+    found = run(data, "iterative-dpo", **changes)
     assert [row["weight_version"] for row in found] == [0, 0, 1, 1, 1, 2]
-    # At the start of a round policy and reference are the same.
-    starts = [row["loss"] for row in found if row["step"] in (1, 4)]
-    assert starts == pytest.approx([math.log(2)] * 2, abs=1e-4)
-    assert all(row["loss"] != pytest.approx(math.log(2), abs=1e-4) for row in found if row["step"] % 3 != 1)
+    if loss != "simpo":
+        # At the start of a round policy and reference are the same.
+        start = math.log(2) if loss == "dpo" else 25.0
+        starts = [row["loss"] for row in found if row["step"] in (1, 4)]
+        assert starts == pytest.approx([start] * 2, rel=1e-4)
+        within = [row["loss"] for row in found if row["step"] % 3 != 1]
+        assert all(value != pytest.approx(start, rel=1e-4) for value in within)
+        assert [row["kl"] < 1e-5 for row in found] == [True, False, False] * 2
+    # Each round is one pass over the prompts.
+    taken = data / "runs" / f"iterative-{loss}" / "rollouts"
+    for steps in ((1, 2, 3), (4, 5, 6)):
+        groups = [group for step in steps for group in read_groups(taken / f"step-{step:06d}.parquet")]
+        assert sorted(group.prompt.index for group in groups) == list(range(12))
+
+
+SELF_PLAY = {
+    **SAMPLED,
+    **ROUNDS,
+    "rewards": "[]",
+    "rollout.group_size": 1,
+    "rollout.max_tokens": 40,
+}
 
 
 def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None:
-    changes = {
-        **SAMPLED,
-        **ROUNDS,
-        "data": "{train: data/shown.jsonl, completions: both}",
-        "rewards": "[]",
-        "rollout": "{group_size: 1, max_tokens: 40, enforce_eager: true}",
-        "stop_at": "{indistinguishable: 0.55}",
-    }
-    found = run(data, "spin", **changes)
+    found = run(data, "spin", **{**SELF_PLAY, "data": "{train: data/shown.jsonl, completions: both}"})
+    assert len(found) == 6
     assert all(row["pairs"] == 4 and row["samples"] == 4 for row in found)
     assert found[2]["preference_accuracy"] > 0.9, "a model that knows nothing is easy to tell from the data"
-    # With a rate of nothing the round cannot tell the two apart, and the run ends at its end.
-    still = {**changes, "name": "spin-still", "learner": "{dtype: fp32, zero_stage: 1, lr: 1.0e-12}"}
-    volley(data, "train", str(RECIPES / "spin.yaml"), *(f"{key}={value}" for key, value in still.items()))
-    assert len(rows(data, "spin-still")) == 3
+    # A model that was taught one answer, against data that has just that answer.
+    parrot = data / "parrot.yaml"
+    parrot.write_text(
+        "{name: parrot, model: model, steps: 30, groups_per_step: 16, loss: sft, data: {train: data/parroted.jsonl},"
+        " learner: {dtype: fp32, zero_stage: 1, lr: 3.0e-3}}"
+    )
+    volley(data, "train", str(parrot))
+    assert rows(data, "parrot")[-1]["loss"] < 0.01
+    changes = {**SELF_PLAY, "name": "spin-parrot", "model": "runs/parrot/model"}
+    found = run(data, "spin", **{**changes, "data": "{train: data/parroted.jsonl, completions: both}"})
+    assert len(found) == 3, "the first round is the last"
+    assert all(row["pairs"] + row["pairs_same"] == 4 for row in found)
+    assert sum(row["pairs_same"] for row in found) > 9
+    assert not any(value for row in found for name, value in row.items() if name.startswith("dropped/")), "no redraw"
+
+
+@SLOW
+def test_a_guard_against_stale_samples(data: Path) -> None:
+    changes = {**SAMPLED, "name": "grpo-tis", "max_staleness": 2, "loss": "{name: grpo, guard: tis}"}
+    found = run(data, "gsm8k-grpo", **changes)
+    assert [row["staleness_max"] for row in found][:3] == [0, 1, 2]
+    assert all(0 <= row["guard_share"] <= 1 for row in found)
+    assert all(row["clip_share"] == 0 for row in found), "a guard takes the place of clipping"
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in found)
 
 
 @SLOW
@@ -176,7 +261,7 @@ def test_rlaif_learns_from_a_judge(data: Path) -> None:
         async with Endpoint(answer) as endpoint:
             principles = RECIPES / "constitution.txt"
             options = f"{{endpoint: '{endpoint.url}', model: {MODEL}, principles: {principles}, mode: pairwise}}"
-            changes = {**SAMPLED, "rewards": f"[{{name: judge, options: {options}}}]"}
+            changes = {**PREFERRED, "rewards": f"[{{name: judge, options: {options}}}]"}
             return await asyncio.to_thread(run, data, "rlaif", **changes)
 
     found = asyncio.run(judged())
@@ -186,26 +271,56 @@ def test_rlaif_learns_from_a_judge(data: Path) -> None:
     assert sum(row["judge/calls"] for row in found) > 0
 
 
+def staged(data: Path, name: str, **stages: dict[str, Any]) -> Path:
+    """The shipped recipe of a method in stages, small: what a stage says goes over what the file says of it."""
+    content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    content |= {"model": "model", "groups_per_step": 16}
+    content["learner"] = {"dtype": "fp32", "zero_stage": 1, "lr": 2e-3}
+    assert [stage["name"] for stage in content["stages"]] == list(stages)
+    content["stages"] = [stage | {"steps": 4} | stages[stage["name"]] for stage in content["stages"]]
+    file = data / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def weights(directory: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
 def test_stages_hand_the_model_on(data: Path) -> None:
-    recipe = data / "stages.yaml"
-    recipe.write_text(
-        "name: two\nmodel: model\ngroups_per_step: 16\nsteps: 4\n"
-        "learner: {dtype: fp32, zero_stage: 1, lr: 2.0e-3}\n"
-        "stages:\n"
-        "  - {name: kto, loss: {name: kto, beta: 0.2}, data: {train: data/labels.jsonl}}\n"
-        "  - {name: dpo, loss: dpo, data: {train: data/pairs.jsonl}, learner: {lr: 1.0e-3}}\n"
-    )
+    kto, dpo = {"data": {"train": "data/labels.jsonl"}}, {"data": {"train": "data/pairs.jsonl"}}
+    recipe = staged(data, "kto-then-dpo", kto=kto, dpo=dpo)
     done = volley(data, "train", str(recipe))
     assert "stage 1 of 2: kto" in done.stdout
-    assert (data / "runs" / "two-dpo" / "model" / "model.safetensors").exists()
-    first, second = rows(data, "two-kto"), rows(data, "two-dpo")
+    first, second = rows(data, "kto-then-dpo-kto"), rows(data, "kto-then-dpo-dpo")
+    assert [len(first), len(second)] == [4, 4]
     assert first[0]["loss"] == pytest.approx(0.5, abs=1e-5)
-    # What the first stage learned is there at the second's first step.
-    plain = rows(data, "dpo")[0] if (data / "runs" / "dpo").exists() else None
-    assert plain is None or second[0]["chosen_logprob"] > plain["chosen_logprob"]
+    # What the first stage learned is there at the second's first step, and is its reference.
+    assert second[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    handed = yaml.safe_load((data / "runs" / "kto-then-dpo-dpo" / "recipe.yaml").read_text())["model"]
+    assert handed == "runs/kto-then-dpo-kto/model"
+    start, taught, final = (weights(data / each) for each in ("model", handed, "runs/kto-then-dpo-dpo/model"))
+    assert any((start[name] - taught[name]).abs().max() > 1e-4 for name in taught)
+    assert any((final[name] - taught[name]).abs().max() > 1e-4 for name in taught)
     again = volley(data, "train", str(recipe), "--resume")
     assert "stage 1 of 2: kto is done" in again.stdout
     assert "stage 2 of 2: dpo is done" in again.stdout
     broken = volley(data, "train", str(recipe), "name=other", "stage=ppo", ok=False)
     assert broken.returncode == 2
     assert "stage is 'ppo'; this recipe has kto, dpo" in broken.stderr
+
+
+@SLOW
+def test_demonstrations_first_then_rewards(data: Path) -> None:
+    small = {"group_size": 4, "max_tokens": 16, "enforce_eager": True}
+    sft = {"data": {"train": "data/shown.jsonl"}, "learner": {"lr": 2e-3}}
+    grpo = {"data": {"train": "data/train.jsonl"}, "rollout": small, "rewards": ["rewards.py:digits"]}
+    volley(data, "train", str(staged(data, "sft-then-grpo", sft=sft, grpo=grpo | {"groups_per_step": 4})))
+    first, second = rows(data, "sft-then-grpo-sft"), rows(data, "sft-then-grpo-grpo")
+    assert [len(first), len(second)] == [4, 4]
+    assert first[-1]["loss"] < first[0]["loss"]
+    assert all(row["grad_norm"] > 0 for row in second)
+    handed = yaml.safe_load((data / "runs" / "sft-then-grpo-grpo" / "recipe.yaml").read_text())["model"]
+    assert handed == "runs/sft-then-grpo-sft/model"

@@ -43,7 +43,7 @@ def run_dir(tmp_path: Path) -> Path:
             "response_length_ratio": 1.0,
             "issued": step * 4,
             "trained": step * 4,
-            "dropped/no_signal": 0,
+            "dropped/tied": 0,
         }
         for step in range(1, 61)
     ]

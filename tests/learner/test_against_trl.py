@@ -1,4 +1,5 @@
-"""Our losses against TRL's trainers, in TRL's own venv."""
+"""Our losses against TRL's trainers, in TRL's own venv, which is not part of the setup: without it this is skipped, and
+`benchmarks/RESULTS.md` has the figures of the last time."""
 
 import subprocess
 import sys
@@ -23,4 +24,5 @@ def test_losses_equal_those_of_trl_or_differ_as_said() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     equal = {line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if " | equal | " in line}
+    # Which of them are left out, and why, stands at the head of the benchmark.
     assert equal == LOSSES.keys() - {"reinforce_pp", "ppo"}, "not compared"

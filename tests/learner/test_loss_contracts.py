@@ -234,18 +234,32 @@ def test_metrics_are_detached_scalars_over_the_tokens(loss):
     sequences = random_sequences(4, [4, 2])
     result = loss.loss_sum(sequences.micro([0, 1], loss, padding=1))
     assert result.loss.shape == ()
-    if loss.signal in ("advantages", "rewards"):
-        assert ("kl" in result.metrics) == loss.needs_reference
-    for value, count in result.metrics.values():
+    assert ("kl" in result.metrics) == loss.needs_reference
+    for name, (value, count) in result.metrics.items():
         assert value.shape == count.shape == ()
         assert not value.requires_grad
         assert not count.requires_grad
         assert (
             count.item()
             in {"advantages": (6,), "rewards": (6,), "pairs": (1,), "labels": (1, 2), "demonstrations": (6,)}[
-                loss.signal
+                "advantages" if name == "kl" else loss.signal
             ]
         )
+
+
+@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.needs_reference])
+def test_the_kl_to_the_reference_is_reported_whatever_the_loss_reads(loss):
+    """k3 over all tokens, by hand; 0 where policy and reference are the same."""
+    sequences = random_sequences(6, [4, 2, 1, 5])
+    value, count = loss.loss_sum(sequences.micro([0, 1, 2, 3], loss, padding=2)).metrics["kl"]
+    by_hand = 0.0
+    for policy, reference in zip(sequences.logprobs, sequences.reference, strict=True):
+        for d in (reference - policy).tolist():
+            by_hand += math.exp(d) - d - 1
+    assert value.item() == pytest.approx(by_hand, rel=1e-10)
+    assert count.item() == 12
+    sequences.reference = [part.detach() for part in sequences.logprobs]
+    assert loss.loss_sum(sequences.micro([0, 1, 2, 3], loss)).metrics["kl"][0].item() == 0
 
 
 @every_loss

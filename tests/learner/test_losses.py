@@ -1,5 +1,6 @@
 """Losses against a second derivation: loops over plain Python floats (float64), written from the formulas."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from learner.advantages import scaled_by_spread
 from learner.losses import LOSSES
 from learner.losses.cispo import Cispo
 from learner.losses.common import LossSum, MicroBatch, kl_estimate
@@ -15,6 +17,7 @@ from learner.losses.dapo import Dapo
 from learner.losses.dr_grpo import DrGrpo
 from learner.losses.grpo import Grpo
 from learner.losses.gspo import Gspo
+from learner.losses.reinforce_pp import ReinforcePP
 from learner.losses.rloo import Rloo
 from learner.losses.sft import Sft
 from rollout.errors import ConfigError
@@ -97,7 +100,13 @@ def test_grpo_is_the_formula(seed, spread, clip_low, clip_high, beta, kl):
 
 @pytest.mark.parametrize(
     ("loss", "clip"),
-    [(Grpo(), (0.2, 0.2)), (Dapo(), (0.2, 0.28)), (DrGrpo(max_tokens=9), (0.2, 0.2)), (Rloo(), (0.2, 0.2))],
+    [
+        (Grpo(), (0.2, 0.2)),
+        (Dapo(), (0.2, 0.28)),
+        (DrGrpo(max_tokens=9), (0.2, 0.2)),
+        (Rloo(), (0.2, 0.2)),
+        (ReinforcePP(), (0.2, 0.2)),
+    ],
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_policy_losses_with_their_defaults(loss, clip, seed):
@@ -105,6 +114,20 @@ def test_policy_losses_with_their_defaults(loss, clip, seed):
     result = loss.loss_sum(micro)
     assert_same(result, micro, by_hand(micro, *clip))
     assert 0 < result.metrics["clip_share"][0] < sum(LENGTHS), "the test must see clipped and free tokens"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_reinforce_pp_is_its_formula(seed):
+    """From rewards of two groups to the sum, with the paper's KL estimator: the spread is that of both groups."""
+    rewards = ((1.0, 0.0, 0.2), (0.5, 0.5))
+    centred = [reward - sum(group) / len(group) for group in rewards for reward in group]
+    std = math.sqrt(sum(value**2 for value in centred) / (len(centred) - 1))
+    loss = ReinforcePP(beta=0.04)
+    advantages = scaled_by_spread([value for group in rewards for value in loss.advantages(group)])
+    assert loss.whitens
+    assert advantages == pytest.approx([value / (std + 1e-8) for value in centred])
+    micro = dataclasses.replace(random_micro(seed, 0.6), advantages_N=torch.tensor(advantages[:3], dtype=torch.float64))
+    assert_same(loss.loss_sum(micro), micro, by_hand(micro, 0.2, 0.2, beta=0.04, kl="k2"))
 
 
 def test_clip_higher_lets_rare_tokens_rise_further():
@@ -178,25 +201,70 @@ def test_cispo_caps_the_weight_and_silences_nobody(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("guard", ["tis", "icepop", "geometric"])
-def test_guards_weigh_the_plain_policy_gradient(guard, seed):
+@pytest.mark.parametrize("kind", [Grpo, Dapo, Rloo, ReinforcePP])
+def test_guards_weigh_the_plain_policy_gradient(kind, guard, seed):
     """Against sg(pi) the ratio is 1 and nothing is clipped: what is left is w_t A grad log pi."""
-    micro = random_micro(seed, spread=1.0 if guard != "geometric" else 0.03)
+    micro = guarded_micro(seed, guard)
     gradient, changed = torch.zeros_like(micro.logprobs_NT), 0
-    for i, gaps in enumerate(log_ratios(micro)):
-        mean = math.exp(sum(gaps) / len(gaps))
-        for t, gap in enumerate(gaps):
-            r = math.exp(gap)
-            weight = {
-                "tis": min(r, 2.0),
-                "icepop": r if 0.5 <= r <= 5.0 else 0.0,
-                "geometric": float(0.99 <= mean <= 1.01),
-            }[guard]
+    for i, weights in enumerate(guard_weights(micro, guard)):
+        for t, (weight, r) in enumerate(weights):
             changed += weight != (1.0 if guard == "geometric" else r)
             gradient[i, t] = -weight * micro.advantages_N[i].item()
-    result = Grpo(guard=guard).loss_sum(micro)
+    result = kind(guard=guard).loss_sum(micro)
     torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient)
+    assert result.loss.item() == pytest.approx(gradient.sum().item(), rel=1e-10), "a ratio of 1 leaves w_t A"
     assert result.metrics["guard_share"][0].item() == changed
     assert result.metrics["clip_share"][0].item() == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("guard", ["tis", "icepop", "geometric"])
+def test_a_guarded_gspo_weighs_a_sequence_by_the_mean_of_its_tokens(guard, seed):
+    micro = guarded_micro(seed, guard)
+    expected, gradient = 0.0, torch.zeros_like(micro.logprobs_NT)
+    for i, weights in enumerate(guard_weights(micro, guard)):
+        weight = sum(each for each, _ in weights) / len(weights)
+        expected -= weight * micro.advantages_N[i].item()
+        gradient[i, : len(weights)] = -weight * micro.advantages_N[i].item() / len(weights)
+    result = Gspo(guard=guard).loss_sum(micro)
+    assert result.loss.item() == pytest.approx(expected, rel=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient, rtol=1e-9, atol=1e-12)
+    assert result.metrics["clip_share"][0].item() == 0
+
+
+@pytest.mark.parametrize("kind", [Grpo, Gspo])
+def test_a_guard_leaves_the_kl_term_alone(kind):
+    micro = guarded_micro(0, "tis")
+    alone = kind(guard="tis").loss_sum(micro).loss
+    both = kind(guard="tis", beta=0.3).loss_sum(micro).loss
+    term = kind(beta=0.3).loss_sum(micro).loss - kind().loss_sum(micro).loss
+    assert both.item() - alone.item() == pytest.approx(term.item(), rel=1e-10)
+    assert term.item() > 0
+
+
+def guarded_micro(seed: int, guard: str) -> MicroBatch:
+    return random_micro(seed, spread=1.0 if guard != "geometric" else 0.03)
+
+
+def guard_weights(micro: MicroBatch, guard: str) -> list[list[tuple[float, float]]]:
+    """By hand: each token's weight and ratio."""
+    found = []
+    for gaps in log_ratios(micro):
+        mean, ratios = math.exp(sum(gaps) / len(gaps)), [math.exp(gap) for gap in gaps]
+        found.append(
+            [
+                (
+                    {
+                        "tis": min(r, 2.0),
+                        "icepop": r if 0.5 <= r <= 5.0 else 0.0,
+                        "geometric": float(0.99 <= mean <= 1.01),
+                    }[guard],
+                    r,
+                )
+                for r in ratios
+            ]
+        )
+    return found
 
 
 def test_sft_is_the_negative_log_likelihood():

@@ -1,18 +1,21 @@
 """Rewards to pairs and labels, and the batches made of them."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batch import Labels, Pairs, can_learn_from, make_batch
+from learner.batch import Labels, Pairs, make_batch, reason_against
 from learner.config import SignalConfig
 from learner.losses.dpo import Dpo
+from learner.losses.grpo import Grpo
 from learner.losses.kto import Kto
 from learner.losses.reinforce_pp import ReinforcePP
 from learner.packing import plan_units
-from learner.pairs import group_pairs
+from learner.pairs import GroupPairs, group_pairs
 from rollout.types import Completion, Prompt, Score, ScoredGroup
 
 NAN = math.nan
@@ -48,7 +51,8 @@ def test_which_pairs(rewards: list[float], config: SignalConfig, pairs: tuple[ob
 
 
 def test_the_same_tokens_are_no_pair() -> None:
-    assert group_pairs([1.0, 0.0], [(5,), (5,)], SignalConfig()).dropped == "same"
+    assert group_pairs([1.0, 0.0], [(5,), (5,)], SignalConfig()) == GroupPairs((), "same", 1)
+    assert group_pairs([1.0, 0.0, 0.0], [(5,), (5,), (6,)], ALL) == GroupPairs(((0, 2),), "", 1)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN]), min_size=1, max_size=8))
@@ -73,8 +77,22 @@ def test_a_pair_batch_holds_what_is_in_a_pair_and_says_what_was_dropped() -> Non
     assert batch.facts["pair_yield"] == pytest.approx(3 / 5)
     assert batch.facts["pairs_dropped/tied"] == batch.facts["pairs_dropped/unscorable"] == 1
     assert batch.facts["chosen_length_mean"] == pytest.approx((3 + 2 + 2) / 3)
-    accepted = [can_learn_from(each, Dpo(), SignalConfig()) for each in groups]
-    assert accepted == [True, False, False, True, True]
+    reasons = [reason_against(each, Dpo(), SignalConfig()) for each in groups]
+    assert reasons == ["", "tied", "unscorable", "", ""]
+    assert [reason_against(each, Grpo(), SignalConfig()) for each in groups] == reasons
+
+
+def test_the_yield_is_that_of_all_groups_drawn() -> None:
+    """7 of 15 groups gave no pair and were replaced: half of what was sampled taught something, not all of it."""
+    groups = [group(n, [0.0, 1.0]) for n in range(8)]
+    facts = make_batch(groups, Dpo(), version=3, replaced={"tied": 5, "same": 2}).facts
+    assert facts["pair_yield"] == pytest.approx(8 / 15)
+    assert {name: value for name, value in facts.items() if name.startswith("pairs_dropped/")} == {
+        "pairs_dropped/tied": 5.0,
+        "pairs_dropped/unscorable": 0.0,
+        "pairs_dropped/same": 2.0,
+    }
+    assert facts["pairs_same"] == 0, "those that were replaced are not told apart"
 
 
 def test_labels_and_mismatched_rows() -> None:
@@ -82,20 +100,46 @@ def test_labels_and_mismatched_rows() -> None:
     assert isinstance(batch.signal, Labels)
     assert batch.signal.values == (False, True, True)
     assert batch.facts["desirable_share"] == pytest.approx(2 / 3)
-    assert [row.prompt_ids for row in batch.signal.mismatched] == [(7, 1), (7, 2), (7, 2)]
-    owners = {
-        row.completion_ids: {other.prompt_ids for other in batch.rows if other.completion_ids == row.completion_ids}
-        for row in batch.rows
-    }
-    assert all(
-        row.prompt_ids not in owners[row.completion_ids] or len(owners[row.completion_ids]) > 1
-        for row in batch.signal.mismatched
-    )
     alone = make_batch([group(1, [0.0, 1.0])], Kto(), version=3)
     assert isinstance(alone.signal, Labels)
     assert alone.signal.mismatched == ()
-    assert can_learn_from(group(1, [1.0, 1.0]), Kto(), SignalConfig())
-    assert not can_learn_from(group(1, [NAN, NAN]), Kto(), SignalConfig())
+    assert reason_against(group(1, [1.0, 1.0]), Kto(), SignalConfig()) == ""
+    assert reason_against(group(1, [NAN, NAN]), Kto(), SignalConfig()) == "unscorable"
+
+
+def mismatched(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    """(prompt, (prompt, number) of the completion) of each mismatched row, where prompt p has sizes[p] completions."""
+    groups = []
+    for p, size in enumerate(sizes):
+        completions = tuple(Completion((100 + p, i), (-0.5, -0.5), "", "stop", 3, 3) for i in range(size))
+        groups.append(ScoredGroup(Prompt(p, p, "p", (p,), ""), completions, (Score(1.0, {}),) * size))
+    batch = make_batch(groups, Kto(), version=3)
+    assert isinstance(batch.signal, Labels)
+    rows = batch.signal.mismatched
+    return [(row.prompt_ids[0], (row.completion_ids[0] - 100, row.completion_ids[1])) for row in rows]
+
+
+def test_every_answer_of_a_prompt_meets_another_answer_of_the_next() -> None:
+    assert mismatched([4, 4, 4]) == [(p, ((p + 1) % 3, i)) for p in range(3) for i in range(4)]
+    assert mismatched([1, 1, 1]) == [(0, (1, 0)), (1, (2, 0)), (2, (0, 0))], "a data set's rows move on by one"
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=7))
+def test_mismatched_rows_are_all_distinct_and_as_many_as_there_can_be(sizes: list[int]) -> None:
+    found = mismatched(sizes)
+    assert all(prompt != owner for prompt, (owner, _) in found)
+    assert len({completion for _, completion in found}) == len(found), "no completion twice"
+    counts = Counter(prompt for prompt, _ in found)
+    assert all(counts[p] <= size for p, size in enumerate(sizes)), "no row twice"
+    # A prompt with more than half of the rows finds answers of others for as many of its own as there are others.
+    assert len(found) == min(sum(sizes), 2 * (sum(sizes) - max(sizes)))
+
+
+def test_rows_of_one_prompt_that_stand_apart_do_not_meet() -> None:
+    rows = [group(n, [1.0]) for n in (1, 2, 1, 3, 1, 2)]
+    batch = make_batch(rows, Kto(), version=3)
+    assert isinstance(batch.signal, Labels)
+    assert sorted(row.prompt_ids for row in batch.signal.mismatched) == sorted(row.prompt_ids for row in batch.rows)
 
 
 def test_reinforce_pp_scales_by_the_spread_of_the_whole_batch() -> None:

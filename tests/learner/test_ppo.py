@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner.advantages import gae, whitened
-from learner.batch import Batch, Rewards, Row, Targets, can_learn_from, make_batch
+from learner.batch import Batch, Rewards, Row, Targets, make_batch, reason_against
 from learner.config import SignalConfig
 from learner.critic import critic_of, with_targets
 from learner.losses.common import Critic, MicroBatch
@@ -125,7 +125,8 @@ def test_groups_whose_rewards_are_equal_or_of_one_answer_are_learned_from() -> N
     nothing = ScoredGroup(prompt, (answer,), (Score(math.nan, {}),))
     loss = Ppo()
     assert loss.min_group_size == 1
-    assert [can_learn_from(group, loss, SignalConfig()) for group in (alike, unknown, nothing)] == [True, True, False]
+    reasons = [reason_against(group, loss, SignalConfig()) for group in (alike, unknown, nothing)]
+    assert reasons == ["", "", "unscorable"]
     batch = make_batch([alike, unknown], loss, 0)
     assert batch.signal == Rewards((1.0, 1.0, 0.5))
     assert batch.with_gradient(loss) == batch

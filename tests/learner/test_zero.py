@@ -72,6 +72,42 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, {name: parameter.detach() for name, parameter in policy.named_parameters()}
 
 
+@pytest.fixture(scope="module")
+def plain_kto(model: Path) -> list[tuple[float, float]]:
+    """Loss and z of three steps of KTO with beta 0.5, in float64: a row at a time, from equation 8."""
+    from transformers import AutoModelForCausalLM
+
+    sys.path.insert(0, str(DRIVER.parent))
+    from zero_driver import batch
+
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64) for _ in range(2))
+
+    def log_ratio(row: Any) -> torch.Tensor:
+        """log pi(y|x) - log pi_ref(y|x)."""
+        sides = []
+        for network in (policy, reference):
+            logits = network(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[0]
+            table = torch.log_softmax(logits, -1)
+            sides.append(sum(table[len(row.prompt_ids) + t - 1, token] for t, token in enumerate(row.completion_ids)))
+        return sides[0] - sides[1].detach()
+
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
+    data, found = batch("labels"), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.no_grad():
+            z = max(0.0, sum(float(log_ratio(row)) for row in data.signal.mismatched) / len(data.signal.mismatched))
+        loss = torch.zeros((), dtype=torch.float64)
+        for row, is_desirable in zip(data.rows, data.signal.values, strict=True):
+            gap = log_ratio(row) - z
+            loss = loss + (1 - torch.sigmoid(0.5 * (gap if is_desirable else -gap))) / len(data.rows)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        found.append((float(loss.detach()), z))
+    return found
+
+
 @pytest.mark.parametrize(
     ("num_ranks", "learner"),
     [
@@ -98,7 +134,9 @@ def test_every_way_of_sharing_the_work_gives_the_same_steps(
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
-def test_ranks_micro_batches_and_a_recorded_reference_cannot_be_seen(model: Path, tmp_path: Path, name: str) -> None:
+def test_ranks_micro_batches_and_a_recorded_reference_cannot_be_seen(
+    model: Path, plain_kto: list[tuple[float, float]], tmp_path: Path, name: str
+) -> None:
     """One rank beside a copy of the starting model, and two ranks with only the table of its log-probs."""
     options = {"name": name, "loss": {"beta": 0.5}}
     whole, weights = train(model, tmp_path / "w", 1, learner=FP32, **options)
@@ -115,6 +153,9 @@ def test_ranks_micro_batches_and_a_recorded_reference_cannot_be_seen(model: Path
     assert whole[2]["loss"] < whole[0]["loss"]
     if name == "kto":
         assert whole[2]["kl_baseline"] > 0
+        for step, (loss, z) in zip(whole, plain_kto, strict=True):
+            assert step["loss"] == pytest.approx(loss, abs=1e-4)
+            assert step["kl_baseline"] == pytest.approx(z, rel=1e-3, abs=1e-5)
 
 
 def test_bf16_stays_close_to_fp32(model: Path, plain: Any, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_too_many_unscorable_judgements_end_the_run() -> None:
     with pytest.raises(RewardError) as raised:
         groups_until_the_end(lambda _: Reply(status=500, body="out of order"), 20)
     assert re.fullmatch(
-        r"reward 'judge': 100% of the last 64 judgements of http://127.0.0.1:\d+/v1 are unscorable, more than "
+        r"reward 'judge': 100% of the last 16 judgements of http://127.0.0.1:\d+/v1 are unscorable, more than "
         r"max_unscorable_share \(50%\); the last reason: the endpoint answers with status 500: out of order\.",
         str(raised.value),
     )
@@ -306,7 +306,14 @@ def test_some_unscorable_judgements_do_not() -> None:
 
 
 def test_a_short_run_of_bad_luck_at_the_start_does_not() -> None:
-    assert groups_until_the_end(lambda _: Reply("nonsense"), 7) == 7
+    assert groups_until_the_end(lambda _: Reply("nonsense"), 1) == 1
+    one_that_came = iter(['{"score": 5}'])
+    assert groups_until_the_end(lambda _: Reply(next(one_that_came, "nonsense")), 7) == 7
+
+
+def test_a_short_run_without_any_judgement_ends_before_the_window_is_full() -> None:
+    with pytest.raises(RewardError, match=r"100% of the last 16 .* no JSON object"):
+        groups_until_the_end(lambda _: Reply("nonsense"), 2)
 
 
 def test_the_end_of_a_run_leaves_no_call_behind() -> None:
