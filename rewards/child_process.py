@@ -18,7 +18,7 @@ from typing import Any
 
 import rewards
 from rewards.config import RewardConfig
-from rewards.item import Item
+from rewards.item import TIMED_OUT, Item
 from rewards.rubric import Outcome
 from rewards.scorer_child import decode, encode
 from rollout.errors import RewardError
@@ -29,7 +29,6 @@ START_TIMEOUT_S = 60.0
 FEW = 4
 """Items left to a child that may be given more before it has to wait for them."""
 STANDARD_ERROR = 2
-TIMED_OUT = "timed out after"
 
 
 def clean_environment() -> dict[str, str]:

@@ -3,8 +3,9 @@
     verify(response, answer) -> bool        extract(response) -> str | None        equivalent(a, b) -> bool
 
 `rewards.extraction` finds the answer, `rewards.spelling` gives it one spelling, `rewards.answer` and `rewards.grammar`
-read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, and the work for
-an answer is bounded by its length, so they may be called from any thread, process and event loop.
+read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, the work for an
+answer is bounded by its length, and on a machine that is too slow for that it ends after `LIMIT_S` all the same; so
+they may be called from any thread, process and event loop.
 """
 
 import re
@@ -13,41 +14,62 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rewards import extraction
 from rewards.answer import Answer, read
-from rewards.extraction import extract
 from rewards.item import Unscorable
 from rewards.spelling import normal_form
 from rewards.think_format import with_opened_thinking
+from rewards.value import OutOfTimeError, limited_time
 from rewards.verdict import quick, same
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
+LIMIT_S = 2.0
 
-def verify(response: str, answer: str, tolerance: float = 0.0) -> bool:
-    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read. tolerance: how
-    far a number may be from the gold one; 0 for exact."""
+
+def verify(response: str, answer: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
+    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read, and after
+    `limit_s` seconds. tolerance: how far a number may be from the gold one; 0 for exact."""
     try:
-        return reward("", response, answer, tolerance=tolerance) == 1.0
+        return reward("", response, answer, tolerance=tolerance, limit_s=limit_s) == 1.0
     except Exception:
         return False
 
 
-def equivalent(a: str, b: str, tolerance: float = 0.0) -> bool:
-    """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a rounded
-    decimal), that is `a`."""
+def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
+    """Whether two answers, as `extract` gives them, mean the same; False after `limit_s` seconds. Where it matters
+    which is the true one (a rounded decimal), that is `a`."""
     try:
-        gold, given = read(normal_form(a)), read(normal_form(b))
-        return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
+        with limited_time(limit_s):
+            gold, given = read(normal_form(a)), read(normal_form(b))
+            return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
     except Exception:
         return False
+
+
+def extract(response: str, truncated: bool = False) -> str | None:
+    """The answer that a response gives, as it spells it; None where it gives none: see `rewards.extraction`."""
+    try:
+        return found("", response, "", truncated=truncated)
+    except OutOfTimeError:
+        return None
 
 
 def reward(
-    prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
+    prompt: str,
+    response: str,
+    answer: str,
+    *,
+    truncated: bool = False,
+    tolerance: float = 0.0,
+    limit_s: float = LIMIT_S,
+    **row: Any,
 ) -> float:
     """1.0 if the response's answer is the gold answer, else 0.0. tolerance: of the row or the recipe, how far a number
-    may be from the gold one. Raises `Unscorable` for a gold answer that is neither number nor formula nor words."""
-    verdict = _verdict(prompt, response, answer, truncated, tolerance, same)
+    may be from the gold one. limit_s: seconds after which a response is unscorable, to within milliseconds. Raises
+    `Unscorable` then, and for a gold answer that is neither number nor formula nor words."""
+    with limited_time(limit_s):
+        verdict = _verdict(prompt, response, answer, truncated, tolerance, same)
     assert verdict is not None
     return verdict
 
@@ -65,15 +87,16 @@ def quick_reward(
 
 
 def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
-    """What `reward` takes for the response's answer, None where there is none."""
-    return _extract(with_opened_thinking(prompt, response), truncated)
+    """What `reward` takes for the response's answer, None where there is none. Raises OutOfTimeError."""
+    with limited_time(LIMIT_S):
+        return _extract(with_opened_thinking(prompt, response), truncated)
 
 
 _FORMULA = re.compile(r"\^|\\(?:sqrt|pi|sin|cos|tan|log|ln|exp)")
 """What stands in no number that is worth a quick look."""
 
 # A response is asked for its answer twice: to judge it, and to tell what was read.
-_extract = lru_cache(32)(extract)
+_extract = lru_cache(32)(extraction.extract)
 
 
 def _verdict(
@@ -106,7 +129,7 @@ def _gold(answer: str) -> Answer:
 def _gold_form(answer: str) -> str:
     """The gold answer's one spelling; many responses share it. A worked solution, as data sets have them, counts for
     its box or for what follows its `####`."""
-    stated = extract(answer) if "\\boxed" in answer or "####" in answer else answer
+    stated = extraction.extract(answer) if "\\boxed" in answer or "####" in answer else answer
     return normal_form(stated or "")
 
 

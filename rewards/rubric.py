@@ -24,10 +24,13 @@ from rewards.function import (
     load_reward,
 )
 from rewards.item import Item, Unscorable
+from rewards.value import OutOfTimeError, limited_time
 from rollout.errors import ConfigError
 from rollout.types import Score
 
 MAX_MESSAGE = 200
+CHEAP_S = 0.1
+"""What the caller may spend on one cheap term before it leaves it to a child."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,11 @@ class Rubric:
 
         def call() -> Any:
             nonlocal undecided
-            value = function(item) if function else None
+            try:
+                with limited_time(CHEAP_S):
+                    value = function(item) if function else None
+            except OutOfTimeError:
+                value = None
             undecided = value is None
             return value
 
