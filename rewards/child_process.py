@@ -19,7 +19,7 @@ from typing import Any
 import rewards
 from rewards.config import RewardConfig
 from rewards.item import TIMED_OUT, Item
-from rewards.rubric import Outcome
+from rewards.rubric import Outcome, Reading
 from rewards.scorer_child import decode, encode
 from rollout.errors import RewardError
 
@@ -108,11 +108,14 @@ class Work:
     done: "asyncio.Future[None]"
 
     @classmethod
-    def of(cls, item: Item, outcomes: list[Outcome | None]) -> "Work":
-        """Raises TypeError for a row that JSON cannot hold. Call it on the event loop."""
-        terms = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        fields = (item.prompt, item.response, item.answer, item.num_tokens, item.truncated, dict(item.row))
-        return cls(outcomes, encode([terms, *fields]), asyncio.get_running_loop().create_future())
+    def of(
+        cls, item: Item, outcomes: list[Outcome | None], terms: Sequence[int], reading: Reading | None = None
+    ) -> "Work":
+        """terms: those that are missing. reading: where it is all that they need; then the response stays here.
+        Raises TypeError for a row that JSON cannot hold. Call it on the event loop."""
+        texts = (None, item.prompt, item.response) if reading is None else ([reading.text], "", "")
+        message = encode([terms, *texts, item.answer, item.num_tokens, item.truncated, dict(item.row)])
+        return cls(outcomes, message, asyncio.get_running_loop().create_future())
 
     def finish(self, error: str = "", seconds: float = 0.0) -> None:
         """No more outcomes will come: the first one missing failed for this reason after so long, others behind it

@@ -3,7 +3,7 @@
 Messages are JSON behind a length of four bytes, big-endian; nothing is ever unpickled.
 
     to the child    {"terms", "columns", "path", "cpu_s", "memory_bytes", "network"}             once
-                    [[term, ...], prompt, response, answer, num_tokens, truncated, row]          each item
+                    [[term, ...], [read] or null, prompt, response, answer, num_tokens, truncated, row]  each item
     from the child  ["loading", reward name], ["alive"], then ["ready"] or ["failed", message]
                     [term, value or null, error, seconds, leaving]                               each term, in order
 
@@ -32,7 +32,7 @@ from rewards import code
 from rewards import math as math_reward
 from rewards.config import RewardConfig
 from rewards.item import Item
-from rewards.rubric import Rubric
+from rewards.rubric import Reading, Rubric
 from rollout.errors import VolleyError
 
 LENGTH = struct.Struct(">I")
@@ -103,9 +103,9 @@ def main() -> None:
         _limit_memory(setup["memory_bytes"])
         limit_processor_time = _processor_time_limit(setup["cpu_s"])
         connection.sendall(encode(["ready"]))
-        for terms, *fields in incoming:
+        for terms, read, *fields in incoming:
             limit_processor_time()
-            if not _work(connection, rubric, terms, fields):
+            if not _work(connection, rubric, terms, Item(*fields), Reading(*read) if read else None):
                 return
 
 
@@ -152,11 +152,10 @@ def _signs_of_life(tell: Callable[..., None]) -> Iterator[None]:
         watcher.join()
 
 
-def _work(connection: socket.socket, rubric: Rubric, terms: list[int], fields: list[Any]) -> bool:
+def _work(connection: socket.socket, rubric: Rubric, terms: list[int], item: Item, reading: Reading | None) -> bool:
     """Compute an item, answering term by term. False when memory has run out: the process must be replaced."""
-    item = Item(*fields)
     for term in terms:
-        outcome = rubric.compute(term, item)
+        outcome = rubric.compute(term, item, reading)
         value = None if math.isnan(outcome.value) else outcome.value
         leaving = "raised MemoryError" in outcome.error
         connection.sendall(encode([term, value, outcome.error, outcome.seconds, leaving]))

@@ -4,8 +4,8 @@ may go into them.
 Every result of an operation is bounded in size (`rewards.evaluate`), so the work for one formula is; the comparisons of
 two long lists of formulas are many, so all of them together have a bound of their own, in steps: whether an answer is
 right does not depend on the machine. Where the machine is so slow that even these take too long, a limit in seconds
-ends them, and then nothing is said about the answer. Both are looked at before each value, not by signals, so that they
-hold in any thread.
+ends them, and then nothing is said about the answer; they are the thread's own, so that neighbours change no verdict.
+Both are looked at before each value, not by signals, so that they hold in any thread.
 """
 
 import math
@@ -63,12 +63,13 @@ def bounded_work() -> Iterator[None]:
 
 @contextmanager
 def limited_time(seconds: float) -> Iterator[None]:
-    """Whatever this thread evaluates inside takes so long at most, and one value more (milliseconds); then
-    OutOfTimeError is raised. Inside another limit, the one that ends first holds. Raises ValueError for no time."""
+    """Whatever this thread evaluates inside takes so much of its processor time at most, and one value more
+    (milliseconds); then OutOfTimeError is raised. Inside another limit, the one that ends first holds. Raises
+    ValueError for no time."""
     if not seconds > 0:
         raise ValueError(f"limit_s is {seconds}; it must be above 0")
     before = _left.deadline, _left.limit_s
-    if (deadline := time.monotonic() + seconds) < before[0]:
+    if (deadline := time.thread_time() + seconds) < before[0]:
         _left.deadline, _left.limit_s = deadline, seconds
     try:
         yield
@@ -80,7 +81,7 @@ def check_work() -> None:
     """Raises TooMuchWorkError and OutOfTimeError."""
     if _left.steps <= 0:
         raise TooMuchWorkError
-    if time.monotonic() > _left.deadline:
+    if time.thread_time() > _left.deadline:
         raise OutOfTimeError(f"{TIMED_OUT} {_left.limit_s:g} s")
 
 
@@ -91,10 +92,10 @@ def count_work(steps: int) -> None:
 def context() -> Any:
     """This thread's arithmetic: mpmath keeps the precision in it, so threads must not share one."""
     if not hasattr(_local, "context"):
-        started = time.monotonic()
+        started = time.thread_time()
         import mpmath
 
-        _left.deadline += time.monotonic() - started  # the first answer does not pay for it
+        _left.deadline += time.thread_time() - started  # the first answer does not pay for it
         _local.context = mpmath.MPContext()
         _local.context.prec = BITS
     return _local.context
