@@ -61,20 +61,30 @@ def bounded_work() -> Iterator[None]:
         _left.steps = math.inf
 
 
-@contextmanager
-def limited_time(seconds: float) -> Iterator[None]:
+def limited_time(seconds: float) -> "_LimitedTime":
     """Whatever this thread evaluates inside takes so much of its processor time at most, and one value more
     (milliseconds); then OutOfTimeError is raised. Inside another limit, the one that ends first holds. Raises
     ValueError for no time."""
     if not seconds > 0:
         raise ValueError(f"limit_s is {seconds}; it must be above 0")
-    before = _left.deadline, _left.limit_s
-    if (deadline := time.thread_time() + seconds) < before[0]:
-        _left.deadline, _left.limit_s = deadline, seconds
-    try:
-        yield
-    finally:
-        _left.deadline, _left.limit_s = before
+    return _LimitedTime(seconds)
+
+
+class _LimitedTime:
+    """No generator, because every response enters several."""
+
+    __slots__ = ("_before", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._before = _left.deadline, _left.limit_s
+        if (deadline := time.thread_time() + self._seconds) < self._before[0]:
+            _left.deadline, _left.limit_s = deadline, self._seconds
+
+    def __exit__(self, *_: object) -> None:
+        _left.deadline, _left.limit_s = self._before
 
 
 def check_work() -> None:
