@@ -7,7 +7,7 @@ for 0. The other terms are kept for the metrics.
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -176,7 +176,7 @@ class Rubric:
 def _outcome(label: str, call: Callable[[], Any]) -> Outcome:
     started = time.perf_counter()
     outcome = _untimed(label, call)
-    return replace(outcome, seconds=time.perf_counter() - started)
+    return Outcome(outcome.value, outcome.error, time.perf_counter() - started)
 
 
 def _untimed(label: str, call: Callable[[], Any]) -> Outcome:

@@ -35,6 +35,7 @@ from rewards.item import Item
 from rewards.rubric import Reading, Rubric
 from rollout.errors import VolleyError
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
 LENGTH = struct.Struct(">I")
 ALIVE_EVERY_S = 0.5
 PR_SET_PDEATHSIG = 1
@@ -61,7 +62,7 @@ class _Spans(ctypes.Structure):
 
 def encode(message: Any) -> bytes:
     """A message with its length. Raises TypeError for what JSON cannot hold."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = _JSON.encode(message).encode()
     return LENGTH.pack(len(body)) + body
 
 
