@@ -1,7 +1,9 @@
 """What scoring costs beside generation, and how it grows with cores: parts of `benchmarks/verifiers.py`.
 
-cores: answers/s of the `Scorer` with one child and with two, on distinct formulas that the caller cannot judge by
-itself, each once, and eight responses to a gold answer, as a group has them; and of `verify` in one process and in two.
+cores: answers/s of the `Scorer` on distinct formulas that the caller cannot judge by itself, each once, and eight
+responses to a gold answer, as a group has them: with one child beside the caller on one core, against two children on
+two cores; and with one child and two on the same two cores, where one child leaves the caller a core of its own. And of
+`verify` in one process and in two.
 
 step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and every
 response is scored as it ends, through the loop's own `Roller`, against the same step without scoring; in turn, in pairs
@@ -11,11 +13,13 @@ the machine makes a step several times longer, so beside the median of the pairs
 """
 
 import asyncio
+import os
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +46,17 @@ def formulas(make: Callable[[random.Random], Case], chance: random.Random, numbe
     return cases[:number]
 
 
+@contextmanager
+def pinned(num_cores: int) -> Iterator[None]:
+    """This process and those that it starts inside run on so many of its cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:num_cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
     """Answers per second, wall clock, once the children are warm."""
     async with Scorer([RewardConfig("math")], ScorerConfig(workers=num_children)) as scorer:
@@ -63,13 +78,15 @@ async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
 def cores(make: Callable[[random.Random], Case], rounds: int, wall_rate: Callable[[list[Case], int], float]) -> None:
     """In turn, so that both meet the same neighbours; medians."""
     print(f"\n{'answers/s, wall clock':38} {'one':>8} {'two':>8} {'ratio':>7}")
-    for name, copies in (("Scorer, children, distinct answers", 1), ("Scorer, children, groups of 8", GROUP_SIZE)):
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for index in range(rounds):
-            for number in (1, 2):
-                cases = formulas(make, random.Random(f"{name} {index} {number}"), 4200, copies)
-                rates[number].append(asyncio.run(scorer_rate(cases, number)))
-        _show(name, rates)
+    for what, least in (("cores", 1), ("children", 2)):
+        for kind, copies in (("distinct answers", 1), ("groups of 8", GROUP_SIZE)):
+            rates: dict[int, list[float]] = {1: [], 2: []}
+            for index in range(rounds):
+                for number in (1, 2):
+                    cases = formulas(make, random.Random(f"{what} {kind} {index} {number}"), 4200, copies)
+                    with pinned(max(number, least)):
+                        rates[number].append(asyncio.run(scorer_rate(cases, number)))
+            _show(f"Scorer, {what}, {kind}", rates)
     rates = {1: [], 2: []}
     for index in range(rounds):
         for number in (1, 2):

@@ -9,10 +9,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.child_process import TIMED_OUT
 from rewards.config import RewardConfig
 from rewards.extraction import extract
 from rewards.function import READS
+from rewards.item import TIMED_OUT
 from rollout.types import Score
 
 KINDS = ("right", "partly right", "wrong", "no answer", "unscorable", "time-out")

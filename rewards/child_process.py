@@ -18,8 +18,8 @@ from typing import Any
 
 import rewards
 from rewards.config import RewardConfig
-from rewards.item import Item
-from rewards.rubric import Outcome
+from rewards.item import TIMED_OUT, Item
+from rewards.rubric import Outcome, Reading
 from rewards.scorer_child import decode, encode
 from rollout.errors import RewardError
 
@@ -28,8 +28,9 @@ _SECRET = re.compile(r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASSWORD|PASSWD|CREDEN
 START_TIMEOUT_S = 60.0
 FEW = 4
 """Items left to a child that may be given more before it has to wait for them."""
+MAX_REST_S = 0.005
+MIN_REST_S = 0.0005
 STANDARD_ERROR = 2
-TIMED_OUT = "timed out after"
 
 
 def clean_environment() -> dict[str, str]:
@@ -109,11 +110,14 @@ class Work:
     done: "asyncio.Future[None]"
 
     @classmethod
-    def of(cls, item: Item, outcomes: list[Outcome | None]) -> "Work":
-        """Raises TypeError for a row that JSON cannot hold. Call it on the event loop."""
-        terms = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        fields = (item.prompt, item.response, item.answer, item.num_tokens, item.truncated, dict(item.row))
-        return cls(outcomes, encode([terms, *fields]), asyncio.get_running_loop().create_future())
+    def of(
+        cls, item: Item, outcomes: list[Outcome | None], terms: Sequence[int], reading: Reading | None = None
+    ) -> "Work":
+        """terms: those that are missing. reading: where it is all that they need; then the response stays here.
+        Raises TypeError for a row that JSON cannot hold. Call it on the event loop."""
+        texts = (None, item.prompt, item.response) if reading is None else ([reading.text], "", "")
+        message = encode([terms, *texts, item.answer, item.num_tokens, item.truncated, dict(item.row)])
+        return cls(outcomes, message, asyncio.get_running_loop().create_future())
 
     def finish(self, error: str = "", seconds: float = 0.0) -> None:
         """No more outcomes will come: the first one missing failed for this reason after so long, others behind it
@@ -146,9 +150,12 @@ class Child(asyncio.Protocol):
         self._timeout_s = timeout_s
         self._on_idle = on_idle
         self._buffer = bytearray()
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._deadline = 0.0
+        self._is_late = False
         self._timer: asyncio.TimerHandle | None = None
+        self._term_s = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def is_up(self) -> bool:
@@ -170,8 +177,9 @@ class Child(asyncio.Protocol):
         kill(self.process)
         if self._transport is not None:
             self._transport.abort()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._alarm):
+            if timer is not None:
+                timer.cancel()
         if self.work and reason:
             work = self.work.popleft()
             seconds = self._loop.time() - self._deadline + self._timeout_s
@@ -180,7 +188,7 @@ class Child(asyncio.Protocol):
         self.ended.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -195,6 +203,15 @@ class Child(asyncio.Protocol):
                 self._take_news(*message)
             else:
                 self._take_answer(*message)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Leave the socket alone until the child has few items left: to be woken for every answer costs as much as to
+        take it. What is there is read before a child is ended, so blame stays exact."""
+        seconds = min(MAX_REST_S, (len(self.work) - FEW) * self._term_s)
+        if self._transport is not None and seconds > MIN_REST_S and not self.ended.is_set():
+            self._transport.pause_reading()
+            self._alarm = self._loop.call_later(seconds, self._transport.resume_reading)
 
     def _take_news(self, what: str, text: str = "") -> None:
         if what == "loading":
@@ -209,6 +226,7 @@ class Child(asyncio.Protocol):
             return
         work = self.work[0]
         work.outcomes[term] = Outcome(math.nan if value is None else value, error, seconds)
+        self._term_s += (seconds - self._term_s) / 4
         if leaving or None not in work.outcomes:
             self.work.popleft().finish()
             self._start_clock()
@@ -220,13 +238,20 @@ class Child(asyncio.Protocol):
     def _start_clock(self) -> None:
         """The first item of `work` starts now."""
         self._deadline = self._loop.time() + self._timeout_s
+        self._is_late = False
         if self._timer is None and self.work:
             self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
 
     def _look_at_clock(self) -> None:
-        # Answers that had arrived before are taken already: the loop runs readers before timers.
         self._timer = None
-        if self.work and self._loop.time() >= self._deadline:
+        is_over = bool(self.work) and self._loop.time() >= self._deadline
+        if is_over and not self._is_late:
+            # Answers that have arrived by now are taken first: the loop runs readers before timers.
+            assert self._transport is not None
+            self._transport.resume_reading()
+            self._is_late = True
+            self._timer = self._loop.call_later(0, self._look_at_clock)
+        elif is_over:
             self.end(f"{TIMED_OUT} {self._timeout_s:g} s")
         elif self.work:
             self._timer = self._loop.call_at(self._deadline, self._look_at_clock)

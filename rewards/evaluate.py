@@ -45,7 +45,8 @@ def value_of(node: Node) -> Value:
 
 def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, is_real: bool = False) -> tuple[Value, Value]:
     """The value, and the largest summand met on the way, against which rounding errors are to be measured. is_real:
-    whatever would leave the real numbers has no value. Raises NoValueError; TooMuchWorkError within `bounded_work`."""
+    whatever would leave the real numbers has no value. Raises NoValueError; TooMuchWorkError within `bounded_work`,
+    OutOfTimeError within `limited_time`."""
     check_work()
     work = _Evaluation(point or {}, is_real)
     try:

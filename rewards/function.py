@@ -53,6 +53,8 @@ READS: dict[str, Callable[..., str | None]] = {
     "code": code.found,
     "verifier": verifier.found,
 }
+# Of those, what judges such an answer without its response: as CHEAP does, and in full.
+JUDGES: dict[str, tuple[Reward, Reward]] = {"math": (math.quick_judge, math.judge)}
 ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 # Built in too, but no plain functions: see rewards.group_terms.
 GROUP_TERMS = ("judge", "reward_model", "length_group")
@@ -150,21 +152,21 @@ def check_built_in(name: str, options: Mapping[str, Any]) -> None:
         pass
 
 
-def bind(function: Reward, options: Mapping[str, Any]) -> Callable[[Item], Any]:
-    """`function` as a function of an item: it is given the arguments that it names, or all of them if it takes `**row`.
-    Options win over data columns of the same name. A column that is null leaves a parameter its default: in Parquet,
-    that is how a row lacks a column which others have."""
+def bind(function: Reward, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """`function` as a function of an item: it is given the arguments that it names, or all of them if it takes `**row`,
+    behind those by position that follow the item. Options win over data columns of the same name. A column that is null
+    leaves a parameter its default: in Parquet, that is how a row lacks a column which others have."""
     parameters = inspect.signature(function).parameters.values()
     named = {each.name for each in parameters if each.kind in _NAMED}
     optional = {each.name for each in parameters if each.kind in _NAMED and each.default is not inspect.Parameter.empty}
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
 
-    def call(item: Item) -> Any:
+    def call(item: Item, *by_position: Any) -> Any:
         offered = item.arguments().items()
         arguments = {key: value for key, value in offered if value is not None or key not in optional} | dict(options)
         if not takes_all:
             arguments = {key: value for key, value in arguments.items() if key in named}
-        return function(**arguments)
+        return function(*by_position, **arguments)
 
     return call
 

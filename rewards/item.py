@@ -7,6 +7,8 @@ from typing import Any
 
 from rollout.types import Completion, Prompt
 
+TIMED_OUT = "timed out after"
+"""How the reason begins where a time limit ended the scoring."""
 ITEM_ARGUMENTS = ("prompt", "response", "answer", "num_tokens", "truncated")
 
 

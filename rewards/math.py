@@ -3,8 +3,9 @@
     verify(response, answer) -> bool        extract(response) -> str | None        equivalent(a, b) -> bool
 
 `rewards.extraction` finds the answer, `rewards.spelling` gives it one spelling, `rewards.answer` and `rewards.grammar`
-read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, and the work for
-an answer is bounded by its length, so they may be called from any thread, process and event loop.
+read it, `rewards.verdict` and `rewards.compare` compare. None of these raises or executes its input, the work for an
+answer is bounded by its length, and on a machine that is too slow for that it ends after `LIMIT_S` of work all the
+same; so they may be called from any thread, process and event loop.
 """
 
 import re
@@ -13,41 +14,68 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rewards import extraction
 from rewards.answer import Answer, read
-from rewards.extraction import extract
 from rewards.item import Unscorable
 from rewards.spelling import normal_form
 from rewards.think_format import with_opened_thinking
+from rewards.value import OutOfTimeError, limited_time
 from rewards.verdict import quick, same
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
+LIMIT_S = 2.0
 
-def verify(response: str, answer: str, tolerance: float = 0.0) -> bool:
-    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read. tolerance: how
-    far a number may be from the gold one; 0 for exact."""
+
+def verify(response: str, answer: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
+    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read, and after
+    `limit_s` seconds of work. tolerance: how far a number may be from the gold one; 0 for exact."""
     try:
-        return reward("", response, answer, tolerance=tolerance) == 1.0
+        return reward("", response, answer, tolerance=tolerance, limit_s=limit_s) == 1.0
     except Exception:
         return False
 
 
-def equivalent(a: str, b: str, tolerance: float = 0.0) -> bool:
-    """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a rounded
-    decimal), that is `a`."""
+def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
+    """Whether two answers, as `extract` gives them, mean the same; False after `limit_s` seconds of work. Where it
+    matters which is the true one (a rounded decimal), that is `a`."""
     try:
-        gold, given = read(normal_form(a)), read(normal_form(b))
-        return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
+        with limited_time(limit_s):
+            gold, given = read(normal_form(a)), read(normal_form(b))
+            return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
     except Exception:
         return False
+
+
+def extract(response: str, truncated: bool = False) -> str | None:
+    """The answer that a response gives, as it spells it; None where it gives none: see `rewards.extraction`."""
+    try:
+        return found("", response, "", truncated=truncated)
+    except OutOfTimeError:
+        return None
 
 
 def reward(
-    prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
+    prompt: str,
+    response: str,
+    answer: str,
+    *,
+    truncated: bool = False,
+    tolerance: float = 0.0,
+    limit_s: float = LIMIT_S,
+    **row: Any,
 ) -> float:
     """1.0 if the response's answer is the gold answer, else 0.0. tolerance: of the row or the recipe, how far a number
-    may be from the gold one. Raises `Unscorable` for a gold answer that is neither number nor formula nor words."""
-    verdict = _verdict(prompt, response, answer, truncated, tolerance, same)
+    may be from the gold one. limit_s: seconds of work after which a response is unscorable, to within milliseconds.
+    Raises `Unscorable` then, and for a gold answer that is neither number nor formula nor words."""
+    with limited_time(limit_s):
+        return judge(found(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance, limit_s=limit_s)
+
+
+def judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, limit_s: float = LIMIT_S, **row: Any) -> float:
+    """`reward` of a response in which `found` has found this."""
+    with limited_time(limit_s):
+        verdict = _verdict(text, answer, tolerance, same)
     assert verdict is not None
     return verdict
 
@@ -57,34 +85,43 @@ def quick_reward(
 ) -> float | None:
     """`reward` where it takes microseconds; None where formulas must be evaluated, or would have to be parsed only to
     find that out."""
-    text = found(prompt, response, answer, truncated=truncated)
-    one, other = _gold_form(answer), normal_form(text or "")
-    if one != other and _FORMULA.search(one) and _FORMULA.search(other):
-        return None
-    return _verdict(prompt, response, answer, truncated, tolerance, quick)
+    return quick_judge(found(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance)
+
+
+def quick_judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, **row: Any) -> float | None:
+    """`quick_reward` of a response in which `found` has found this. Most are decided as they stand: whole numbers, and
+    formulas that are not spelt alike."""
+    if text is not None:
+        gold = _stated(answer)
+        if not tolerance and _WHOLE.fullmatch(text) and _WHOLE.fullmatch(gold):
+            return float(int(text) == int(gold))
+        if _FORMULA.search(text) and _FORMULA.search(gold) and _squeezed(text) != _squeezed(gold):
+            return None
+    return _verdict(text, answer, tolerance, quick)
 
 
 def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
-    """What `reward` takes for the response's answer, None where there is none."""
-    return _extract(with_opened_thinking(prompt, response), truncated)
+    """What `reward` takes for the response's answer, None where there is none. Raises OutOfTimeError."""
+    with limited_time(LIMIT_S):
+        return extraction.extract(with_opened_thinking(prompt, response), truncated)
 
 
-_FORMULA = re.compile(r"\^|\\(?:sqrt|pi|sin|cos|tan|log|ln|exp)")
-"""What stands in no number that is worth a quick look."""
+_WHOLE = re.compile(r"-?[0-9]{1,80}")
+_FORMULA = re.compile(
+    r"\^|\\(?:sqrt|pi|sin|cos|tan|log|ln|exp)|\{ ?[A-Za-z] ?\}"
+    r"|(?<![A-Za-z])[A-Za-z] ?[-+*/=]|[-+*/=] ?[A-Za-z](?![A-Za-z])"
+)
+"""What stands in no number and few words, so that two of them are not worth a quick look."""
 
-# A response is asked for its answer twice: to judge it, and to tell what was read.
-_extract = lru_cache(32)(extract)
+
+def _squeezed(text: str) -> str:
+    """Without what formulas are most often spelt differently by."""
+    return text.replace(" ", "").replace("dfrac", "frac")
 
 
 def _verdict(
-    prompt: str,
-    response: str,
-    answer: str,
-    truncated: bool,
-    tolerance: float,
-    compare: Callable[[Answer, Answer, Fraction], bool | None],
+    text: str | None, answer: str, tolerance: float, compare: Callable[[Answer, Answer, Fraction], bool | None]
 ) -> float | None:
-    text = found(prompt, response, answer, truncated=truncated)
     given = read(normal_form(text)) if text is not None else None
     verdict: bool | None = False
     if given is not None and (given.tree or given.words or given.choice or given.clock or given.base):
@@ -104,10 +141,19 @@ def _gold(answer: str) -> Answer:
 
 @lru_cache(1024)
 def _gold_form(answer: str) -> str:
-    """The gold answer's one spelling; many responses share it. A worked solution, as data sets have them, counts for
-    its box or for what follows its `####`."""
-    stated = extract(answer) if "\\boxed" in answer or "####" in answer else answer
-    return normal_form(stated or "")
+    """The gold answer's one spelling; many responses share it."""
+    return normal_form(_stated(answer))
+
+
+def _stated(answer: str) -> str:
+    """The gold answer as it stands there. A worked solution, as data sets have them, counts for its box or for what
+    follows its `####`."""
+    return _of_solution(answer) if "\\boxed" in answer or "####" in answer else answer.strip()
+
+
+@lru_cache(1024)
+def _of_solution(solution: str) -> str:
+    return extraction.extract(solution) or ""
 
 
 @lru_cache(1024)

@@ -7,7 +7,7 @@ for 0. The other terms are kept for the metrics.
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from rewards.function import (
     ALWAYS_CHEAP,
     BUILT_IN,
     CHEAP,
+    JUDGES,
     READS,
     bind,
     check_built_in,
@@ -24,10 +25,13 @@ from rewards.function import (
     load_reward,
 )
 from rewards.item import Item, Unscorable
+from rewards.value import OutOfTimeError, limited_time
 from rollout.errors import ConfigError
 from rollout.types import Score
 
 MAX_MESSAGE = 200
+CHEAP_S = 0.1
+"""What the caller may spend on one cheap term before it leaves it to a child."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,16 @@ class Outcome:
 
     value: float
     error: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the run's verifier takes for the answer of a response; text: None where there is none. is_known: False where
+    no verifier tells, or to find out takes too long. seconds: what it took."""
+
+    text: str | None = None
+    is_known: bool = True
     seconds: float = field(default=0.0, compare=False)
 
 
@@ -63,6 +77,8 @@ class Rubric:
         self._accuracy = next(iter(flagged or by_default), None)
         judge = None if self._accuracy is None else self.terms[self._accuracy]
         self._reads = bind(READS[judge.name], judge.options) if judge and judge.name in READS else None
+        pair = JUDGES.get(judge.name) if judge else None
+        self._judges = tuple(bind(each, judge.options) for each in pair) if judge and pair else None
         self._functions: list[Callable[[Item], Any] | None] = [None] * len(terms)
         self._cheap = [bind(CHEAP[term.name], term.options) if term.name in CHEAP else None for term in terms]
 
@@ -85,30 +101,58 @@ class Rubric:
             check_reward(function, columns, term.name, term.options)
             self._functions[index] = bind(function, term.options)
 
-    def compute(self, index: int, item: Item) -> Outcome:
-        """One term, after `load`. Never raises, except KeyboardInterrupt."""
+    def read(self, item: Item) -> Reading:
+        """What all terms and the score need to know of the response's answer, found once. Never raises."""
+        if self._reads is None:
+            return Reading(is_known=False)
+        started = time.perf_counter()
+        try:
+            with limited_time(CHEAP_S):
+                text = self._reads(item)
+        except Exception:
+            return Reading(is_known=False)
+        return Reading(text, seconds=time.perf_counter() - started)
+
+    def needs_response(self, terms: Sequence[int], reading: Reading) -> bool:
+        """Whether these terms see more of the response than what was read in it."""
+        return list(terms) != [self._accuracy] or self._judges is None or not reading.is_known
+
+    def compute(self, index: int, item: Item, reading: Reading | None = None) -> Outcome:
+        """One term, after `load`; of what was read where that is enough. Never raises, except KeyboardInterrupt."""
+        if reading and self._judges and not self.needs_response([index], reading):
+            return _outcome(self.terms[index].label, partial(self._judges[1], item, reading.text))
         function = self._functions[index]
         assert function is not None, "Rubric.load comes first"
         return _outcome(self.terms[index].label, partial(function, item))
 
-    def compute_cheaply(self, item: Item) -> list[Outcome | None]:
+    def compute_cheaply(self, item: Item, reading: Reading | None = None) -> list[Outcome | None]:
         """The terms that take microseconds and no user's code; None for the others."""
-        return [self._compute_cheaply(index, item) for index in range(len(self.terms))]
+        reading = reading or self.read(item)
+        return [self._compute_cheaply(index, item, reading) for index in range(len(self.terms))]
 
-    def _compute_cheaply(self, index: int, item: Item) -> Outcome | None:
-        function = self._cheap[index]
+    def _compute_cheaply(self, index: int, item: Item, reading: Reading) -> Outcome | None:
+        if self._judges and index == self._accuracy:
+            function = partial(self._judges[0], item, reading.text) if reading.is_known else None
+        else:
+            function = partial(cheap, item) if (cheap := self._cheap[index]) else None
+        if function is None:
+            return None
         undecided = False
 
         def call() -> Any:
             nonlocal undecided
-            value = function(item) if function else None
+            try:
+                with limited_time(CHEAP_S):
+                    value = function()
+            except OutOfTimeError:
+                value = None
             undecided = value is None
             return value
 
         outcome = _outcome(self.terms[index].label, call)
         return None if undecided else outcome
 
-    def combine(self, item: Item, outcomes: Sequence[Outcome]) -> Score:
+    def combine(self, item: Item, outcomes: Sequence[Outcome], reading: Reading | None = None) -> Score:
         """The score of an item whose terms came out like this, in the order of the terms."""
         terms = {term.label: outcome.value for term, outcome in zip(self.terms, outcomes, strict=True)}
         total = sum(term.weight * terms[term.label] for term in self.terms)
@@ -119,25 +163,20 @@ class Rubric:
         if self._accuracy is not None:
             value = outcomes[self._accuracy].value
             accuracy = math.nan if math.isnan(value) else float(value == 1.0)
-            extracted = self._extracted(item)
+            reading = reading or self.read(item)
+            extracted = (reading.text or "") if reading.is_known else None
         return Score(math.nan if reason else total, terms, reason, accuracy, extracted)
-
-    def _extracted(self, item: Item) -> str | None:
-        """What the verifier took for the answer, "" where it found none, None where it does not tell."""
-        try:
-            return (self._reads(item) or "") if self._reads else None
-        except Exception:
-            return None
 
     def __call__(self, item: Item) -> Score:
         """The score of one item, computed here and now; after `load`."""
-        return self.combine(item, [self.compute(index, item) for index in range(len(self.terms))])
+        reading = self.read(item)
+        return self.combine(item, [self.compute(index, item, reading) for index in range(len(self.terms))], reading)
 
 
 def _outcome(label: str, call: Callable[[], Any]) -> Outcome:
     started = time.perf_counter()
     outcome = _untimed(label, call)
-    return replace(outcome, seconds=time.perf_counter() - started)
+    return Outcome(outcome.value, outcome.error, time.perf_counter() - started)
 
 
 def _untimed(label: str, call: Callable[[], Any]) -> Outcome:

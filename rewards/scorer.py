@@ -23,7 +23,7 @@ from rewards.child_process import FEW, START_TIMEOUT_S, Child, Work, kill, launc
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.group_terms import add_outcomes, all_of, make_group_terms, plain_terms
 from rewards.item import Item
-from rewards.rubric import Outcome, Rubric
+from rewards.rubric import Outcome, Reading, Rubric
 from rollout.errors import RewardError
 from rollout.types import Completion, Prompt, Score
 
@@ -111,11 +111,13 @@ class Scorer:
     async def timed_score(self, prompt: Prompt, completion: Completion) -> tuple[Score, float]:
         """`score`, and the seconds that its terms worked on it, without the waiting."""
         item = Item.of(prompt, completion)
-        outcomes = self._rubric.compute_cheaply(item)
+        reading = self._rubric.read(item)
+        outcomes = self._rubric.compute_cheaply(item, reading)
         if None in outcomes:
-            await self._compute(item, outcomes)
+            await self._compute(item, outcomes, reading)
         done = [outcome for outcome in outcomes if outcome is not None]
-        return self._rubric.combine(item, done), math.fsum(outcome.seconds for outcome in done)
+        seconds = math.fsum([reading.seconds, *(outcome.seconds for outcome in done)])
+        return self._rubric.combine(item, done, reading), seconds
 
     async def finish(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
@@ -146,17 +148,19 @@ class Scorer:
             f"{term.config.label}/{name}": value for term in self._group_terms for name, value in term.metrics().items()
         }
 
-    async def _compute(self, item: Item, outcomes: list[Outcome | None]) -> None:
+    async def _compute(self, item: Item, outcomes: list[Outcome | None], reading: Reading) -> None:
         """Have the missing outcomes filled in by a child."""
         if self._broken:
             raise self._broken
         if self._closed or not self._keepers:
             raise RuntimeError("the scorer is not running; use it as 'async with Scorer(...) as scorer'")
         try:
-            work = Work.of(item, outcomes)
+            missing = [index for index, outcome in enumerate(outcomes) if outcome is None]
+            is_read = not self._rubric.needs_response(missing, reading)
+            work = Work.of(item, outcomes, missing, reading if is_read else None)
         except TypeError as error:
-            missing = Outcome(math.nan, f"the row of the data cannot be handed to its rewards: {error}")
-            outcomes[:] = [outcome or missing for outcome in outcomes]
+            lost = Outcome(math.nan, f"the row of the data cannot be handed to its rewards: {error}")
+            outcomes[:] = [outcome or lost for outcome in outcomes]
             return
         self._waiting.append(work)
         self._hand_out_soon()

@@ -3,7 +3,7 @@
 Messages are JSON behind a length of four bytes, big-endian; nothing is ever unpickled.
 
     to the child    {"terms", "columns", "path", "cpu_s", "memory_bytes", "network"}             once
-                    [[term, ...], prompt, response, answer, num_tokens, truncated, row]          each item
+                    [[term, ...], [read] or null, prompt, response, answer, num_tokens, truncated, row]  each item
     from the child  ["loading", reward name], ["alive"], then ["ready"] or ["failed", message]
                     [term, value or null, error, seconds, leaving]                               each term, in order
 
@@ -32,9 +32,10 @@ from rewards import code
 from rewards import math as math_reward
 from rewards.config import RewardConfig
 from rewards.item import Item
-from rewards.rubric import Rubric
+from rewards.rubric import Reading, Rubric
 from rollout.errors import VolleyError
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
 LENGTH = struct.Struct(">I")
 ALIVE_EVERY_S = 0.5
 PR_SET_PDEATHSIG = 1
@@ -42,9 +43,26 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
 
+class _Event(ctypes.Structure):
+    """`struct sigevent`: what a timer does when it expires. notify: 0 is to send the signal."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("_", ctypes.c_char * 48),
+    )
+
+
+class _Spans(ctypes.Structure):
+    """`struct itimerspec`: seconds and nanoseconds of the interval, and until the timer expires."""
+
+    _fields_ = (("interval", ctypes.c_long * 2), ("value", ctypes.c_long * 2))
+
+
 def encode(message: Any) -> bytes:
     """A message with its length. Raises TypeError for what JSON cannot hold."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = _JSON.encode(message).encode()
     return LENGTH.pack(len(body)) + body
 
 
@@ -84,9 +102,11 @@ def main() -> None:
             _leave_network()
             _die_with(int(sys.argv[3]))  # which a change of namespaces may undo
         _limit_memory(setup["memory_bytes"])
+        limit_processor_time = _processor_time_limit(setup["cpu_s"])
         connection.sendall(encode(["ready"]))
-        for terms, *fields in incoming:
-            if not _work(connection, rubric, terms, fields, setup["cpu_s"]):
+        for terms, read, *fields in incoming:
+            limit_processor_time()
+            if not _work(connection, rubric, terms, Item(*fields), Reading(*read) if read else None):
                 return
 
 
@@ -133,12 +153,10 @@ def _signs_of_life(tell: Callable[..., None]) -> Iterator[None]:
         watcher.join()
 
 
-def _work(connection: socket.socket, rubric: Rubric, terms: list[int], fields: list[Any], cpu_s: int) -> bool:
+def _work(connection: socket.socket, rubric: Rubric, terms: list[int], item: Item, reading: Reading | None) -> bool:
     """Compute an item, answering term by term. False when memory has run out: the process must be replaced."""
-    item = Item(*fields)
-    _limit_processor_time(cpu_s)
     for term in terms:
-        outcome = rubric.compute(term, item)
+        outcome = rubric.compute(term, item, reading)
         value = None if math.isnan(outcome.value) else outcome.value
         leaving = "raised MemoryError" in outcome.error
         connection.sendall(encode([term, value, outcome.error, outcome.seconds, leaving]))
@@ -178,8 +196,23 @@ def _limit_memory(allowance: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _limit_processor_time(seconds: int) -> None:
-    """Bound what this item may burn, for when the parent is too busy to look at its clock."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    limit = math.ceil(time.process_time()) + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+def _processor_time_limit(seconds: int) -> Callable[[], None]:
+    """A function that bounds what the next item may burn, for when the parent is too busy to look at its clock.
+
+    By a timer whose signal nobody can ignore. A hard limit of resources could not be raised again for the next item,
+    and the signal of a soft one can be ignored; that one is for what an item starts, and for systems without timers.
+    """
+    libc, timer = ctypes.CDLL(None), ctypes.c_void_p()
+    event = _Event(None, signal.SIGKILL, 0)
+    clock = getattr(time, "CLOCK_PROCESS_CPUTIME_ID", None)
+    has_timer = hasattr(libc, "timer_create") and not libc.timer_create(clock, ctypes.byref(event), ctypes.byref(timer))
+    until = _Spans((0, 0), (seconds, 0))
+
+    def limit() -> None:
+        if has_timer:
+            libc.timer_settime(timer, 0, ctypes.byref(until), None)
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        soft = math.ceil(time.process_time()) + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+    return limit

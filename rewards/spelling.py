@@ -57,32 +57,36 @@ _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ", "0123456789+-n
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _TEXT = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
 
-_REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
-    (re.compile(r"(?<!\\)\$([^$\\]*(?:\\.[^$\\]*)*)\$"), r" \1 "),
-    (re.compile(r"(?<!\\)\\[()\[\]]"), " "),
-    (re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)"), r"\1"),
-    (re.compile(r"\\(?:left|right|displaystyle|textstyle|bigg?[lr]?|Bigg?[lr]?|limits)(?![A-Za-z])\.?"), ""),
-    (re.compile(r",\\[!,]\s*(?=[0-9]{3})"), ","),
-    (re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!"), ""),
-    (re.compile(r"(?<!\\)\\,"), " "),
-    (re.compile(r"\{\s*,\s*\}"), ","),
-    (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
-    (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|°"), " degrees "),
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "*"),
-    (re.compile(r"(?<=[0-9]) ?x ?(?=10 ?\^)"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])"), "/"),
-    (re.compile(r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}\\]*)\}"), r"\\binom{\1}{\2}"),
-    (re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}\\]*)\}"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\%|\b(?:percent(?:age)?|pct)\b"), "%"),
-    (re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
-    (re.compile(r"(?<!\\)\\(?:[;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~"), " "),
-    (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
-    (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<=[0-9])\$(?=[^0-9])|(?<=[^0-9])\$(?=\s*(?:and|or|,|%|$))"), " "),
-    (re.compile(r"\s+"), " "),
+# Each with a text without which its pattern cannot match: to look for that takes a tenth of the time.
+_REPLACEMENTS: list[tuple[str, re.Pattern[str], str]] = [
+    ("$", re.compile(r"(?<!\\)\$([^$\\]*(?:\\.[^$\\]*)*)\$"), r" \1 "),
+    ("\\", re.compile(r"(?<!\\)\\[()\[\]]"), " "),
+    ("**", re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)"), r"\1"),
+    ("\\", re.compile(r"\\(?:left|right|displaystyle|textstyle|bigg?[lr]?|Bigg?[lr]?|limits)(?![A-Za-z])\.?"), ""),
+    (",\\", re.compile(r",\\[!,]\s*(?=[0-9]{3})"), ","),
+    ("\\", re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!"), ""),
+    ("\\,", re.compile(r"(?<!\\)\\,"), " "),
+    (",", re.compile(r"\{\s*,\s*\}"), ","),
+    ("\\", re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
+    ("\\", re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
+    ("frac", re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    ("\\", re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), " degrees "),
+    ("°", re.compile("°"), " degrees "),
+    ("**", re.compile(r"\*\*"), "^"),
+    ("\\", re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])"), "*"),
+    ("x", re.compile(r"(?<=[0-9]) ?x ?(?=10 ?\^)"), "*"),
+    ("\\div", re.compile(r"\\div(?![A-Za-z])"), "/"),
+    ("\\choose", re.compile(r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}\\]*)\}"), r"\\binom{\1}{\2}"),
+    ("\\over", re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}\\]*)\}"), r"\\frac{\1}{\2}"),
+    ("\\%", re.compile(r"\\%"), "%"),
+    ("percent", re.compile(r"\bpercent(?:age)?\b"), "%"),
+    ("pct", re.compile(r"\bpct\b"), "%"),
+    ("\\", re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
+    ("\\", re.compile(r"(?<!\\)\\(?:[;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))"), " "),
+    ("~", re.compile("~"), " "),
+    ("pi", re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
+    ("sqrt", re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    ("$", re.compile(r"(?<=[0-9])\$(?=[^0-9])|(?<=[^0-9])\$(?=\s*(?:and|or|,|%|$))"), " "),
 ]
 _PLAIN = re.compile(r"-?[0-9]{1,80}(?:\.[0-9]{1,80})?")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
@@ -113,9 +117,10 @@ def _normal_form(text: str) -> str:
                 inside = text[len(left) : -len(right)]
                 if left not in inside:
                     text = inside
-    for pattern, replacement in _REPLACEMENTS:
-        text = pattern.sub(replacement, text)
-    return text.strip()
+    for literal, pattern, replacement in _REPLACEMENTS:
+        if literal in text:
+            text = pattern.sub(replacement, text)
+    return " ".join(text.split())
 
 
 def _to_ascii(text: str) -> str:

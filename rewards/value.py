@@ -2,16 +2,21 @@
 may go into them.
 
 Every result of an operation is bounded in size (`rewards.evaluate`), so the work for one formula is; the comparisons of
-two long lists of formulas are many, so all of them together have a bound of their own, in steps, not seconds: whether
-an answer is right does not depend on the machine.
+two long lists of formulas are many, so all of them together have a bound of their own, in steps: whether an answer is
+right does not depend on the machine. Where the machine is so slow that even these take too long, a limit in seconds
+ends them, and then nothing is said about the answer; they are the thread's own, so that neighbours change no verdict.
+Both are looked at before each value, not by signals, so that they hold in any thread.
 """
 
 import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
+
+from rewards.item import TIMED_OUT, Unscorable
 
 BITS = 320
 ERROR = 1e-85
@@ -21,6 +26,16 @@ MAX_STEPS = 60_000
 
 Value = Any  # Fraction, or an mpmath number where it is not rational
 
+
+class _Left(threading.local):
+    """What this thread may still use, and by when."""
+
+    steps = math.inf
+    deadline = math.inf
+    limit_s = math.inf
+
+
+_left = _Left()
 _local = threading.local()
 
 
@@ -32,31 +47,65 @@ class TooMuchWorkError(Exception):
     """The steps that a verdict may take are used up."""
 
 
+class OutOfTimeError(Unscorable):
+    """The seconds that a verdict may take are over."""
+
+
 @contextmanager
 def bounded_work() -> Iterator[None]:
     """Whatever this thread evaluates inside takes `MAX_STEPS` at most; then TooMuchWorkError is raised."""
-    _local.steps_left = MAX_STEPS
+    _left.steps = MAX_STEPS
     try:
         yield
     finally:
-        _local.steps_left = math.inf
+        _left.steps = math.inf
+
+
+def limited_time(seconds: float) -> "_LimitedTime":
+    """Whatever this thread evaluates inside takes so much of its processor time at most, and one value more
+    (milliseconds); then OutOfTimeError is raised. Inside another limit, the one that ends first holds. Raises
+    ValueError for no time."""
+    if not seconds > 0:
+        raise ValueError(f"limit_s is {seconds}; it must be above 0")
+    return _LimitedTime(seconds)
+
+
+class _LimitedTime:
+    """No generator, because every response enters several."""
+
+    __slots__ = ("_before", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._before = _left.deadline, _left.limit_s
+        if (deadline := time.thread_time() + self._seconds) < self._before[0]:
+            _left.deadline, _left.limit_s = deadline, self._seconds
+
+    def __exit__(self, *_: object) -> None:
+        _left.deadline, _left.limit_s = self._before
 
 
 def check_work() -> None:
-    """Raises TooMuchWorkError."""
-    if getattr(_local, "steps_left", math.inf) <= 0:
+    """Raises TooMuchWorkError and OutOfTimeError."""
+    if _left.steps <= 0:
         raise TooMuchWorkError
+    if time.thread_time() > _left.deadline:
+        raise OutOfTimeError(f"{TIMED_OUT} {_left.limit_s:g} s")
 
 
 def count_work(steps: int) -> None:
-    _local.steps_left = getattr(_local, "steps_left", math.inf) - steps
+    _left.steps -= steps
 
 
 def context() -> Any:
     """This thread's arithmetic: mpmath keeps the precision in it, so threads must not share one."""
     if not hasattr(_local, "context"):
+        started = time.thread_time()
         import mpmath
 
+        _left.deadline += time.thread_time() - started  # the first answer does not pay for it
         _local.context = mpmath.MPContext()
         _local.context.prec = BITS
     return _local.context

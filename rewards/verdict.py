@@ -11,7 +11,8 @@ from rewards.value import TooMuchWorkError, bounded_work
 
 
 def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
-    """Whether two answers are the same; the gold one is the first. What takes more work than any real answer is not."""
+    """Whether two answers are the same; the gold one is the first. What takes more work than any real answer is not.
+    Raises OutOfTimeError within `limited_time`."""
     try:
         with bounded_work():
             return _same(gold, given, tolerance)

@@ -5,17 +5,15 @@ from typing import Any
 
 from rewards import code, json_schema, math
 from rewards.item import Unscorable
-from rewards.math import extract
-from rewards.think_format import with_opened_thinking
 
 
 def exact_words(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> float:
     """1.0 where the extracted answer has the words of the gold one, whatever their case and spacing; else 0.0.
-    Raises Unscorable for an empty gold answer."""
+    Raises Unscorable for an empty gold answer, and where finding the response's takes too long."""
     gold = answer.casefold().split()
     if not gold:
         raise Unscorable("the row's answer is empty")
-    given = extract(with_opened_thinking(prompt, response), truncated)
+    given = math.found(prompt, response, answer, truncated=truncated)
     return float(given is not None and given.casefold().split() == gold)
 
 

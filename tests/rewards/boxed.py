@@ -8,6 +8,7 @@ from pathlib import Path
 from rewards.sandbox.box import Limits, Sandbox, Script
 
 LIMITS = Limits(case_s=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
+LONG = Limits(case_s=5.0)
 BRIEF = Limits(case_s=0.2, all_s=0.2)
 # Runs each line of its input as an attempt, and tells which of them did not raise.
 ATTEMPTS = """

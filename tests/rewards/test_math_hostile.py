@@ -7,16 +7,18 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rewards import math, value
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.evaluate import evaluate
 from rewards.grammar import parse
 from rewards.item import Unscorable
-from rewards.math import equivalent, reward, verify
+from rewards.math import equivalent, extract, reward, verify
 from rewards.scorer import Scorer
 from rewards.value import MAX_STEPS, TooMuchWorkError, bounded_work, count_work
 from rollout.types import Completion, Prompt, Score
@@ -150,10 +152,10 @@ def test_hostile_answers_are_wrong_cheap_and_run_nothing(tmp_path: Path) -> None
     assert child.returncode == 0, child.stderr[-2000:]
     outcomes: list[tuple[str, str, bool, float, list[str]]] = json.loads(child.stdout)
     assert len(outcomes) == len(HOSTILE) * 6 * 5
-    for gold, response, value, seconds, events in outcomes:
+    for gold, response, is_right, seconds, events in outcomes:
         assert not events, (response, events)
         assert seconds < LIMIT_S, (gold, response, seconds)
-        assert not (value and gold in golds), (gold, response)
+        assert not (is_right and gold in golds), (gold, response)
     assert not mark.exists()
 
 
@@ -198,6 +200,54 @@ def test_many_comparisons_of_long_answers_are_bounded_together(gold: str, given:
         with pytest.raises(TooMuchWorkError):
             evaluate(parse("1"))
     assert evaluate(parse("1"))[0] == 1
+
+
+@pytest.mark.parametrize("limit_s", [0.05, None], ids=["a limit of one's own", "the usual limit"])
+def test_no_verdict_takes_longer_than_its_limit(limit_s: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any thread, also where the bound in steps does not come to its help."""
+    monkeypatch.setattr(value, "MAX_STEPS", 10**12)
+    (gold, given), options = LONG[0], {} if limit_s is None else {"limit_s": limit_s}
+
+    def try_all() -> float:
+        started = time.thread_time()
+        with pytest.raises(Unscorable, match=f"timed out after {limit_s or 2:g} s"):
+            reward("", f"\\boxed{{{given}}}", gold, **options)
+        seconds = time.thread_time() - started
+        if limit_s:
+            assert not verify(f"\\boxed{{{given}}}", gold, **options)
+            assert not equivalent(gold, given, **options)
+        return seconds
+
+    num_threads = 2 if limit_s else 1
+    with ThreadPoolExecutor(num_threads) as threads:
+        assert max(threads.map(lambda _: try_all(), range(num_threads))) < 1 + (limit_s or 2)
+    assert verify(r"\boxed{\frac{\sqrt{12}}{2}}", r"\sqrt{3}")
+
+
+def test_extraction_that_takes_too_long_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compares what stands in several `<answer>` tags."""
+    monkeypatch.setattr(value, "MAX_STEPS", 10**12)
+    monkeypatch.setattr(math, "LIMIT_S", 0.05)
+    tagged = "".join(f"<answer>{text}</answer>" for text in LONG[0])
+    assert extract(tagged) is None
+    assert not verify(tagged, "18")
+
+
+def test_a_verdict_that_takes_too_long_is_unscorable_and_costs_no_child() -> None:
+    async def main() -> tuple[Score, Score]:
+        terms, config = [RewardConfig("math", options={"limit_s": 0.05})], ScorerConfig(workers=1)
+        async with Scorer(terms, config) as scorer:
+            (gold, given), (child,) = LONG[0], scorer._children
+            slow = scorer.score(Prompt(0, 0, "", (), gold), Completion((), (), f"\\boxed{{{given}}}", "stop", 0, 0))
+            good = Completion((), (), r"\boxed{\frac{\sqrt{12}}{2}}", "stop", 0, 0)
+            scores = await asyncio.gather(slow, scorer.score(Prompt(0, 0, "", (), r"\sqrt{3}"), good))
+            assert scorer._children == [child]
+            return scores[0], scores[1]
+
+    slow, good = asyncio.run(main())
+    assert slow.unscorable == "reward 'math': timed out after 0.05 s"
+    assert (good.reward, good.unscorable) == (1.0, "")
+    assert (math.LIMIT_S, ScorerConfig().timeout_s) == (2.0, 5.0)
 
 
 def test_ten_thousand_hostile_answers_lose_no_good_one() -> None:
@@ -262,12 +312,12 @@ def test_fuzz() -> None:
         gold = gold if chance.random() < 0.7 else mutated(gold, chance)
         started = time.thread_time()
         try:
-            value: Any = reward("", response, gold)
+            found: Any = reward("", response, gold)
         except Unscorable:
-            value = 0.0
+            found = 0.0
         seconds = time.thread_time() - started
         slowest = max(slowest, seconds)
-        assert value in (0.0, 1.0)
+        assert found in (0.0, 1.0)
         assert seconds < LIMIT_S, (gold, response)
         num_done += 1
         if num_done == 20_000:

@@ -9,12 +9,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from boxed import BRIEF, LIMITS, SEARCH, descendants, run, what_works
+from boxed import BRIEF, LIMITS, LONG, SEARCH, descendants, run, what_works
 
 import rewards
 from rewards.sandbox.box import Sandbox, Script
 
 ROOT = Path(rewards.__file__).parent.parent
+pytestmark = pytest.mark.parametrize("started_sandbox", ["namespaces", "bwrap"], indirect=True)
+
+
+def library_in(sandbox: Sandbox) -> str:
+    """The directory of the standard library that programs see."""
+    return (
+        run(sandbox, "import ast, os; print(os.path.realpath(os.path.dirname(ast.__file__)))").output.decode().strip()
+    )
 
 
 def test_a_plain_program(sandbox: Sandbox) -> None:
@@ -76,14 +84,14 @@ def test_files_outside_cannot_be_read(sandbox: Sandbox, tmp_path: Path) -> None:
     attempts += [f"call('open', {place.encode()!r}, 0)" for place in places]
     attempts += ["os.chroot('/')", "os.open('etc/passwd', os.O_RDONLY, dir_fd=os.open('/', os.O_PATH))"]
     attempts += ["os.chdir('/proc')", "os.symlink('/etc/passwd', '/x')", "os.link(os.__file__, '/x')", "os.fchdir(5)"]
-    prefix = os.path.realpath(os.path.dirname(ast.__file__))
+    prefix = library_in(sandbox)
     on_the_way = [each for each in places if prefix.startswith(os.path.normpath(each) + "/")]
     works = [each for each in what_works(sandbox, attempts) if not any(repr(place) in each for place in on_the_way)]
     assert works == []
 
 
 def test_only_the_standard_library_is_there(sandbox: Sandbox) -> None:
-    library = os.path.realpath(os.path.dirname(ast.__file__))
+    library = library_in(sandbox)
     program = "import os\nfor top in ('/', input()):\n for a, _, b in os.walk(top):\n  if b: print(a)"
     found = run(sandbox, program, library).output.decode().splitlines()
     assert library in found
@@ -92,10 +100,10 @@ def test_only_the_standard_library_is_there(sandbox: Sandbox) -> None:
 
 
 def test_nothing_can_be_written(sandbox: Sandbox) -> None:
-    library = os.path.dirname(ast.__file__)
+    library = library_in(sandbox)
     attempts = [
         f"{how}"
-        for place in ("/x", "/tmp/x", "/dev/shm/x", "/proc/x", f"{library}/x.py", ast.__file__, "x")
+        for place in ("/x", "/tmp/x", "/dev/shm/x", "/proc/x", f"{library}/x.py", f"{library}/ast.py", "x")
         for how in (f"open({place!r}, 'w')", f"open({place!r}, 'a')", f"os.mkdir({place!r})", f"os.remove({place!r})")
     ]
     attempts += [
@@ -219,7 +227,7 @@ def test_nothing_of_the_parent_is_seen(sandbox: Sandbox, monkeypatch: pytest.Mon
 def test_nothing_of_another_program_is_seen(sandbox: Sandbox) -> None:
     run(sandbox, "x = input() + 'of another program'", "the very secret input ")
     search = "\nx = 'in plain sight'\nfor each in ('terces yrev', 'rehtona fo', 'thgis nialp'): "
-    script = run(sandbox, SEARCH + search + "print(any(each in text for text in everything()))")
+    script = run(sandbox, SEARCH + search + "print(any(each in text for text in everything()))", limits=LONG)
     assert script.output.split() == [b"False", b"False", b"True"]
 
 

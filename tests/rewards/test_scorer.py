@@ -51,6 +51,11 @@ def acts(prompt, response, answer):
         with open(response.split()[-1], "w") as file: file.write(str(child.pid))
         time.sleep(3600)
     return 0.5
+def ignores(prompt, response, answer):
+    import signal
+    signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    while "hang" in response: pass
+    return 1.0
 def remembers(prompt, response, answer, seen=[]):
     seen.append(bytearray(64 << 20))
     return 1.0
@@ -173,6 +178,22 @@ def test_a_loop_that_was_busy_does_not_make_finished_items_time_out(file: Path) 
             return list(await asyncio.gather(*tasks))
 
     assert [score.reward for score in asyncio.run(main())] == [float(n) for n in range(40)]
+
+
+def test_the_processor_limit_holds_while_the_loop_is_blocked_and_cannot_be_ignored(file: Path) -> None:
+    async def main() -> tuple[Score, bool]:
+        async with Scorer([RewardConfig(f"{file}:ignores")], ScorerConfig(workers=1, timeout_s=1.0)) as scorer:
+            scorer._children[0].process.send_signal(signal.SIGSTOP)  # until the loop is blocked
+            task = asyncio.ensure_future(scorer.score(prompt(), completion("hang")))
+            await asyncio.sleep(0.05)
+            child = scorer._children[0].process
+            child.send_signal(signal.SIGCONT)
+            ended = within(60, lambda: not is_alive(child.pid))  # the loop's own thread waits here
+            return await task, ended
+
+    score, ended = asyncio.run(main())
+    assert ended
+    assert score.unscorable in ("reward 'ignores': its process died", "reward 'ignores': timed out after 1 s")
 
 
 def test_memory_that_leaks_away_costs_an_item_not_the_run(file: Path) -> None:
