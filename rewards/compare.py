@@ -6,10 +6,10 @@ from functools import reduce
 from rewards.formula import Node, number, symbols
 from rewards.identity import exists, ratio_of, same_value
 from rewards.intervals import is_set, same_set
+from rewards.signs import both_signs
 
 MAX_VALUES = 40
 
-_SIGNED = {"plus-minus": (1, -1), "minus-plus": (-1, 1)}
 _LISTED = ("list", "set", "tuple", "matrix")
 _RATIONAL = frozenset(["number", "sum", "product", "quotient", "minus", "ratio", "row", *_LISTED])
 _SHAPES = frozenset(["relation", "union", "intersection", "difference", "numbers", "infinity", *_LISTED])
@@ -35,7 +35,7 @@ def has_value(node: Node) -> bool:
     """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
     if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
         return all(has_value(part) for part in node.parts)
-    values = _both_signs(node)
+    values = both_signs(node)
     if len(values) > 1:
         return all(has_value(value) for value in values)
     return exists(node)
@@ -176,27 +176,10 @@ def _same_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: 
 def _spread(node: Node) -> Node:
     """A formula with a plus-minus as the list of its two values; a list with all values of its members."""
     if node.op in ("list", "set"):
-        values = tuple(value for part in node.parts for value in _both_signs(part))
+        values = tuple(value for part in node.parts for value in both_signs(part))
         return node._replace(parts=values)
-    values = _both_signs(node)
+    values = both_signs(node)
     return Node("list", values, name=",") if len(values) > 1 else node
-
-
-def _both_signs(node: Node) -> tuple[Node, ...]:
-    if not _has_signs(node):
-        return (node,)
-    return (_with_sign(node, 0), _with_sign(node, 1))
-
-
-def _has_signs(node: Node) -> bool:
-    return node.op in _SIGNED or any(map(_has_signs, node.parts))
-
-
-def _with_sign(node: Node, which: int) -> Node:
-    parts = tuple(_with_sign(part, which) for part in node.parts)
-    if node.op in _SIGNED:
-        return parts[0] if _SIGNED[node.op][which] > 0 else Node("minus", parts)
-    return node._replace(parts=parts)
 
 
 def _minus(left: Node, right: Node) -> Node:

@@ -15,7 +15,8 @@ where it is computed (`rewards.evaluate`).
 
 What stands between the operators, the atoms, is in `rewards.atoms`.
 
-Left out on purpose: sums, products, integrals, limits and derivatives: a task copied out never equals its result.
+Left out on purpose: sums, products, integrals, limits and derivatives, which are tasks, not answers; tasks that are
+made of the operators above are refused by `rewards.worked_out`.
 """
 
 from functools import lru_cache

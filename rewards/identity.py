@@ -47,12 +47,13 @@ def _exists_at(node: Node, point: dict[str, Fraction]) -> bool:
 
 
 def same_value(gold: Node, given: Node, tolerance: Fraction) -> bool:
-    """Whether two expressions are the same number or the same function."""
+    """Whether two expressions are the same number or the same function. A constant is an answer to a formula in x (its
+    simplest form), but no formula in x to a number: that is the task."""
     if gold == given:
         return exists(gold)
     names = symbols(gold) | symbols(given)
     if names:
-        return bool(symbols(gold)) == bool(symbols(given)) and _same_function(gold, given, sorted(names))
+        return bool(symbols(gold)) and _same_function(gold, given, sorted(names))
     try:
         one, other = evaluate(gold), evaluate(given)
         if same_result(one, other):

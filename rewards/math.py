@@ -19,6 +19,7 @@ from rewards.item import Unscorable
 from rewards.spelling import normal_form
 from rewards.think_format import with_opened_thinking
 from rewards.verdict import quick, same
+from rewards.worked_out import is_copied
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
@@ -33,11 +34,14 @@ def verify(response: str, answer: str, tolerance: float = 0.0) -> bool:
 
 
 def equivalent(a: str, b: str, tolerance: float = 0.0) -> bool:
-    """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a rounded
-    decimal), that is `a`."""
+    """Whether two answers, as `extract` gives them, are the same answer: neither is a calculation whose result the
+    other is (`rewards.worked_out`). Where it matters which is the true one (a rounded decimal), that is `a`."""
     try:
         gold, given = read(normal_form(a)), read(normal_form(b))
-        return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
+        if not (gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))):
+            return False
+        is_formula = gold.is_formula and given.is_formula
+        return not (is_formula and gold.tree and given.tree and is_copied(given.tree, gold.tree))
     except Exception:
         return False
 

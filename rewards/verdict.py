@@ -8,6 +8,7 @@ from rewards.answer import DEGREE, Answer
 from rewards.formula import Node, number, symbols
 from rewards.units import agree, is_measure
 from rewards.value import TooMuchWorkError, bounded_work
+from rewards.worked_out import is_copied
 
 
 def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
@@ -50,7 +51,7 @@ def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> boo
     if any(plain) and "relation" not in (one.op, other.op):
         numbers, formula = (one, other) if plain[0] else (other, one)
         if numbers.op not in ("list", "set", "tuple") and formula.op not in ("list", "set") and symbols(formula):
-            return False
+            return False if plain[0] else None
     return None
 
 
@@ -83,6 +84,12 @@ def _same_numeral(gold: Answer, given: Answer) -> bool:
 
 
 def _same_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+    assert gold.tree is not None
+    assert given.tree is not None
+    return _equal_quantity(gold, given, tolerance) and not is_copied(gold.tree, given.tree)
+
+
+def _equal_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     one, other = gold.tree, given.tree
     assert one is not None
     assert other is not None
