@@ -10,9 +10,11 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rewards import compare
-from rewards.formula import WORDS, Node, number
+from rewards.formula import FUNCTIONS, NAMES, WORDS, Node, number
 from rewards.grammar import parse
-from rewards.units import CURRENCIES, SCALES, split_unit, unit_name
+from rewards.measures import CURRENCIES
+from rewards.number_words import SMALL, leading_number
+from rewards.units import SCALES, split_unit, unit_name
 
 DEGREE = "degree"
 
@@ -29,16 +31,18 @@ _CHOICE = re.compile(
     rf"|([A-J])(?:[.:)] *({_CONTENT})|\))?"
 )
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
-_BASE_NAMES = _SMALL.split()
 _BASE = re.compile(
     r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60}|[A-F]{2,60}|[a-f]{2,60})\)?"
-    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(_BASE_NAMES)}) ?\}}?"
+    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(SMALL)}) ?\}}?"
 )
 _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
 _SYMBOLS = re.compile(r"(?:[a-zA-Z]|[b-df-hj-np-tv-z]{2,3})(?: [a-zA-Z])*")
+# What may be words or a product: up to three small letters, or functions of such.
+_NAME = "|".join(sorted({*FUNCTIONS, *NAMES}, key=len, reverse=True))
+_FACTORS = rf"(?:(?:{_NAME})[a-z]{{0,3}}|[a-z]{{1,3}})"
+_PRODUCT = re.compile(rf"{_FACTORS}(?:[ -]{_FACTORS}){{0,2}}")
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
 # ]0, 1[ is (0, 1); 3 to 4 is 3:4.
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")
@@ -60,16 +64,6 @@ _SET_WORDS = {
 _SAME_WORDS = {"dne": "does not exist"}
 _AND = re.compile(r",? and |, ")
 _TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_NUMBER_WORDS = {
-    **{word: value for value, word in enumerate([*_BASE_NAMES, *_TEENS])},
-    **{word: 10 * (value + 2) for value, word in enumerate(_TENS)},
-    **{f"{ten}-{_BASE_NAMES[one]}": 10 * (i + 2) + one for i, ten in enumerate(_TENS) for one in range(1, 10)},
-    "hundred": 100,
-    "one hundred": 100,
-    "one thousand": 1000,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +171,7 @@ def _base(text: str) -> Answer | None:
     match = _BASE.fullmatch(text)
     if match is None:
         return None
-    base = int(match[2]) if match[2].isdigit() else _BASE_NAMES.index(match[2])
+    base = int(match[2]) if match[2].isdigit() else SMALL.index(match[2])
     digits = match[1].lstrip("0").upper() or "0"
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
@@ -202,19 +196,20 @@ def _content_words(text: str | None) -> str:
 
 
 def _words(text: str) -> Answer | None:
-    """Words in lower case. A single letter, and two or three without a vowel, are symbols."""
+    """Words in lower case, or the number that they say. A single letter, and two or three without a vowel, are symbols;
+    a few more that may be symbols, too (ab, sin x), are both."""
     if _SYMBOLS.fullmatch(text) or not _WORDS.fullmatch(text) or text in WORDS:
         return None
     words = " ".join(text.lower().split()).removeprefix("the ")
-    if words in _NUMBER_WORDS:
-        return Answer(number(_NUMBER_WORDS[words]))
     if words in _SET_WORDS:
         return Answer(parse(_SET_WORDS[words]))
-    first, _, rest = words.partition(" ")
-    if first in _NUMBER_WORDS and rest and (unit := unit_name(rest, True)):
-        return Answer(number(_NUMBER_WORDS[first]), unit)
+    if leading := leading_number(words):
+        value, rest = leading
+        unit = unit_name(rest, True) if rest else ""
+        if unit is not None and leading_number(rest) is None:
+            return Answer(number(value), unit)
     words = " and ".join(sorted(_AND.split(_SAME_WORDS.get(words, words))))
-    return Answer(words=words)
+    return Answer(parse(text) if _PRODUCT.fullmatch(text) else None, words=words)
 
 
 def _formula(text: str) -> Answer:

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.units import with_words
+
 MAX_CHARS = 256
 
 _UNSEEN = re.compile(
@@ -113,6 +115,7 @@ def _normal_form(text: str) -> str:
                 inside = text[len(left) : -len(right)]
                 if left not in inside:
                     text = inside
+    text = with_words(text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     return text.strip()

@@ -27,7 +27,7 @@ def _same(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
         return _same_time(gold.clock, given.clock)
     if gold.base or given.base:
         return _same_numeral(gold, given)
-    if (gold.words.strip() or given.words.strip()) and not (gold.tree and given.tree):
+    if (gold.words.strip() or given.words.strip()) and (gold.words == given.words or not (gold.tree and given.tree)):
         return gold.words == given.words
     if gold.tree is None or given.tree is None or not agree(gold.unit, given.unit):
         return False
@@ -42,6 +42,9 @@ def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> boo
         return same(gold, given, tolerance)
     if gold == given and gold.is_formula:
         return True
+    is_words = gold.words and given.words and not (gold.choice or given.choice)
+    if is_words and (gold.words == given.words or (_is_letters(one) and _is_letters(other))):
+        return same(gold, given, tolerance)
     plain = compare.is_rational(one), compare.is_rational(other)
     is_lettered = gold.choice and given.choice and not (gold.words and given.words)
     if all(plain) or is_lettered:
@@ -53,6 +56,10 @@ def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> boo
         if numbers.op not in ("list", "set", "tuple") and formula.op not in ("list", "set") and symbols(formula):
             return False if plain[0] else None
     return None
+
+
+def _is_letters(node: Node) -> bool:
+    return node.op in ("symbol", "constant") or (node.op == "product" and all(map(_is_letters, node.parts)))
 
 
 def _same_content(gold: Answer, given: Answer) -> bool:
