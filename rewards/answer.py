@@ -54,6 +54,8 @@ _NEGATIVE = re.compile(r"^(?:negative|minus) (?=[0-9$.\\])")
 # Words and numbers that are no quantity, such as 5 feet 6 inches: equal if they are spelt alike.
 _LITERAL = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9]+(?:[ ,./:'&-]{1,3}[A-Za-z0-9]+)+")
 _BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\vert|\||:) ?(.+)\\\}")
+_ELLIPSIS = re.compile(r"(-?)([0-9]{0,40})\.([0-9]{3,40}) ?(?:\.{3}|\\[lc]?dots|…)")
+_MINUTES = re.compile(r"(-?)([0-9]{1,3}) degrees ([0-9]{1,2}) ?'(?: ?([0-9]{1,2}(?:\.[0-9]{1,9})?) ?(?:''|\"))?")
 _SET_WORDS = {
     **dict.fromkeys(["all real numbers", "all reals", "real numbers", "the real numbers"], r"\mathbb{R}"),
     **dict.fromkeys(["no solution", "no solutions", "no real solution", "no real solutions", "none"], r"\emptyset"),
@@ -109,6 +111,10 @@ def read(text: str) -> Answer:
         above, below = int(match[2] or match[4]), int(match[3] or match[5])
         if below:
             return Answer(number(Fraction(-above if match[1] else above, below)))
+    if match := _ELLIPSIS.fullmatch(text):
+        return _repeating(match)
+    if match := _MINUTES.fullmatch(text):
+        return _angle(match)
     if match := _BUILDER.fullmatch(text):
         text = match[2].strip()
     if (match := _LABEL.match(text)) and match[1].split()[0] not in WORDS:
@@ -149,6 +155,27 @@ def _numeral(match: re.Match[str]) -> Answer | None:
     places = str(len(decimals) - 1) if len(decimals) > 1 and not exponent and word not in SCALES else ""
     node = Node("number", number=value, name=places)
     return Answer(Node("minus", (node,)) if sign == "-" else node, unit, mark == "%")
+
+
+def _repeating(match: re.Match[str]) -> Answer:
+    """0.333... and 0.1212...: digits that a reader goes on with, for they came three times, or two at least twice."""
+    sign, whole, decimals = match.groups("")
+    for length in range(1, len(decimals) // 2 + 1):
+        period = decimals[-length:]
+        if decimals.endswith(period * (3 if length == 1 else 2)):
+            shown = Fraction(int(whole + decimals[:-length] or "0"), 10 ** (len(decimals) - length))
+            value = shown + Fraction(int(period), (10**length - 1) * 10 ** (len(decimals) - length))
+            return Answer(number(-value if sign else value))
+    return Answer()
+
+
+def _angle(match: re.Match[str]) -> Answer:
+    """Degrees, minutes and seconds."""
+    degrees, minutes, seconds = (Fraction(part or 0) for part in match.groups()[1:])
+    if minutes >= 60 or seconds >= 60:
+        return Answer()
+    value = degrees + minutes / 60 + seconds / 3600
+    return Answer(number(-value if match[1] else value), DEGREE)
 
 
 def _clock(text: str) -> Answer | None:

@@ -33,6 +33,7 @@ def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
 
 def has_value(node: Node) -> bool:
     """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
+    node = _folded(node)
     if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
         return all(has_value(part) for part in node.parts)
     values = both_signs(node)
@@ -47,8 +48,10 @@ def is_rational(node: Node) -> bool:
 
 
 def _unnamed(node: Node) -> tuple[Node | None, Node]:
-    """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `x \\in {5}`, `x = 5, x = 6` and
-    `x = 5, 6`. None where there is none."""
+    """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `5 = x`, `x \\in {5}`, `x = 5, 6`
+    and `x = 5, x = 6`. None where there is none."""
+    if node.op == "relation" and node.name == "=" and node.parts[1].op == "symbol" and not symbols(node.parts[0]):
+        return node.parts[1], node.parts[0]
     if node.op == "relation" and node.parts[0].op == "lone":
         (first, *others), (name, *values) = node.name.split(), node.parts
         if first in ("=", "in", "~") and set(others) <= {"=", "~"}:
@@ -128,9 +131,12 @@ def _is_minus_infinity(node: Node) -> bool:
 
 
 def _folded(node: Node) -> Node:
-    """A sum or product of matrices as one matrix."""
+    """A sum or product of matrices, or of a number and a matrix, as one matrix."""
     if node.op not in ("sum", "product", "minus"):
         return node
+    if node.op == "product" and not _has_matrix(node.parts[0]) and (matrix := _folded(node.parts[1])).op == "matrix":
+        scaled = [tuple(_times(node.parts[0], entry) for entry in row.parts) for row in matrix.parts]
+        return Node("matrix", tuple(Node("row", row) for row in scaled))
     rows = [[row.parts for row in part.parts] for part in map(_folded, node.parts) if part.op == "matrix"]
     if len(rows) != len(node.parts):
         return node
@@ -144,6 +150,10 @@ def _folded(node: Node) -> Node:
     else:
         return node
     return Node("matrix", tuple(Node("row", row) for row in folded))
+
+
+def _has_matrix(node: Node) -> bool:
+    return node.op == "matrix" or any(map(_has_matrix, node.parts))
 
 
 def _coordinates(node: Node) -> tuple[Node, ...]:

@@ -35,6 +35,8 @@ _SIGNS = {
     "∩": r"\cap ",
     "∈": r"\in ",
     "∅": r"\emptyset ",
+    "∨": r"\lor ",
+    "∧": r"\land ",
     "∖": r"\setminus ",
     "ℝ": r"\mathbb{R}",
     "ℤ": r"\mathbb{Z}",
