@@ -14,7 +14,7 @@ from rewards.formula import FUNCTIONS, NAMES, WORDS, Node, number
 from rewards.grammar import parse
 from rewards.measures import CURRENCIES
 from rewards.number_words import SMALL, leading_number
-from rewards.units import SCALES, split_unit, unit_name
+from rewards.units import SCALES, split_unit, split_units, unit_name
 
 DEGREE = "degree"
 
@@ -39,6 +39,7 @@ _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
 _SYMBOLS = re.compile(r"(?:[a-zA-Z]|[b-df-hj-np-tv-z]{2,3})(?: [a-zA-Z])*")
+_LETTERS = re.compile(r"[A-Z](?:(?:,? and |, ?)[A-Z])+")
 # What may be words or a product: up to three small letters, or functions of such.
 _NAME = "|".join(sorted({*FUNCTIONS, *NAMES}, key=len, reverse=True))
 _FACTORS = rf"(?:(?:{_NAME})[a-z]{{0,3}}|[a-z]{{1,3}})"
@@ -57,14 +58,16 @@ _BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\
 _ELLIPSIS = re.compile(r"(-?)([0-9]{0,40})\.([0-9]{3,40}) ?(?:\.{3}|\\[lc]?dots|…)")
 _MINUTES = re.compile(r"(-?)([0-9]{1,3}) degrees ([0-9]{1,2}) ?'(?: ?([0-9]{1,2}(?:\.[0-9]{1,9})?) ?(?:''|\"))?")
 _SET_WORDS = {
-    **dict.fromkeys(["all real numbers", "all reals", "real numbers", "the real numbers"], r"\mathbb{R}"),
+    **dict.fromkeys(["all real numbers", "all reals", "real numbers"], r"\mathbb{R}"),
     **dict.fromkeys(["no solution", "no solutions", "no real solution", "no real solutions", "none"], r"\emptyset"),
-    **dict.fromkeys(["empty set", "the empty set"], r"\emptyset"),
+    **dict.fromkeys(["empty set"], r"\emptyset"),
     **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
     "negative infinity": r"-\infty",
 }
 _SAME_WORDS = {"dne": "does not exist"}
-_AND = re.compile(r",? and |, ")
+_AND = re.compile(r",? and |, ?")
+_ARTICLE = re.compile(r"(?:the|an?) (?!(?:and|or) )(?=..)")
+_NAMED_PRICE = re.compile(rf"([A-Za-z] ?= ?-?)([{''.join(CURRENCIES)}]) ?([0-9].*)")
 _TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
 
 
@@ -100,7 +103,7 @@ class Answer:
 def read(text: str) -> Answer:
     """The answer that a normal form is; one that is not readable for what is none."""
     text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
-    text = _NEGATIVE.sub("-", text, count=1)
+    text = _NEGATIVE.sub("-", text, count=1).removeprefix("US" if text.startswith("US$") else "")
     if text[-1:] in ("m", "M", ".") and (clock := _clock(text)):
         return clock
     if match := _NUMERAL.fullmatch(text):
@@ -225,12 +228,13 @@ def _content_words(text: str | None) -> str:
 def _words(text: str) -> Answer | None:
     """Words in lower case, or the number that they say. A single letter, and two or three without a vowel, are symbols;
     a few more that may be symbols, too (ab, sin x), are both."""
-    if _SYMBOLS.fullmatch(text) or not _WORDS.fullmatch(text) or text in WORDS:
+    is_words = _WORDS.fullmatch(text) or _LETTERS.fullmatch(text)
+    if _SYMBOLS.fullmatch(text) or not is_words or text in WORDS:
         return None
-    words = " ".join(text.lower().split()).removeprefix("the ")
+    words = _ARTICLE.sub("", " ".join(text.lower().split()))
     if words in _SET_WORDS:
         return Answer(parse(_SET_WORDS[words]))
-    if leading := leading_number(words):
+    if leading := leading_number(" ".join(text.lower().split())):
         value, rest = leading
         unit = unit_name(rest, True) if rest else ""
         if unit is not None and leading_number(rest) is None:
@@ -254,8 +258,11 @@ def _formula(text: str) -> Answer:
         return Answer(inside or tree, DEGREE if inside else "")
     elif body.endswith("%"):
         is_percent, body = True, body[:-1].rstrip()
+    elif match := _NAMED_PRICE.fullmatch(body):
+        unit, body = CURRENCIES[match[2]], match[1] + match[3]
     else:
-        body, unit = split_unit(body)
+        body, unit = split_units(text)
+        body, unit = (body, unit) if unit else split_unit(text)
     tree = parse(body)
     is_compound = tree and (tree.op in ("sum", "list") or (tree.op == "relation" and tree.parts[0].op != "lone"))
     if tree is None or (is_compound and is_percent):

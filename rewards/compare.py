@@ -97,7 +97,7 @@ def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if is_set(gold) or is_set(given):
         if same_set(gold, given) or _same_inequality(gold, given):
             return True
-        if not gold.op == given.op == "list":
+        if not gold.op == given.op == "list" or (gold.name == "or") != (given.name == "or"):
             return False
     gold, given = _spread(gold), _spread(given)
     kinds = {gold.op, given.op}
@@ -157,11 +157,10 @@ def _has_matrix(node: Node) -> bool:
 
 
 def _coordinates(node: Node) -> tuple[Node, ...]:
-    """The parts, without their names where these are different symbols in alphabetical order: x = 1, y = 2."""
+    """The parts, in the order of their names and without them where these are different symbols: y = 2, x = 1."""
     pairs = [_unnamed(part) for part in node.parts]
-    names = [name.name if name else "" for name, _ in pairs]
-    is_named = all(names) and names == sorted(set(names))
-    return tuple(value for _, value in pairs) if is_named else node.parts
+    values = {name.name: value for name, value in pairs if name and name.op == "symbol"}
+    return tuple(values[name] for name in sorted(values)) if len(values) == len(pairs) else node.parts
 
 
 def _same_in_order(gold: tuple[Node, ...], given: tuple[Node, ...], tolerance: Fraction) -> bool:

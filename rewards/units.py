@@ -30,6 +30,8 @@ _LETTER_RATE = r"[mgL](?= ?/ ?(?:s|h|hr|min|cm|mL|L|m)\b)"
 _TRAILING = re.compile(
     rf"(.*{_VALUE}) ((?:[A-Za-z]{{2,}}|{_LETTER_RATE})[23]?(?:[ /*^{{}}-]{{1,3}}[A-Za-z0-9]+){{0,8}}\}}?)"
 )
+_LISTED = re.compile(r"(?<=[0-9)}\]!]) ?([A-Za-z]{2,20}) ?(?=$|,|;| ?and\b| ?or\b|[)\]]|\\\})")
+_SEPARATOR = re.compile(r",? (?:and|or) |[,;]")
 _TEXT = r"\\(?:text|mathrm|textrm|textnormal|mbox|rm|operatorname)"
 _GROUP = rf"{_TEXT}\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}"
 _TEXT_TAIL = re.compile(rf"({_VALUE}(?:[\s$]|\\[,;: !]|~)*)({_GROUP}(?:{_GROUP}|[/*^{{}}0-9 ~-]|\\cdot|\\[,;:!])*)$")
@@ -96,7 +98,7 @@ def unit_name(text: str, spaced: bool) -> str | None:
 def _is_glued(word: str, power: str) -> bool:
     if len(word) > 2:
         return measure(word) is not None
-    return word in _GLUED or word.lower() in _GLUED or (word == "m" and power in ("2", "3"))
+    return word == "¢" or word in _GLUED or word.lower() in _GLUED or (word == "m" and power in ("2", "3"))
 
 
 def is_measure(unit: str) -> bool:
@@ -127,3 +129,11 @@ def split_unit(formula: str) -> tuple[str, str]:
     is_unit = measure(word) or len(word) >= 4 or word.lower() in ("of", "sq")
     name = unit_name(match[2], True) if is_unit and measure(word) != "degree" else None
     return (match[1], name) if name else (formula, "")
+
+
+def split_units(items: str) -> tuple[str, str]:
+    """A list and the one unit behind each of its numbers: `3 cm and 5 cm` is `3 and 5` and `cm`; "" where not all have
+    it."""
+    found = [measure(word) for word in _LISTED.findall(items)]
+    is_each = len(found) == len(_SEPARATOR.split(items)) > 1 == len(set(found))
+    return (_LISTED.sub("", items), found[0] or "") if is_each else (items, "")
