@@ -49,7 +49,8 @@ _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")
 _TO = re.compile(r"([0-9]{1,9}) to ([0-9]{1,9})")
 _HEDGES = re.compile(
-    r"(?:(?i:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |\\approx |= ?)"
+    r"(?:(?i:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |= ?"
+    r"|\\(?:approx|sim)(?![A-Za-z]) ?)"
 )
 _NEGATIVE = re.compile(r"^(?:negative|minus) (?=[0-9$.\\])")
 # Words and numbers that are no quantity, such as 5 feet 6 inches: equal if they are spelt alike.
@@ -103,7 +104,9 @@ class Answer:
 def read(text: str) -> Answer:
     """The answer that a normal form is; one that is not readable for what is none."""
     text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
-    text = _NEGATIVE.sub("-", text, count=1).removeprefix("US" if text.startswith("US$") else "")
+    text = _NEGATIVE.sub("-", text, count=1)
+    if text[:3] == "US$":
+        text = text[2:]
     if text[-1:] in ("m", "M", ".") and (clock := _clock(text)):
         return clock
     if match := _NUMERAL.fullmatch(text):

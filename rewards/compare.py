@@ -4,11 +4,12 @@ from fractions import Fraction
 from functools import reduce
 
 from rewards.formula import Node, number, symbols
-from rewards.identity import exists, ratio_of, same_value
+from rewards.identity import exists, ratio_of, rounds_to, same_value
 from rewards.intervals import is_set, same_set
 from rewards.signs import both_signs
 
 MAX_VALUES = 40
+_PI = Node("constant", name="pi")
 
 _LISTED = ("list", "set", "tuple", "matrix")
 _RATIONAL = frozenset(["number", "sum", "product", "quotient", "minus", "ratio", "row", *_LISTED])
@@ -33,7 +34,8 @@ def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
 
 def has_value(node: Node) -> bool:
     """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
-    node = _folded(node)
+    if node.op in ("sum", "product", "minus"):
+        node = _folded(node)
     if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
         return all(has_value(part) for part in node.parts)
     values = both_signs(node)
@@ -52,7 +54,7 @@ def _unnamed(node: Node) -> tuple[Node | None, Node]:
     and `x = 5, x = 6`. None where there is none."""
     if node.op == "relation" and node.name == "=" and node.parts[1].op == "symbol" and not symbols(node.parts[0]):
         return node.parts[1], node.parts[0]
-    if node.op == "relation" and node.parts[0].op == "lone":
+    if node.op == "relation" and node.parts[0].op == "lone" and node.parts[0].parts[0] != _PI:
         (first, *others), (name, *values) = node.name.split(), node.parts
         if first in ("=", "in", "~") and set(others) <= {"=", "~"}:
             value = Node("relation", tuple(values), name=" ".join(others)) if others else values[0]
@@ -85,10 +87,20 @@ def _all_equal(gold: Node, given: Node, tolerance: Fraction) -> bool:
             return _same_equation(_sides(gold), _sides(given))
         return _same_in_order(gold.parts, given.parts, tolerance)
     if _is_equation(given):
-        return all(_same_shape(gold, part, tolerance) for part in given.parts)
+        return all(_same_shape(gold, part, tolerance) for part in _without_roundings(given))
     if _is_equation(gold):
         return all(_same_shape(part, given, tolerance) for part in gold.parts)
     return _same_shape(gold, given, tolerance)
+
+
+def _without_roundings(chain: Node) -> tuple[Node, ...]:
+    """The parts of a chain, without decimals behind an approximate sign that what stands before it rounds to, as in
+    sqrt(2) ~ 1.41."""
+    kept = [chain.parts[0]]
+    for sign, part in zip(chain.name.split(), chain.parts[1:], strict=True):
+        if sign == "=" or not rounds_to(kept[-1], part):
+            kept.append(part)
+    return tuple(kept)
 
 
 def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:

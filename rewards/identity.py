@@ -76,6 +76,18 @@ def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> boo
     return is_rounded and order(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
 
 
+def rounds_to(exact: Node, decimal: Node) -> bool:
+    """Whether a number is a decimal, or its rounding: 1.41 of sqrt(2), 0.33 of 1/3."""
+    places = _places(decimal)
+    if not places or symbols(exact) or places <= _places(exact):
+        return False
+    try:
+        difference = as_real(evaluate(exact)[0]) - as_real(evaluate(decimal)[0])
+        return order(abs(difference) * 2, Fraction(1, 10**places)) <= 0
+    except NoValueError:
+        return False
+
+
 def _places(node: Node) -> int:
     """The decimals that a number is written with; 0 for what is no decimal."""
     if node.op == "minus":

@@ -32,7 +32,8 @@ _TRAILING = re.compile(
 )
 _LISTED = re.compile(r"(?<=[0-9)}\]!]) ?([A-Za-z]{2,20}) ?(?=$|,|;| ?and\b| ?or\b|[)\]]|\\\})")
 _SEPARATOR = re.compile(r",? (?:and|or) |[,;]")
-_TEXT = r"\\(?:text|mathrm|textrm|textnormal|mbox|rm|operatorname)"
+_TEXT_COMMANDS = ("\\text", "\\mathrm", "\\mbox", "\\operatorname")
+_TEXT = r"\\(?:text|mathrm|textrm|textnormal|mbox|operatorname)"
 _GROUP = rf"{_TEXT}\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}"
 _TEXT_TAIL = re.compile(rf"({_VALUE}(?:[\s$]|\\[,;: !]|~)*)({_GROUP}(?:{_GROUP}|[/*^{{}}0-9 ~-]|\\cdot|\\[,;:!])*)$")
 _TEXT_GROUP = re.compile(rf"{_TEXT}\s*\{{([^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?)\}}")
@@ -48,13 +49,11 @@ _AS_FRACTION = re.compile(
 def with_words(text: str) -> str:
     """A text with the unit at its end in words, where LaTeX shows that its letters are a unit and no symbols:
     `\\frac34\\text{ m}` is 3/4 of a metre, `\\frac34 m` a product."""
-    if "\\" not in text:
-        return text
-    if match := _AS_FRACTION.search(text):
+    if text.rfind("frac") >= 2 and (match := _AS_FRACTION.search(text)):
         _, above, below, power, above_text, below_text, power_text = match.groups("")
         rate = f"{_in_words(above or above_text)}/{_in_words(below or below_text)}{power or power_text}"
         return f"{text[: match.end(1)]} {rate}"
-    if (match := _TEXT_TAIL.search(text)) is None:
+    if not any(command in text for command in _TEXT_COMMANDS) or (match := _TEXT_TAIL.search(text)) is None:
         return text
     tail = _TEXT_GROUP.sub(r" \1 ", match[2])
     tail = re.sub(r"\\cdot", "*", re.sub(r"\\[,;:!]|~", " ", tail))

@@ -93,7 +93,8 @@ def _same_numeral(gold: Answer, given: Answer) -> bool:
 def _same_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     assert gold.tree is not None
     assert given.tree is not None
-    return _equal_quantity(gold, given, tolerance) and not is_copied(gold.tree, given.tree)
+    is_equal = _equal_quantity(gold, given, tolerance)
+    return is_equal and (given.tree.op == "number" or not is_copied(gold.tree, given.tree))
 
 
 def _equal_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
