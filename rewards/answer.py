@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rewards import compare
-from rewards.formula import FUNCTIONS, NAMES, WORDS, Node, number
+from rewards.formula import FUNCTIONS, GREEK, NAMES, WORDS, Node, number
 from rewards.grammar import parse
 from rewards.measures import CURRENCIES
 from rewards.number_words import SMALL, leading_number
@@ -67,6 +67,7 @@ _SET_WORDS = {
 }
 _SAME_WORDS = {"dne": "does not exist"}
 _AND = re.compile(r",? and |, ?")
+_SAID_SIGN = re.compile(r"(?:minus|negative) ")
 _ARTICLE = re.compile(r"(?:the|an?) (?!(?:and|or) )(?=..)")
 _NAMED_PRICE = re.compile(rf"([A-Za-z] ?= ?-?)([{''.join(CURRENCIES)}]) ?([0-9].*)")
 _TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
@@ -237,8 +238,11 @@ def _words(text: str) -> Answer | None:
     words = _ARTICLE.sub("", " ".join(text.lower().split()))
     if words in _SET_WORDS:
         return Answer(parse(_SET_WORDS[words]))
-    if leading := leading_number(" ".join(text.lower().split())):
-        value, rest = leading
+    if text in GREEK:
+        return Answer(parse(f"\\{text}"), words=text)
+    sign = _SAID_SIGN.match(words)
+    if leading := leading_number(" ".join(text.lower().split())[sign.end() if sign else 0 :]):
+        value, rest = (-leading[0] if sign else leading[0]), leading[1]
         unit = unit_name(rest, True) if rest else ""
         if unit is not None and leading_number(rest) is None:
             return Answer(number(value), unit)
@@ -261,6 +265,8 @@ def _formula(text: str) -> Answer:
         return Answer(inside or tree, DEGREE if inside else "")
     elif body.endswith("%"):
         is_percent, body = True, body[:-1].rstrip()
+        if (leading := leading_number(body.lower())) and not leading[1]:
+            return Answer(number(leading[0]), is_percent=True)
     elif match := _NAMED_PRICE.fullmatch(body):
         unit, body = CURRENCIES[match[2]], match[1] + match[3]
     else:

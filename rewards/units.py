@@ -6,7 +6,7 @@ not converted: to convert is part of the task.
 
 import re
 
-from rewards.measures import LETTERS, NAMES, measure
+from rewards.measures import CURRENCIES, LETTERS, NAMES, measure
 
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _TEMPERATURES = ("f", "c", "k", "fahrenheit", "celsius", "kelvin")
@@ -23,7 +23,7 @@ point negative below twice double triple factorial root maybe perhaps actually w
 NOT_UNITS = frozenset(_CHANGING.split())
 _POWER = r"(?: ?\^ ?\{? ?(-?[1-9]) ?\}?| ?\{?([23])\}?)?"
 _TERM = re.compile(rf"([A-Za-z¢]+)\.?{_POWER}")
-_PART = re.compile(rf"( ?/ ?| per | an? |\ ?\* ?| )(?:(square|sq|cubic|cu) )?([A-Za-z]+){_POWER}")
+_PART = re.compile(rf"( ?/ ?| per | an? |\ ?\* ?| )(?:(square|sq|cubic|cu) )?([A-Za-z]+)\.?{_POWER}")
 _REST = re.compile(r"(?:[ /-]+[A-Za-z]+){0,5}")
 _VALUE = r"(?:[0-9)}\]!]|\\pi)"
 _LETTER_RATE = r"[mgL](?= ?/ ?(?:s|h|hr|min|cm|mL|L|m)\b)"
@@ -38,6 +38,7 @@ _GROUP = rf"{_TEXT}\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}"
 _TEXT_TAIL = re.compile(rf"({_VALUE}(?:[\s$]|\\[,;: !]|~)*)({_GROUP}(?:{_GROUP}|[/*^{{}}0-9 ~-]|\\cdot|\\[,;:!])*)$")
 _TEXT_GROUP = re.compile(rf"{_TEXT}\s*\{{([^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?)\}}")
 _LETTER = re.compile(rf"(?<![A-Za-z])[{''.join(LETTERS)}](?![A-Za-z])")
+_GREEK_UNIT = re.compile(rf"({_VALUE})(?:[\s$]|\\[,;: !]|~)+(?:\\mu\s*(?:{_TEXT}\s*\{{ ?)?([mgsL])\}}?|\\Omega)$")
 _UNIT_TEXT = re.compile(r"[A-Za-z]{1,12}(?:[ /*^{}0-9-]{1,4}[A-Za-z]{1,12})*[ ^{}0-9-]*")
 _AS_FRACTION = re.compile(
     rf"({_VALUE}) ?(?:\\[,;: ])? ?\\[dt]?frac ?"
@@ -53,6 +54,8 @@ def with_words(text: str) -> str:
         _, above, below, power, above_text, below_text, power_text = match.groups("")
         rate = f"{_in_words(above or above_text)}/{_in_words(below or below_text)}{power or power_text}"
         return f"{text[: match.end(1)]} {rate}"
+    if ("\\mu" in text or "\\Omega" in text) and (match := _GREEK_UNIT.search(text)):
+        return f"{text[: match.end(1)]} {'u' + match[2] if match[2] else 'ohm'}"
     if not any(command in text for command in _TEXT_COMMANDS) or (match := _TEXT_TAIL.search(text)) is None:
         return text
     tail = _TEXT_GROUP.sub(r" \1 ", match[2])
@@ -116,6 +119,8 @@ def agree(unit: str, other: str) -> bool:
     if not (is_measure(unit) and is_measure(other)):
         return True
     bases = [_base(each) for each in (unit, other)]
+    if bases[0] == bases[1] in CURRENCIES.values() and bases[0] in (unit, other):
+        return True  # what a price is for is often left out
     return "unit" in bases and unit.removeprefix(bases[0]) == other.removeprefix(bases[1])
 
 
