@@ -77,8 +77,8 @@ _TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
 class Answer:
     """tree: the formula, without what follows; None for what is none. unit: what stands behind or in front of a number,
     by its name where it is a measure, with its power (`cm^2`). is_percent: it has a percent sign, which `tree` leaves
-    out. words: in lower case. choice: the letter. clock: minutes after midnight and "a", "p", "24" or "" where it may
-    be either half of the day. digits, base: of a numeral with a base."""
+    out. words: in lower case; beside a tree where it may be either. choice: the letter. clock: minutes after midnight
+    and "a", "p", "24" or "" where it may be either half of the day. digits, base: of a numeral with a base."""
 
     tree: Node | None = None
     unit: str = ""
@@ -271,7 +271,8 @@ def _formula(text: str) -> Answer:
         unit, body = CURRENCIES[match[2]], match[1] + match[3]
     else:
         body, unit = split_units(text)
-        body, unit = (body, unit) if unit else split_unit(text)
+        if not unit:
+            body, unit = split_unit(text)
     tree = parse(body)
     is_compound = tree and (tree.op in ("sum", "list") or (tree.op == "relation" and tree.parts[0].op != "lone"))
     if tree is None or (is_compound and is_percent):
