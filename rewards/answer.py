@@ -10,9 +10,11 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rewards import compare
-from rewards.formula import WORDS, Node, number
+from rewards.formula import FUNCTIONS, GREEK, NAMES, WORDS, Node, number
 from rewards.grammar import parse
-from rewards.units import CURRENCIES, SCALES, split_unit, unit_name
+from rewards.measures import CURRENCIES
+from rewards.number_words import SMALL, leading_number
+from rewards.units import SCALES, split_unit, split_units, unit_name
 
 DEGREE = "degree"
 
@@ -29,55 +31,54 @@ _CHOICE = re.compile(
     rf"|([A-J])(?:[.:)] *({_CONTENT})|\))?"
 )
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
-_BASE_NAMES = _SMALL.split()
 _BASE = re.compile(
     r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60}|[A-F]{2,60}|[a-f]{2,60})\)?"
-    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(_BASE_NAMES)}) ?\}}?"
+    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(SMALL)}) ?\}}?"
 )
 _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
 _SYMBOLS = re.compile(r"(?:[a-zA-Z]|[b-df-hj-np-tv-z]{2,3})(?: [a-zA-Z])*")
+_LETTERS = re.compile(r"[A-Z](?:(?:,? and |, ?)[A-Z])+")
+# What may be words or a product: up to three small letters, or functions of such.
+_NAME = "|".join(sorted({*FUNCTIONS, *NAMES}, key=len, reverse=True))
+_FACTORS = rf"(?:(?:{_NAME})[a-z]{{0,3}}|[a-z]{{1,3}})"
+_PRODUCT = re.compile(rf"{_FACTORS}(?:[ -]{_FACTORS}){{0,2}}")
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
 # ]0, 1[ is (0, 1); 3 to 4 is 3:4.
 _OUTWARD = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")
 _TO = re.compile(r"([0-9]{1,9}) to ([0-9]{1,9})")
 _HEDGES = re.compile(
-    r"(?:(?i:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |\\approx |= ?)"
+    r"(?:(?i:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |= ?"
+    r"|\\(?:approx|sim)(?![A-Za-z]) ?)"
 )
 _NEGATIVE = re.compile(r"^(?:negative|minus) (?=[0-9$.\\])")
 # Words and numbers that are no quantity, such as 5 feet 6 inches: equal if they are spelt alike.
 _LITERAL = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9]+(?:[ ,./:'&-]{1,3}[A-Za-z0-9]+)+")
 _BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\vert|\||:) ?(.+)\\\}")
+_ELLIPSIS = re.compile(r"(-?)([0-9]{0,40})\.([0-9]{3,40}) ?(?:\.{3}|\\[lc]?dots|…)")
+_MINUTES = re.compile(r"(-?)([0-9]{1,3}) degrees ([0-9]{1,2}) ?'(?: ?([0-9]{1,2}(?:\.[0-9]{1,9})?) ?(?:''|\"))?")
 _SET_WORDS = {
-    **dict.fromkeys(["all real numbers", "all reals", "real numbers", "the real numbers"], r"\mathbb{R}"),
+    **dict.fromkeys(["all real numbers", "all reals", "real numbers"], r"\mathbb{R}"),
     **dict.fromkeys(["no solution", "no solutions", "no real solution", "no real solutions", "none"], r"\emptyset"),
-    **dict.fromkeys(["empty set", "the empty set"], r"\emptyset"),
+    **dict.fromkeys(["empty set"], r"\emptyset"),
     **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
     "negative infinity": r"-\infty",
 }
 _SAME_WORDS = {"dne": "does not exist"}
-_AND = re.compile(r",? and |, ")
+_AND = re.compile(r",? and |, ?")
+_SAID_SIGN = re.compile(r"(?:minus|negative) ")
+_ARTICLE = re.compile(r"(?:the|an?) (?!(?:and|or) )(?=..)")
+_NAMED_PRICE = re.compile(rf"([A-Za-z] ?= ?-?)([{''.join(CURRENCIES)}]) ?([0-9].*)")
 _TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_NUMBER_WORDS = {
-    **{word: value for value, word in enumerate([*_BASE_NAMES, *_TEENS])},
-    **{word: 10 * (value + 2) for value, word in enumerate(_TENS)},
-    **{f"{ten}-{_BASE_NAMES[one]}": 10 * (i + 2) + one for i, ten in enumerate(_TENS) for one in range(1, 10)},
-    "hundred": 100,
-    "one hundred": 100,
-    "one thousand": 1000,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """tree: the formula, without what follows; None for what is none. unit: what stands behind or in front of a number,
     by its name where it is a measure, with its power (`cm^2`). is_percent: it has a percent sign, which `tree` leaves
-    out. words: in lower case. choice: the letter. clock: minutes after midnight and "a", "p", "24" or "" where it may
-    be either half of the day. digits, base: of a numeral with a base."""
+    out. words: in lower case; beside a tree where it may be either. choice: the letter. clock: minutes after midnight
+    and "a", "p", "24" or "" where it may be either half of the day. digits, base: of a numeral with a base."""
 
     tree: Node | None = None
     unit: str = ""
@@ -105,6 +106,8 @@ def read(text: str) -> Answer:
     """The answer that a normal form is; one that is not readable for what is none."""
     text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
     text = _NEGATIVE.sub("-", text, count=1)
+    if text[:3] == "US$":
+        text = text[2:]
     if text[-1:] in ("m", "M", ".") and (clock := _clock(text)):
         return clock
     if match := _NUMERAL.fullmatch(text):
@@ -115,6 +118,10 @@ def read(text: str) -> Answer:
         above, below = int(match[2] or match[4]), int(match[3] or match[5])
         if below:
             return Answer(number(Fraction(-above if match[1] else above, below)))
+    if match := _ELLIPSIS.fullmatch(text):
+        return _repeating(match)
+    if match := _MINUTES.fullmatch(text):
+        return _angle(match)
     if match := _BUILDER.fullmatch(text):
         text = match[2].strip()
     if (match := _LABEL.match(text)) and match[1].split()[0] not in WORDS:
@@ -157,6 +164,27 @@ def _numeral(match: re.Match[str]) -> Answer | None:
     return Answer(Node("minus", (node,)) if sign == "-" else node, unit, mark == "%")
 
 
+def _repeating(match: re.Match[str]) -> Answer:
+    """0.333... and 0.1212...: digits that a reader goes on with, for they came three times, or two at least twice."""
+    sign, whole, decimals = match.groups("")
+    for length in range(1, len(decimals) // 2 + 1):
+        period = decimals[-length:]
+        if decimals.endswith(period * (3 if length == 1 else 2)):
+            shown = Fraction(int(whole + decimals[:-length] or "0"), 10 ** (len(decimals) - length))
+            value = shown + Fraction(int(period), (10**length - 1) * 10 ** (len(decimals) - length))
+            return Answer(number(-value if sign else value))
+    return Answer()
+
+
+def _angle(match: re.Match[str]) -> Answer:
+    """Degrees, minutes and seconds."""
+    degrees, minutes, seconds = (Fraction(part or 0) for part in match.groups()[1:])
+    if minutes >= 60 or seconds >= 60:
+        return Answer()
+    value = degrees + minutes / 60 + seconds / 3600
+    return Answer(number(-value if match[1] else value), DEGREE)
+
+
 def _clock(text: str) -> Answer | None:
     if text.lower() in _TIMES:
         return Answer(clock=_TIMES[text.lower()], words=text.lower())
@@ -177,7 +205,7 @@ def _base(text: str) -> Answer | None:
     match = _BASE.fullmatch(text)
     if match is None:
         return None
-    base = int(match[2]) if match[2].isdigit() else _BASE_NAMES.index(match[2])
+    base = int(match[2]) if match[2].isdigit() else SMALL.index(match[2])
     digits = match[1].lstrip("0").upper() or "0"
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
@@ -202,19 +230,24 @@ def _content_words(text: str | None) -> str:
 
 
 def _words(text: str) -> Answer | None:
-    """Words in lower case. A single letter, and two or three without a vowel, are symbols."""
-    if _SYMBOLS.fullmatch(text) or not _WORDS.fullmatch(text) or text in WORDS:
+    """Words in lower case, or the number that they say. A single letter, and two or three without a vowel, are symbols;
+    a few more that may be symbols, too (ab, sin x), are both."""
+    is_words = _WORDS.fullmatch(text) or _LETTERS.fullmatch(text)
+    if _SYMBOLS.fullmatch(text) or not is_words or text in WORDS:
         return None
-    words = " ".join(text.lower().split()).removeprefix("the ")
-    if words in _NUMBER_WORDS:
-        return Answer(number(_NUMBER_WORDS[words]))
+    words = _ARTICLE.sub("", " ".join(text.lower().split()))
     if words in _SET_WORDS:
         return Answer(parse(_SET_WORDS[words]))
-    first, _, rest = words.partition(" ")
-    if first in _NUMBER_WORDS and rest and (unit := unit_name(rest, True)):
-        return Answer(number(_NUMBER_WORDS[first]), unit)
+    if text in GREEK:
+        return Answer(parse(f"\\{text}"), words=text)
+    sign = _SAID_SIGN.match(words)
+    if leading := leading_number(" ".join(text.lower().split())[sign.end() if sign else 0 :]):
+        value, rest = (-leading[0] if sign else leading[0]), leading[1]
+        unit = unit_name(rest, True) if rest else ""
+        if unit is not None and leading_number(rest) is None:
+            return Answer(number(value), unit)
     words = " and ".join(sorted(_AND.split(_SAME_WORDS.get(words, words))))
-    return Answer(words=words)
+    return Answer(parse(text) if _PRODUCT.fullmatch(text) else None, words=words)
 
 
 def _formula(text: str) -> Answer:
@@ -232,8 +265,14 @@ def _formula(text: str) -> Answer:
         return Answer(inside or tree, DEGREE if inside else "")
     elif body.endswith("%"):
         is_percent, body = True, body[:-1].rstrip()
+        if (leading := leading_number(body.lower())) and not leading[1]:
+            return Answer(number(leading[0]), is_percent=True)
+    elif match := _NAMED_PRICE.fullmatch(body):
+        unit, body = CURRENCIES[match[2]], match[1] + match[3]
     else:
-        body, unit = split_unit(body)
+        body, unit = split_units(text)
+        if not unit:
+            body, unit = split_unit(text)
     tree = parse(body)
     is_compound = tree and (tree.op in ("sum", "list") or (tree.op == "relation" and tree.parts[0].op != "lone"))
     if tree is None or (is_compound and is_percent):

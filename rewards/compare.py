@@ -4,12 +4,13 @@ from fractions import Fraction
 from functools import reduce
 
 from rewards.formula import Node, number, symbols
-from rewards.identity import exists, ratio_of, same_value
+from rewards.identity import exists, ratio_of, rounds_to, same_value
 from rewards.intervals import is_set, same_set
+from rewards.signs import both_signs
 
 MAX_VALUES = 40
+_PI = Node("constant", name="pi")
 
-_SIGNED = {"plus-minus": (1, -1), "minus-plus": (-1, 1)}
 _LISTED = ("list", "set", "tuple", "matrix")
 _RATIONAL = frozenset(["number", "sum", "product", "quotient", "minus", "ratio", "row", *_LISTED])
 _SHAPES = frozenset(["relation", "union", "intersection", "difference", "numbers", "infinity", *_LISTED])
@@ -33,9 +34,11 @@ def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
 
 def has_value(node: Node) -> bool:
     """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
+    if node.op in ("sum", "product", "minus"):
+        node = _folded(node)
     if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
         return all(has_value(part) for part in node.parts)
-    values = _both_signs(node)
+    values = both_signs(node)
     if len(values) > 1:
         return all(has_value(value) for value in values)
     return exists(node)
@@ -47,9 +50,11 @@ def is_rational(node: Node) -> bool:
 
 
 def _unnamed(node: Node) -> tuple[Node | None, Node]:
-    """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `x \\in {5}`, `x = 5, x = 6` and
-    `x = 5, 6`. None where there is none."""
-    if node.op == "relation" and node.parts[0].op == "lone":
+    """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `5 = x`, `x \\in {5}`, `x = 5, 6`
+    and `x = 5, x = 6`. None where there is none."""
+    if node.op == "relation" and node.name == "=" and node.parts[1].op == "symbol" and not symbols(node.parts[0]):
+        return node.parts[1], node.parts[0]
+    if node.op == "relation" and node.parts[0].op == "lone" and node.parts[0].parts[0] != _PI:
         (first, *others), (name, *values) = node.name.split(), node.parts
         if first in ("=", "in", "~") and set(others) <= {"=", "~"}:
             value = Node("relation", tuple(values), name=" ".join(others)) if others else values[0]
@@ -82,10 +87,20 @@ def _all_equal(gold: Node, given: Node, tolerance: Fraction) -> bool:
             return _same_equation(_sides(gold), _sides(given))
         return _same_in_order(gold.parts, given.parts, tolerance)
     if _is_equation(given):
-        return all(_same_shape(gold, part, tolerance) for part in given.parts)
+        return all(_same_shape(gold, part, tolerance) for part in _without_roundings(given))
     if _is_equation(gold):
         return all(_same_shape(part, given, tolerance) for part in gold.parts)
     return _same_shape(gold, given, tolerance)
+
+
+def _without_roundings(chain: Node) -> tuple[Node, ...]:
+    """The parts of a chain, without decimals behind an approximate sign that what stands before it rounds to, as in
+    sqrt(2) ~ 1.41."""
+    kept = [chain.parts[0]]
+    for sign, part in zip(chain.name.split(), chain.parts[1:], strict=True):
+        if sign == "=" or not rounds_to(kept[-1], part):
+            kept.append(part)
+    return tuple(kept)
 
 
 def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
@@ -94,7 +109,7 @@ def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if is_set(gold) or is_set(given):
         if same_set(gold, given) or _same_inequality(gold, given):
             return True
-        if not gold.op == given.op == "list":
+        if not gold.op == given.op == "list" or (gold.name == "or") != (given.name == "or"):
             return False
     gold, given = _spread(gold), _spread(given)
     kinds = {gold.op, given.op}
@@ -128,9 +143,12 @@ def _is_minus_infinity(node: Node) -> bool:
 
 
 def _folded(node: Node) -> Node:
-    """A sum or product of matrices as one matrix."""
+    """A sum or product of matrices, or of a number and a matrix, as one matrix."""
     if node.op not in ("sum", "product", "minus"):
         return node
+    if node.op == "product" and not _has_matrix(node.parts[0]) and (matrix := _folded(node.parts[1])).op == "matrix":
+        scaled = [tuple(_times(node.parts[0], entry) for entry in row.parts) for row in matrix.parts]
+        return Node("matrix", tuple(Node("row", row) for row in scaled))
     rows = [[row.parts for row in part.parts] for part in map(_folded, node.parts) if part.op == "matrix"]
     if len(rows) != len(node.parts):
         return node
@@ -146,12 +164,15 @@ def _folded(node: Node) -> Node:
     return Node("matrix", tuple(Node("row", row) for row in folded))
 
 
+def _has_matrix(node: Node) -> bool:
+    return node.op == "matrix" or any(map(_has_matrix, node.parts))
+
+
 def _coordinates(node: Node) -> tuple[Node, ...]:
-    """The parts, without their names where these are different symbols in alphabetical order: x = 1, y = 2."""
+    """The parts, in the order of their names and without them where these are different symbols: y = 2, x = 1."""
     pairs = [_unnamed(part) for part in node.parts]
-    names = [name.name if name else "" for name, _ in pairs]
-    is_named = all(names) and names == sorted(set(names))
-    return tuple(value for _, value in pairs) if is_named else node.parts
+    values = {name.name: value for name, value in pairs if name and name.op == "symbol"}
+    return tuple(values[name] for name in sorted(values)) if len(values) == len(pairs) else node.parts
 
 
 def _same_in_order(gold: tuple[Node, ...], given: tuple[Node, ...], tolerance: Fraction) -> bool:
@@ -176,27 +197,10 @@ def _same_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: 
 def _spread(node: Node) -> Node:
     """A formula with a plus-minus as the list of its two values; a list with all values of its members."""
     if node.op in ("list", "set"):
-        values = tuple(value for part in node.parts for value in _both_signs(part))
+        values = tuple(value for part in node.parts for value in both_signs(part))
         return node._replace(parts=values)
-    values = _both_signs(node)
+    values = both_signs(node)
     return Node("list", values, name=",") if len(values) > 1 else node
-
-
-def _both_signs(node: Node) -> tuple[Node, ...]:
-    if not _has_signs(node):
-        return (node,)
-    return (_with_sign(node, 0), _with_sign(node, 1))
-
-
-def _has_signs(node: Node) -> bool:
-    return node.op in _SIGNED or any(map(_has_signs, node.parts))
-
-
-def _with_sign(node: Node, which: int) -> Node:
-    parts = tuple(_with_sign(part, which) for part in node.parts)
-    if node.op in _SIGNED:
-        return parts[0] if _SIGNED[node.op][which] > 0 else Node("minus", parts)
-    return node._replace(parts=parts)
 
 
 def _minus(left: Node, right: Node) -> Node:

@@ -43,6 +43,7 @@ SET_OPERATORS = {
     "\\setminus": "difference",
     "\\backslash": "difference",
 }
+_SPELT = {"\\lor": "or", "\\vee": "or", "\\land": "and", "\\wedge": "and"}
 MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"])
 SEPARATORS = frozenset([",", ";", "and", "or"])
 CLOSING = {
@@ -147,7 +148,7 @@ class Tokens:
             if len(token) > 3:
                 raise NotAFormulaError
             return token[0], end - len(token) + 1
-        return token, end
+        return _SPELT.get(token, token), end
 
     def take(self) -> str:
         token = self.peek()

@@ -15,7 +15,8 @@ where it is computed (`rewards.evaluate`).
 
 What stands between the operators, the atoms, is in `rewards.atoms`.
 
-Left out on purpose: sums, products, integrals, limits and derivatives: a task copied out never equals its result.
+Left out on purpose: sums, products, integrals, limits and derivatives, which are tasks, not answers; tasks that are
+made of the operators above are refused by `rewards.worked_out`.
 """
 
 from functools import lru_cache
@@ -91,8 +92,8 @@ class _Reader(Atoms):
                 self.take()
                 left = Node("product" if token == "*" else "quotient", (left, self._factor()))
             elif self.starts_atom(token):
-                # Digits right behind something are no factor: "1 8" is not 8, "x2" nothing that one writes.
-                if token[0] in "0123456789.":
+                # Digits right behind something are no factor: "1 8" is not 8, "x2" nothing that one writes. 3!7! is.
+                if token[0] in "0123456789." and self.text[self.place - 1 : self.place] != "!":
                     raise NotAFormulaError
                 left = Node("product", (left, self.power()))
             else:

@@ -47,12 +47,13 @@ def _exists_at(node: Node, point: dict[str, Fraction]) -> bool:
 
 
 def same_value(gold: Node, given: Node, tolerance: Fraction) -> bool:
-    """Whether two expressions are the same number or the same function."""
+    """Whether two expressions are the same number or the same function. A constant is an answer to a formula in x (its
+    simplest form), but no formula in x to a number: that is the task."""
     if gold == given:
         return exists(gold)
     names = symbols(gold) | symbols(given)
     if names:
-        return bool(symbols(gold)) == bool(symbols(given)) and _same_function(gold, given, sorted(names))
+        return bool(symbols(gold)) and _same_function(gold, given, sorted(names))
     try:
         one, other = evaluate(gold), evaluate(given)
         if same_result(one, other):
@@ -73,6 +74,18 @@ def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> boo
         is_longer = places >= DECIMAL_PLACES and given_places > places
         is_rounded = is_longer or (places >= RATIONAL_PLACES and _is_repeating(value))
     return is_rounded and order(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
+
+
+def rounds_to(exact: Node, decimal: Node) -> bool:
+    """Whether a number is a decimal, or its rounding: 1.41 of sqrt(2), 0.33 of 1/3."""
+    places = _places(decimal)
+    if not places or symbols(exact) or places <= _places(exact):
+        return False
+    try:
+        difference = as_real(evaluate(exact)[0]) - as_real(evaluate(decimal)[0])
+        return order(abs(difference) * 2, Fraction(1, 10**places)) <= 0
+    except NoValueError:
+        return False
 
 
 def _places(node: Node) -> int:

@@ -21,6 +21,7 @@ def cosine(
     num_tokens: int,
     max_tokens: int,
     truncated: bool = False,
+    tolerance: float = 0.0,
     correct_short: float = 1.0,
     correct_long: float = 0.5,
     wrong_short: float = -1.0,
@@ -33,12 +34,13 @@ def cosine(
         R = exceeded                                             if L >= max_tokens
             long + (short - long) * (1 + cos(pi L / max_tokens)) / 2   otherwise,
 
-    with the two values for correct answers or the two for wrong ones, as `math` judges. Right answers earn more for
-    being short, wrong ones lose less for being long. The defaults keep the paper's signs and order and fit [-1, 1].
+    with the two values for correct answers or the two for wrong ones, as `math` judges, with the row's tolerance. Right
+    answers earn more for being short, wrong ones lose less for being long. The paper's values are 2 to 1 for correct
+    answers, -10 to 0 for wrong ones, exceeded -10; the defaults keep their signs and order and fit [-1, 1].
     Raises ValueError for max_tokens below 1, Unscorable as `math` does.
     """
     _check_positive("max_tokens", max_tokens)
-    verdict = math_reward.reward(prompt, response, answer, truncated=truncated)
+    verdict = math_reward.reward(prompt, response, answer, truncated=truncated, tolerance=tolerance)
     if num_tokens >= max_tokens:
         return exceeded
     short, long = (correct_short, correct_long) if verdict == 1.0 else (wrong_short, wrong_long)
@@ -53,14 +55,14 @@ def quick_cosine(
     num_tokens: int,
     max_tokens: int,
     truncated: bool = False,
+    tolerance: float = 0.0,
     **options: Any,
 ) -> float | None:
     """`cosine` where the verdict takes microseconds, else None."""
-    if math_reward.quick_reward(prompt, response, answer, truncated=truncated) is None:
+    judged: dict[str, Any] = {"truncated": truncated, "tolerance": tolerance}
+    if math_reward.quick_reward(prompt, response, answer, **judged) is None:
         return None
-    return cosine(
-        prompt, response, answer, num_tokens=num_tokens, max_tokens=max_tokens, truncated=truncated, **options
-    )
+    return cosine(prompt, response, answer, num_tokens=num_tokens, max_tokens=max_tokens, **judged, **options)
 
 
 def cosine_between(part: float, start: float, end: float) -> float:

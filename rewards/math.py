@@ -21,6 +21,7 @@ from rewards.spelling import normal_form
 from rewards.think_format import with_opened_thinking
 from rewards.value import OutOfTimeError, limited_time
 from rewards.verdict import quick, same
+from rewards.worked_out import is_copied
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
@@ -37,12 +38,17 @@ def verify(response: str, answer: str, tolerance: float = 0.0, limit_s: float = 
 
 
 def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
-    """Whether two answers, as `extract` gives them, mean the same; False after `limit_s` seconds of work. Where it
-    matters which is the true one (a rounded decimal), that is `a`."""
+    """Whether two answers, as `extract` gives them, are the same answer: neither is a calculation whose result the
+    other is (`rewards.worked_out`). False after `limit_s` seconds of work. Where it matters which is the true one (a
+    rounded decimal), that is `a`."""
     try:
         with limited_time(limit_s):
             gold, given = read(normal_form(a)), read(normal_form(b))
-            return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
+            if not (gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))):
+                return False
+            if gold.tree is None or given.tree is None or gold.choice or given.choice:
+                return True
+            return not is_copied(given.tree, gold.tree)
     except Exception:
         return False
 

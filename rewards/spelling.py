@@ -9,6 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.units import with_words
+
 MAX_CHARS = 256
 
 _UNSEEN = re.compile(
@@ -33,6 +35,8 @@ _SIGNS = {
     "∩": r"\cap ",
     "∈": r"\in ",
     "∅": r"\emptyset ",
+    "∨": r"\lor ",
+    "∧": r"\land ",
     "∖": r"\setminus ",
     "ℝ": r"\mathbb{R}",
     "ℤ": r"\mathbb{Z}",
@@ -117,6 +121,7 @@ def _normal_form(text: str) -> str:
                 inside = text[len(left) : -len(right)]
                 if left not in inside:
                     text = inside
+    text = with_words(text)
     for literal, pattern, replacement in _REPLACEMENTS:
         if literal in text:
             text = pattern.sub(replacement, text)

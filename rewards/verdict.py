@@ -8,6 +8,7 @@ from rewards.answer import DEGREE, Answer
 from rewards.formula import Node, number, symbols
 from rewards.units import agree, is_measure
 from rewards.value import TooMuchWorkError, bounded_work
+from rewards.worked_out import is_copied
 
 
 def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
@@ -27,7 +28,7 @@ def _same(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
         return _same_time(gold.clock, given.clock)
     if gold.base or given.base:
         return _same_numeral(gold, given)
-    if (gold.words.strip() or given.words.strip()) and not (gold.tree and given.tree):
+    if (gold.words.strip() or given.words.strip()) and (gold.words == given.words or not (gold.tree and given.tree)):
         return gold.words == given.words
     if gold.tree is None or given.tree is None or not agree(gold.unit, given.unit):
         return False
@@ -42,6 +43,9 @@ def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> boo
         return same(gold, given, tolerance)
     if gold == given and gold.is_formula:
         return True
+    is_words = gold.words and given.words and not (gold.choice or given.choice)
+    if is_words and (gold.words == given.words or (_is_letters(one) and _is_letters(other))):
+        return same(gold, given, tolerance)
     plain = compare.is_rational(one), compare.is_rational(other)
     is_lettered = gold.choice and given.choice and not (gold.words and given.words)
     if all(plain) or is_lettered:
@@ -51,8 +55,12 @@ def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> boo
     if any(plain) and "relation" not in (one.op, other.op):
         numbers, formula = (one, other) if plain[0] else (other, one)
         if numbers.op not in ("list", "set", "tuple") and formula.op not in ("list", "set") and symbols(formula):
-            return False
+            return False if plain[0] else None
     return None
+
+
+def _is_letters(node: Node) -> bool:
+    return node.op in ("symbol", "constant") or (node.op == "product" and all(map(_is_letters, node.parts)))
 
 
 def _same_content(gold: Answer, given: Answer) -> bool:
@@ -84,6 +92,13 @@ def _same_numeral(gold: Answer, given: Answer) -> bool:
 
 
 def _same_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+    assert gold.tree is not None
+    assert given.tree is not None
+    is_equal = _equal_quantity(gold, given, tolerance)
+    return is_equal and (given.tree.op == "number" or not is_copied(gold.tree, given.tree))
+
+
+def _equal_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     one, other = gold.tree, given.tree
     assert one is not None
     assert other is not None

@@ -26,6 +26,14 @@ def test_cosine_at_its_limit_and_in_the_paper_s_range() -> None:
         cosine("", "", "5", num_tokens=1, max_tokens=0)
 
 
+@pytest.mark.parametrize("judge", [cosine, quick_cosine])
+def test_cosine_judges_with_the_row_s_tolerance(judge) -> None:
+    near, far = r"\boxed{18.05}", r"\boxed{18.15}"
+    assert judge("", near, "18", num_tokens=50, max_tokens=100, tolerance=0.1) == pytest.approx(0.75)
+    assert judge("", far, "18", num_tokens=50, max_tokens=100, tolerance=0.1) == pytest.approx(-0.5)
+    assert judge("", near, "18", num_tokens=50, max_tokens=100) == pytest.approx(-0.5)
+
+
 def test_cosine_of_what_takes_long_is_left_to_a_child() -> None:
     assert quick_cosine("", r"\boxed{5}", "5", num_tokens=7, max_tokens=9) == cosine(
         "", r"\boxed{5}", "5", num_tokens=7, max_tokens=9
