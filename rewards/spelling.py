@@ -55,7 +55,11 @@ _SIGNS = {
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ", "0123456789+-nx")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_TEXT = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
+_TEXT = (
+    "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
+    "|underline|underbar|textup|mathnormal|boldsymbol|bm"
+)
+_TYPE = "bf|rm|it|sf|tt|bfseries|itshape|boldmath|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
 
 _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?<!\\)\$([^$\\]*(?:\\.[^$\\]*)*)\$"), r" \1 "),
@@ -66,8 +70,10 @@ _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!"), ""),
     (re.compile(r"(?<!\\)\\,"), " "),
     (re.compile(r"\{\s*,\s*\}"), ","),
+    (re.compile(r"\\(?:textcolor|color|colorbox)\s*\{[a-zA-Z!0-9]*\}"), " "),
     (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
     (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
+    (re.compile(rf"\\(?:(?:{_TYPE})(?![A-Za-z{{])\s*|(?:underline|boldsymbol|bm)(?=\s*\{{))"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|°"), " degrees "),
     (re.compile(r"\*\*"), "^"),
@@ -78,10 +84,11 @@ _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}\\]*)\}"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\%|\b(?:percent(?:age)?|pct)\b"), "%"),
     (re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
-    (re.compile(r"(?<!\\)\\(?:[;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))|~"), " "),
+    (re.compile(r"(?<!\\)\\(?:[;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![A-Za-z]))|~"), " "),
     (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<=[0-9])\$(?=[^0-9])|(?<=[^0-9])\$(?=\s*(?:and|or|,|%|$))"), " "),
+    (re.compile(r"^\s*\{([^{}]*(?<!\\))\}[\s.]*$|(?<!\\)\\\s*$"), r"\1"),
     (re.compile(r"\s+"), " "),
 ]
 _PLAIN = re.compile(r"-?[0-9]{1,80}(?:\.[0-9]{1,80})?")
@@ -107,7 +114,7 @@ def _normal_form(text: str) -> str:
     while before != text:
         before = text
         text = text.strip(" \t\r\n")
-        text = text if text.endswith("..") else text.rstrip(".,;:")
+        text = _without_stop(text)
         for left, right in _WRAPPERS:
             if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
                 inside = text[len(left) : -len(right)]
@@ -115,7 +122,15 @@ def _normal_form(text: str) -> str:
                     text = inside
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    return _without_stop(text.strip())
+
+
+def _without_stop(text: str) -> str:
+    """The text without the punctuation that ends its sentence; an ellipsis and a command such as `\\;` stay."""
+    end = len(text)
+    while not text.endswith("..") and text[end - 1 : end] in (".", ",", ";", ":") and text[end - 2 : end - 1] != "\\":
+        end -= 1
+    return text[:end].rstrip()
 
 
 def _to_ascii(text: str) -> str:
