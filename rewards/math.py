@@ -9,8 +9,10 @@ an answer is bounded by its length, so they may be called from any thread, proce
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 from rewards.answer import Answer, read
@@ -24,8 +26,8 @@ __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
 
 def verify(response: str, answer: str, tolerance: float = 0.0) -> bool:
-    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read. tolerance: how
-    far a number may be from the gold one; 0 for exact."""
+    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read, and for a
+    response that is no text. tolerance: how far a number may be from the gold one; 0 for exact."""
     try:
         return reward("", response, answer, tolerance=tolerance) == 1.0
     except Exception:
@@ -36,7 +38,7 @@ def equivalent(a: str, b: str, tolerance: float = 0.0) -> bool:
     """Whether two answers, as `extract` gives them, mean the same. Where it matters which is the true one (a rounded
     decimal), that is `a`."""
     try:
-        gold, given = read(normal_form(a)), read(normal_form(b))
+        gold, given = read(normal_form(_as_text(a))), read(normal_form(_as_text(b)))
         return gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))
     except Exception:
         return False
@@ -46,8 +48,9 @@ def reward(
     prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
 ) -> float:
     """1.0 if the response's answer is the gold answer, else 0.0. tolerance: of the row or the recipe, how far a number
-    may be from the gold one. Raises `Unscorable` for a gold answer that is neither number nor formula nor words."""
-    verdict = _verdict(prompt, response, answer, truncated, tolerance, same)
+    may be from the gold one. A gold answer that is a number is read as its text. Raises `Unscorable` for one that is
+    neither number nor formula nor words."""
+    verdict = _verdict(prompt, response, _as_text(answer), truncated, tolerance, same)
     assert verdict is not None
     return verdict
 
@@ -57,6 +60,7 @@ def quick_reward(
 ) -> float | None:
     """`reward` where it takes microseconds; None where formulas must be evaluated, or would have to be parsed only to
     find that out."""
+    answer = _as_text(answer)
     text = found(prompt, response, answer, truncated=truncated)
     one, other = _gold_form(answer), normal_form(text or "")
     if one != other and _FORMULA.search(one) and _FORMULA.search(other):
@@ -66,7 +70,7 @@ def quick_reward(
 
 def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
     """What `reward` takes for the response's answer, None where there is none."""
-    return _extract(with_opened_thinking(prompt, response), truncated)
+    return _extract(with_opened_thinking(prompt, response), truncated) if isinstance(response, str) else None
 
 
 _FORMULA = re.compile(r"\^|\\(?:sqrt|pi|sin|cos|tan|log|ln|exp)")
@@ -96,6 +100,20 @@ def _verdict(
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
     return float(verdict)
+
+
+def _as_text(answer: object) -> str:
+    """A gold answer as text: a data set's column may hold numbers. "" for what is neither, and for what is no finite
+    number or has more digits than Python writes out."""
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, bool) or not isinstance(answer, Real | Decimal):
+        return ""
+    try:
+        text = str(answer)
+    except ValueError:
+        return ""
+    return text if text[-1:].isdigit() else ""
 
 
 def _gold(answer: str) -> Answer:
