@@ -9,7 +9,7 @@ import re
 
 from rewards.answer import is_number, read
 from rewards.spelling import normal_form
-from rewards.statement import ANCHOR, behind_anchor, confirmed, first_line
+from rewards.statement import ANCHOR, behind_anchor, concluded, confirmed, first_line
 from rewards.think_format import after_thinking
 from rewards.verdict import same
 from rewards.visible import closing_brace, visible
@@ -93,7 +93,7 @@ def _unboxed(text: str, truncated: bool) -> str | None:
         return _tagged(text, tag_place, truncated)  # any other mark stands inside
     last = max(tag_place, hash_place, anchor_place)
     if last < 0:
-        return _bare(whole)
+        return (None if truncated else concluded(whole)) or _bare(whole)
     if last == tag_place:
         return _tagged(text, tag_place, truncated)
     if last == hash_place:

@@ -69,7 +69,7 @@ _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r",\\[!,]\s*(?=[0-9]{3})"), ","),
     (re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!"), ""),
     (re.compile(r"(?<!\\)\\,"), " "),
-    (re.compile(r"\{\s*,\s*\}"), ","),
+    (re.compile(r"(?<=[0-9]) ?\{\s*,\s*\} ?(?=[0-9]{3})|\{\s*,\s*\}"), ","),
     (re.compile(r"\\(?:textcolor|color|colorbox)\s*\{[a-zA-Z!0-9]*\}"), " "),
     (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
     (re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),

@@ -13,6 +13,7 @@ from rewards.verdict import same
 
 MAX_BEFORE = 160
 MAX_AFTER = 100
+MAX_CONCLUSION = 600
 
 _BE = r"(?:would|must|should|will|has to|have to|turns? out to|ought to|can only) be"
 # What `should be in lowest terms` says is no answer.
@@ -35,6 +36,19 @@ _SUBJECT = re.compile(
 )
 _DISPLAY = re.compile(r"\$\$[^$]{1,256}\$\$|\\\[(?s:.{1,256}?)\\\]")
 _END = re.compile(r"\.(?=\s|$|\*)|;(?=\s|$)|,? (?:because|since|so|which|where) |(?<=[0-9}]) of (?:an?|the) ")
+_RESULT = r"(?:\s+is\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value))?[.!\s]*\Z"
+_CONCLUSIONS = (
+    re.compile(
+        r"(?:\b(?:is|are|equals?|gives?|get|obtain|have|find|that|therefore|thus|hence|so)\b|[:=])[\s,]{0,8}"
+        r"(\$\$[^$]{1,256}\$\$|\\\[(?s:.{1,256}?)\\\]|\$[^$\n]{1,256}\$|\\\(.{1,256}?\\\))" + _RESULT,
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"(?:^|[.!?]\s)(?:therefore|thus|hence|so)\b[^.!?\n]{1,200}?\b(?:is|are|equals)\s+"
+        r"([-+]?\$?[0-9][0-9,]{0,80}(?:\.[0-9]{1,80})?(?:/[0-9]{1,80})?%?)[.!]?\Z",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+)
 _BOLD = re.compile(r"\*\*(?=\W|$)|(?<!\w)\*\*")
 
 _OPENING = r"[\s$*_:(\\\[\"“]{0,12}$"
@@ -103,6 +117,14 @@ def behind_anchor(text: str, start: int) -> tuple[str, int]:
     line = text[start:] if line_end < 0 else text[start:line_end]
     sentence = _END.split(line, maxsplit=1)[0]
     return stated + _BOLD.sub("", sentence), start + len(sentence)
+
+
+def concluded(text: str) -> str | None:
+    """The formula that a response ends with as its conclusion, behind "is", "that", "therefore" or a colon; or the
+    number that a last sentence with "therefore" or the like ends with. None for a text that does not end so."""
+    tail = text.strip()[-MAX_CONCLUSION:]
+    found = next((match for pattern in _CONCLUSIONS if (match := pattern.search(tail))), None)
+    return confirmed(tail, found.start(1), found.end(1), " ".join(found[1].split())) if found else None
 
 
 def first_line(text: str, start: int) -> tuple[str, int]:
