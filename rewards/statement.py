@@ -14,6 +14,7 @@ from rewards.verdict import same
 MAX_BEFORE = 160
 MAX_AFTER = 100
 MAX_CONCLUSION = 600
+MAX_OR = 64
 
 _BE = r"(?:would|must|should|will|has to|have to|turns? out to|ought to|can only) be"
 # What `should be in lowest terms` says is no answer.
@@ -35,7 +36,9 @@ _SUBJECT = re.compile(
     r"(?:the|its?|there|so|thus|hence|therefore)\b[^.=;\n]{0,120}?\b(?:is|are|equals)\b[\s*:]*", re.IGNORECASE
 )
 _DISPLAY = re.compile(r"\$\$[^$]{1,256}\$\$|\\\[(?s:.{1,256}?)\\\]")
-_END = re.compile(r"\.(?=\s|$|\*)|;(?=\s|$)|,? (?:because|since|so|which|where) |(?<=[0-9}]) of (?:an?|the) ")
+_END = re.compile(
+    r"\.(?=\s|$|\*)|;(?=\s|$)|,? (?:because|since|so|which|where) |(?<=[0-9}]) of (?:an?|the) |(?<=[0-9})$%]),? \(?not "
+)
 _RESULT = r"(?:\s+is\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value))?[.!\s]*\Z"
 _CONCLUSIONS = (
     re.compile(
@@ -54,11 +57,17 @@ _BOLD = re.compile(r"\*\*(?=\W|$)|(?<!\w)\*\*")
 _OPENING = r"[\s$*_:(\\\[\"“]{0,12}$"
 _CLOSING = r"[\s$*_)\\\]}\"”]{0,12}"
 _NOT_THIS = re.compile(
-    r"(?:\b(?:not|never|neither|nor)|n['’]t)"
+    r"(?:(?<!\bor )\b(?:can)?not|\b(?:never|neither|nor|anything but|rather than|instead of)|n['’]t)"
     r"(?:\s+(?:be|been|equal|equals|to|simply|actually|exactly|really|at|all|the|answer|final|correct|right))*"
     + _OPENING,
     re.IGNORECASE,
 )
+# Of each denial, a part that costs little to look for.
+_DENYING_BEFORE = (
+    *("not", "nor", "n't", "n’t", "never", "neither", "anything but", "than", "instead", "doubt"),
+    *("false", "wrong", "incorrect", "untrue", "impossible", "unlikely"),
+)
+_DENYING_AFTER = ("no", "n't", "n’t", "wrong", "incorrect", "false", "mistake")
 _GAP = r"(?:(?!\b(?:so|therefore|thus|hence|but|because|since|and|we|get|gives?)\b)[^,;.:\n!?]){0,50}"
 _NOT_THAT = re.compile(
     r"(?:\b(?:do|does|did|can|could|would)(?:\s?not|n['’]t)\s+(?:\w+\s+)?(?:think|believe|agree|say|claim|conclude)\b|\bdoubt\b"
@@ -69,7 +78,8 @@ _NOT_THAT = re.compile(
 _ANSWER = r"(?:right|correct|true|valid|it\b|(?:the|an?|my)\s+(?:\w+\s+)?(?:answer|solution|result))"
 _WRONG = (
     r"(?:(?:clearly|definitely|obviously|certainly|actually|probably|simply|surely)\s+)?"
-    rf"(?:wrong|incorrect|false|a mistake|mistaken|not\s+{_ANSWER})"
+    r"(?:(?:the\s+|an?\s+)?(?:wrong|incorrect|false|mistaken)(?:\s+(?:answer|solution|result))?"
+    rf"|a mistake|not\s+{_ANSWER})"
 )
 _TAKEN_BACK = re.compile(
     rf"{_CLOSING}[.,;:!?-]{{0,3}}{_CLOSING}(?:(?:wait|hmm+|oh|sorry)\W{{1,3}}){{0,2}}"
@@ -98,14 +108,25 @@ def confirmed(text: str, start: int, end: int, content: str) -> str | None:
     """The answer that stands at `text[start:end]`, read as `content`: with the other one where the text says "or"; None
     where it takes the answer back."""
     before, after = text[max(0, start - MAX_BEFORE) : start], text[end : end + MAX_AFTER]
-    if _NOT_THIS.search(before) or _NOT_THAT.search(before):
+    if _has(before, _DENYING_BEFORE) and (_NOT_THIS.search(before) or _NOT_THAT.search(before)):
         return None
     # "Statement (B) is wrong" is the answer to another question.
-    if not _IS_WORDS.fullmatch(content) and _TAKEN_BACK.match(after):
+    if _has(after, _DENYING_AFTER) and _TAKEN_BACK.match(after) and not _IS_WORDS.fullmatch(content):
         return None
-    others = [found[1] for found in (_OR_AFTER.match(after), _OR_BEFORE.search(before)) if found]
-    answer = read(normal_form(content))
-    return ", ".join([content, *(other for other in others if not same(answer, read(normal_form(other))))])
+    found = [_OR_AFTER.match(after), _OR_BEFORE.search(before[-MAX_OR:]) if "or" in before[-MAX_OR:].lower() else None]
+    others = [match[1] for match in found if match]
+    if others:
+        answer = read(normal_form(content))
+        others = [other for other in others if not same(answer, read(normal_form(other)))]
+    return ", ".join([content, *others])
+
+
+def _has(text: str, words: tuple[str, ...]) -> bool:
+    text = text.lower()
+    for word in words:  # noqa: SIM110 - a generator takes three times as long
+        if word in text:
+            return True
+    return False
 
 
 def behind_anchor(text: str, start: int) -> tuple[str, int]:

@@ -12,13 +12,12 @@ _COMMENT = re.compile(
     r"|\\iffalse\b(?s:.*?)(?:\\fi\b|\Z)|\\begin\s*\{comment\}(?s:.*?)(?:\\end\s*\{comment\}|\Z)"
 )
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
-_MARKS = ("%", "<!--", "\\iffalse", "{comment}")
 
 
 def visible(text: str, max_inside: int) -> str:
     """The text without its comments and phantoms. max_inside: characters that a phantom may hold; one that nothing
     closes within them hides all that follows."""
-    if any(mark in text for mark in _MARKS):
+    if "%" in text or "<!--" in text or "\\iffalse" in text or "{comment}" in text:
         text = _COMMENT.sub("", text)
     while phantom := _PHANTOM.search(text):
         end = closing_brace(text, phantom.end(), max_inside)
