@@ -1,8 +1,9 @@
 """Where in a response its answer stands.
 
-In this order: the last box; the last of `<answer>` tags, `####`, `answer is ...`, `A: ...`; a response of one short
-line, as a whole; a last line that is nothing but a number. A sentence that merely contains a number is no answer: to
-take the last number anywhere would reward a model for listing numbers.
+In this order: the last box; the last of `<answer>` tags, `####`, `answer is ...`, `A: ...`; the formula that the
+response ends with as its conclusion, or the number of a last sentence with "therefore"; a response of one short line,
+as a whole; a last line or display that is nothing but a number. A sentence that merely contains a number is no answer:
+to take the last number anywhere would reward a model for listing numbers.
 """
 
 import re
