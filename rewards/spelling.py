@@ -82,7 +82,7 @@ _REPLACEMENTS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}\\]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}\\]*)\}"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\%|\b(?:percent(?:age)?|pct)\b"), "%"),
+    (re.compile(r"\\%|(?:\b|(?<=[0-9]))(?:percent(?:age)?|pct)\b"), "%"),
     (re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
     (re.compile(r"(?<!\\)\\(?:[;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![A-Za-z]))|~"), " "),
     (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
