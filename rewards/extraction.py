@@ -139,7 +139,7 @@ def _bare(text: str) -> str | None:
         return None
     form = normal_form(line)
     if line != stripped:
-        return line if is_number(form) else None
+        return confirmed(stripped, len(stripped) - len(line), len(stripped), line) if is_number(form) else None
     answer = read(form)
     if answer.tree is None and answer.words and (len(form.split()) > MAX_WORDS or _TALK.match(form)):
         return line if form[0].isdigit() else None
