@@ -47,13 +47,13 @@ def _exists_at(node: Node, point: dict[str, Fraction]) -> bool:
 
 
 def same_value(gold: Node, given: Node, tolerance: Fraction) -> bool:
-    """Whether two expressions are the same number or the same function. A constant is an answer to a formula in x (its
-    simplest form), but no formula in x to a number: that is the task."""
+    """Whether two expressions are the same number or the same function, of which a constant is one. That a formula in x
+    is no answer to a plain number, because it is the task, is for `rewards.worked_out` to say."""
     if gold == given:
         return exists(gold)
     names = symbols(gold) | symbols(given)
     if names:
-        return bool(symbols(gold)) and _same_function(gold, given, sorted(names))
+        return _same_function(gold, given, sorted(names))
     try:
         one, other = evaluate(gold), evaluate(given)
         if same_result(one, other):

@@ -14,6 +14,7 @@ from rewards.formula import Node
 from rewards.value import NoValueError, as_real, mean, order
 
 _COMPARES = frozenset(["<", ">", "<=", ">=", "!="])
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _OPERATIONS = frozenset(["union", "intersection", "difference"])
 _LOW, _HIGH = "low", "high"
 
@@ -36,7 +37,7 @@ def same_set(one: Node, other: Node) -> bool:
     if one.op == other.op == "numbers":
         return one.name == other.name
     try:
-        first, second = _RealSet(one), _RealSet(other)
+        first, second = _RealSet(_upright(one)), _RealSet(_upright(other))
         if first.symbols | second.symbols != (first.symbols or second.symbols):
             return False
         samples = _samples([*first.boundaries, *second.boundaries])
@@ -113,6 +114,19 @@ class _RealSet:
             signs = node.name.split()
             return all(_compare(sign, _order(*values[i : i + 2])) for i, sign in enumerate(signs))
         return True
+
+
+def _upright(node: Node) -> Node:
+    """Inequalities of `-x` as those of `x`: -x > -1 is x < 1."""
+    parts = tuple(map(_upright, node.parts))
+    if node.op == "relation" and any(part.op == "minus" and _symbol(part.parts[0]) for part in parts):
+        signs = " ".join(_FLIPPED.get(sign, sign) for sign in node.name.split())
+        return node._replace(parts=tuple(map(_negative, parts)), name=signs)
+    return node._replace(parts=parts)
+
+
+def _negative(node: Node) -> Node:
+    return node.parts[0] if node.op == "minus" else Node("minus", (node,))
 
 
 def _compare(sign: str, order: int) -> bool:

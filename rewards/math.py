@@ -10,8 +10,10 @@ same; so they may be called from any thread, process and event loop.
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 from rewards import extraction
@@ -29,8 +31,9 @@ LIMIT_S = 2.0
 
 
 def verify(response: str, answer: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
-    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read, and after
-    `limit_s` seconds of work. tolerance: how far a number may be from the gold one; 0 for exact."""
+    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read, for a response
+    that is no text, and after `limit_s` seconds of work. tolerance: how far a number may be from the gold one; 0 is
+    exact."""
     try:
         return reward("", response, answer, tolerance=tolerance, limit_s=limit_s) == 1.0
     except Exception:
@@ -43,7 +46,7 @@ def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S)
     rounded decimal), that is `a`."""
     try:
         with limited_time(limit_s):
-            gold, given = read(normal_form(a)), read(normal_form(b))
+            gold, given = read(normal_form(_as_text(a))), read(normal_form(_as_text(b)))
             if not (gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))):
                 return False
             if gold.tree is None or given.tree is None or gold.choice or given.choice:
@@ -72,8 +75,9 @@ def reward(
     **row: Any,
 ) -> float:
     """1.0 if the response's answer is the gold answer, else 0.0. tolerance: of the row or the recipe, how far a number
-    may be from the gold one. limit_s: seconds of work after which a response is unscorable, to within milliseconds.
-    Raises `Unscorable` then, and for a gold answer that is neither number nor formula nor words."""
+    may be from the gold one. A gold answer that is a number is read as its text. limit_s: seconds of work after which a
+    response is unscorable, to within milliseconds. Raises `Unscorable` then, and for a gold answer that is neither
+    number nor formula nor words."""
     with limited_time(limit_s):
         return judge(found(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance, limit_s=limit_s)
 
@@ -81,7 +85,7 @@ def reward(
 def judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, limit_s: float = LIMIT_S, **row: Any) -> float:
     """`reward` of a response in which `found` has found this."""
     with limited_time(limit_s):
-        verdict = _verdict(text, answer, tolerance, same)
+        verdict = _verdict(text, _as_text(answer), tolerance, same)
     assert verdict is not None
     return verdict
 
@@ -97,6 +101,7 @@ def quick_reward(
 def quick_judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, **row: Any) -> float | None:
     """`quick_reward` of a response in which `found` has found this. Most are decided as they stand: whole numbers, and
     formulas that are not spelt alike."""
+    answer = _as_text(answer)
     if text is not None:
         gold = _stated(answer)
         if not tolerance and _WHOLE.fullmatch(text) and _WHOLE.fullmatch(gold):
@@ -108,6 +113,8 @@ def quick_judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, **r
 
 def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
     """What `reward` takes for the response's answer, None where there is none. Raises OutOfTimeError."""
+    if not isinstance(response, str):
+        return None
     with limited_time(LIMIT_S):
         return extraction.extract(with_opened_thinking(prompt, response), truncated)
 
@@ -139,6 +146,20 @@ def _verdict(
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
     return float(verdict)
+
+
+def _as_text(answer: object) -> str:
+    """A gold answer as text: a data set's column may hold numbers. "" for what is neither, and for what is no finite
+    number or has more digits than Python writes out."""
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, bool) or not isinstance(answer, Real | Decimal):
+        return ""
+    try:
+        text = str(answer)
+    except ValueError:
+        return ""
+    return text if text[-1:].isdigit() else ""
 
 
 def _gold(answer: str) -> Answer:

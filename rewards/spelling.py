@@ -59,7 +59,11 @@ _SIGNS = {
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ", "0123456789+-nx")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_TEXT = "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
+_TEXT = (
+    "text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|operatorname|bf|rm|emph"
+    "|underline|underbar|textup|mathnormal|boldsymbol|bm"
+)
+_TYPE = "bf|rm|it|sf|tt|bfseries|itshape|boldmath|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
 
 # Each with a text without which its pattern cannot match: to look for that takes a tenth of the time.
 _REPLACEMENTS: list[tuple[str, re.Pattern[str], str]] = [
@@ -70,9 +74,11 @@ _REPLACEMENTS: list[tuple[str, re.Pattern[str], str]] = [
     (",\\", re.compile(r",\\[!,]\s*(?=[0-9]{3})"), ","),
     ("\\", re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))|(?<!\\)\\!"), ""),
     ("\\,", re.compile(r"(?<!\\)\\,"), " "),
-    (",", re.compile(r"\{\s*,\s*\}"), ","),
+    ("{", re.compile(r"(?<=[0-9]) ?\{\s*,\s*\} ?(?=[0-9]{3})|\{\s*,\s*\}"), ","),
+    ("color", re.compile(r"\\(?:textcolor|color|colorbox)\s*\{[a-zA-Z!0-9]*\}"), " "),
     ("\\", re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
     ("\\", re.compile(rf"\\(?:{_TEXT})\s*\{{([^{{}}]*)\}}"), r" \1 "),
+    ("\\", re.compile(rf"\\(?:(?:{_TYPE})(?![A-Za-z{{])\s*|(?:underline|boldsymbol|bm)(?=\s*\{{))"), ""),
     ("frac", re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     ("\\", re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), " degrees "),
     ("°", re.compile("°"), " degrees "),
@@ -83,14 +89,16 @@ _REPLACEMENTS: list[tuple[str, re.Pattern[str], str]] = [
     ("\\choose", re.compile(r"\{([^{}\\]*)\\choose(?![A-Za-z])([^{}\\]*)\}"), r"\\binom{\1}{\2}"),
     ("\\over", re.compile(r"\{([^{}\\]*)\\over(?![A-Za-z])([^{}\\]*)\}"), r"\\frac{\1}{\2}"),
     ("\\%", re.compile(r"\\%"), "%"),
-    ("percent", re.compile(r"\bpercent(?:age)?\b"), "%"),
-    ("pct", re.compile(r"\bpct\b"), "%"),
+    ("percent", re.compile(r"(?:\b|(?<=[0-9]))percent(?:age)?\b"), "%"),
+    ("pct", re.compile(r"(?:\b|(?<=[0-9]))pct\b"), "%"),
     ("\\", re.compile(r"(?<!\\)\\([$#&])"), r"\1"),
-    ("\\", re.compile(r"(?<!\\)\\(?:[;: ]|quad(?![A-Za-z])|qquad(?![A-Za-z]))"), " "),
+    ("\\", re.compile(r"(?<!\\)\\(?:[;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![A-Za-z]))"), " "),
     ("~", re.compile("~"), " "),
     ("pi", re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
     ("sqrt", re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     ("$", re.compile(r"(?<=[0-9])\$(?=[^0-9])|(?<=[^0-9])\$(?=\s*(?:and|or|,|%|$))"), " "),
+    ("{", re.compile(r"^\s*\{([^{}]*(?<!\\))\}[\s.]*$"), r"\1"),
+    ("\\", re.compile(r"(?<!\\)\\\s*$"), ""),
 ]
 _PLAIN = re.compile(r"-?[0-9]{1,80}(?:\.[0-9]{1,80})?")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
@@ -115,7 +123,7 @@ def _normal_form(text: str) -> str:
     while before != text:
         before = text
         text = text.strip(" \t\r\n")
-        text = text if text.endswith("..") else text.rstrip(".,;:")
+        text = _without_stop(text)
         for left, right in _WRAPPERS:
             if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
                 inside = text[len(left) : -len(right)]
@@ -125,7 +133,15 @@ def _normal_form(text: str) -> str:
     for literal, pattern, replacement in _REPLACEMENTS:
         if literal in text:
             text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    return _without_stop(" ".join(text.split()))
+
+
+def _without_stop(text: str) -> str:
+    """The text without the punctuation that ends its sentence; an ellipsis and a command such as `\\;` stay."""
+    end = len(text)
+    while not text.endswith("..") and text[end - 1 : end] in (".", ",", ";", ":") and text[end - 2 : end - 1] != "\\":
+        end -= 1
+    return text[:end].rstrip()
 
 
 def _to_ascii(text: str) -> str:

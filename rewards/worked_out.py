@@ -38,7 +38,7 @@ def _values(node: Node) -> Iterator[Node]:
     """The values that an answer is made of, without the symbols that name them. Of a chain of equal ones those that
     are worked out, if any is."""
     if node.op == "relation":
-        parts = tuple(part for part in node.parts if part.op not in ("lone", "symbol"))
+        parts = tuple(part for part in node.parts if _unsigned(part).op not in ("lone", "symbol"))
         if set(node.name.split()) <= {"=", "~"} and not any(map(symbols, parts)):
             parts = tuple(filter(_is_done, parts)) or parts
     elif node.op in _HOLDERS or (node.op == "product" and _is_scaled(node)):

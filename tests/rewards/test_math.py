@@ -3,7 +3,10 @@
 import json
 import sys
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -267,6 +270,29 @@ def test_a_truncated_response_counts_only_answers_that_are_closed(response: str,
 def test_a_gold_answer_may_be_a_worked_solution(answer: str) -> None:
     assert reward("", "The answer is 18", answer) == 1.0
     assert reward("", "The answer is 9", answer) == 0.0
+
+
+@pytest.mark.parametrize("response", [None, 18, b"18", ["18"], {}])
+def test_what_is_no_text_gives_no_answer(response: Any) -> None:
+    assert extract(response) is None
+    assert not verify(response, "18")
+    assert reward("<think>", response, "18") == quick_reward("<think>", response, "18") == 0.0
+
+
+@pytest.mark.parametrize("answer", [18, 18.0, Decimal("18"), Fraction(36, 2)])
+def test_a_gold_answer_that_is_a_number_is_its_text(answer: Any) -> None:
+    assert verify(r"\boxed{18}", answer)
+    assert not verify(r"\boxed{19}", answer)
+    assert quick_reward("", r"\boxed{18}", answer) == 1.0
+    assert equivalent(answer, "18")
+    assert equivalent("18", answer)
+
+
+@pytest.mark.parametrize("answer", [None, True, ["18"], b"18", float("nan"), float("inf"), 10**5000], ids=range(7))
+def test_a_gold_answer_that_is_neither_text_nor_a_number_makes_the_row_unscorable(answer: Any) -> None:
+    assert not verify(r"\boxed{18}", answer)
+    with pytest.raises(Unscorable, match="gold answer"):
+        reward("", r"\boxed{18}", answer)
 
 
 @pytest.mark.parametrize("answer", [r"\boxed{", r"18 \boxed{}", "####", r"\boxed{???}"])
