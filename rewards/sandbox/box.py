@@ -99,6 +99,9 @@ class Sandbox:
                 except (OSError, ValueError) as error:
                     self.close()
                     reasons.append(f"{walls}: {error}")
+                except BaseException:
+                    self.close()  # or its greeting would be taken for the answer to the first job
+                    raise
             raise RewardError(
                 f"reward 'code': this system cannot hold a hostile program ({'; '.join(reasons)}); allow user "
                 "namespaces or install bubblewrap, or leave the reward out."
