@@ -27,23 +27,6 @@ def test_a_zygote_that_is_gone_is_replaced(sandbox: Sandbox) -> None:
     (zygote,) = descendants(sandbox.pid)
     os.kill(zygote, signal.SIGKILL)
     assert run(sandbox, "print(2)").output == b"2\n"
-
-
-def test_an_interrupted_start_leaves_no_greeting_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, prove = Sandbox(), probes.prove
-
-    def interrupted(sandbox: Sandbox) -> None:
-        monkeypatch.setattr(probes, "prove", prove)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(probes, "prove", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        own.start()
-    assert own.pid == 0
-    try:
-        assert run(own, "print(2)").output == b"2\n"
-    finally:
-        own.close()
     os.kill(sandbox.pid, signal.SIGKILL)
     assert run(sandbox, "print(3)").output == b"3\n"
 
@@ -61,6 +44,23 @@ def test_an_interrupted_call_leaves_no_answer_behind(sandbox: Sandbox) -> None:
         signal.signal(signal.SIGALRM, before)
     time.sleep(0.4)
     assert run(sandbox, "print(2)").output == b"2\n"
+
+
+def test_an_interrupted_start_leaves_no_greeting_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, prove = Sandbox(), probes.prove
+
+    def interrupted(sandbox: Sandbox) -> None:
+        monkeypatch.setattr(probes, "prove", prove)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probes, "prove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        own.start()
+    assert own.pid == 0
+    try:
+        assert run(own, "print(2)").output == b"2\n"
+    finally:
+        own.close()
 
 
 def test_threads_share_one_sandbox(sandbox: Sandbox) -> None:
