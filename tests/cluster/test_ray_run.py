@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from whole_run import recipe, rows, volley
 
-from rollout.arrow import read_groups
-
 CLUSTER = {"launcher": "ray", "max_staleness": 0, "cluster": {"worker_cpus": 1, "rank_cpus": 1}}
 
 
@@ -44,11 +42,6 @@ def test_two_ranks_under_zero_3_train_asynchronously(workspace: Path) -> None:
     assert max(row["staleness_max"] for row in found) <= 2
     assert max(row["parity_mean"] for row in found if "parity_mean" in row) < 0.01
     assert all(row["accounting_residual"] == 0 for row in found)
-    # Some completions were on their way while weights came in, and say so on disk.
-    paths = (workspace / "runs" / "zero-3" / "rollouts").glob("step-*.parquet")
-    completions = [each for path in paths for group in read_groups(path) for each in group.completions]
-    assert all(each.first_version <= each.last_version for each in completions)
-    assert any(each.first_version < each.last_version for each in completions)
 
 
 @pytest.mark.faults

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,21 @@ class Run:
     def find(self, title: str) -> list[psutil.Process]:
         self.traces.look()
         return [p for p in self.traces.alive() if title_of(p).startswith(title)]
+
+    def wait_until_said(self, pattern: str, timeout_s: float = 200) -> None:
+        """Until its log has what the pattern matches."""
+        deadline = time.monotonic() + timeout_s
+        while not re.search(pattern, self.log.read_text()):
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            self.traces.look()
+            time.sleep(0.2)
+
+    def stop(self, timeout_s: float = 100) -> int:
+        """Have it end after the step that it is in."""
+        self.traces.look_closely()
+        self.process.send_signal(signal.SIGINT)
+        return self.end(timeout_s)
 
     def end(self, timeout_s: float = 200) -> int:
         deadline = time.monotonic() + timeout_s
