@@ -79,12 +79,15 @@ def unname_shared_memory() -> None:
     held = set()
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(OSError):
-            # By inode: the C library maps a semaphore under another name than it gives it.
-            held |= {line.split()[4] for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()}
+            # By device and inode: the C library maps a semaphore under another name than it gives it.
+            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+                device, inode = line.split()[3:5]
+                held.add((tuple(int(part, 16) for part in device.split(":")), int(inode)))
     for kind in ("sem.mp-*", "psm_*"):
         for path in SHARED_MEMORY.glob(kind):
             with suppress(OSError):
-                if str(path.stat().st_ino) in held:
+                found = path.stat()
+                if ((os.major(found.st_dev), os.minor(found.st_dev)), found.st_ino) in held:
                     path.unlink()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rollout.async_vllm_engine import AsyncVllmEngine
+from rollout.async_vllm_engine import SHARED_MEMORY, AsyncVllmEngine
 from rollout.config import RolloutConfig
 from rollout.engine import Sampling
 from rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
@@ -148,7 +148,9 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
 
     async def everything() -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        named = set(SHARED_MEMORY.iterdir())
         engine = AsyncVllmEngine(str(tiny_model), tokenizer, RolloutConfig(enforce_eager=True), "bf16", 128)
+        assert not {path.name for path in set(SHARED_MEMORY.iterdir()) - named if path.name.startswith("sem.mp-")}
         try:
             first = await sample(engine, Sampling(3, 1.0, max_tokens=12))
             assert first == await sample(engine, Sampling(3, 1.0, max_tokens=12))
