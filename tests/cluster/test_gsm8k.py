@@ -13,7 +13,7 @@ from cluster.demo import make_model
 RECIPE = Path(__file__).parents[2] / "recipes" / "gsm8k-grpo.yaml"
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.faults), 1])
 def test_the_recipe_trains_and_loses_nothing(tmp_path: Path, gsm8k: Path, char_tokenizer: Any, staleness: int) -> None:
     make_model(tmp_path / "model", 0, char_tokenizer, max_position_embeddings=1200)
     overrides = {

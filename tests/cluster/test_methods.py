@@ -179,6 +179,7 @@ SELF_PLAY = {
 }
 
 
+@SLOW
 def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None:
     found = run(data, "spin", **{**SELF_PLAY, "data": "{train: data/shown.jsonl, completions: both}"})
     assert len(found) == 6
