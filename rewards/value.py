@@ -21,8 +21,8 @@ from rewards.item import TIMED_OUT, Unscorable
 BITS = 320
 ERROR = 1e-85
 RELIABLE = 1e-40
-MAX_STEPS = 60_000
-"""Of evaluation, for one verdict: half a second to two. Real answers take some hundreds."""
+MAX_STEPS = 20_000
+"""Of evaluation, for one verdict: a quarter of a second to one. Real answers take some hundreds."""
 
 Value = Any  # Fraction, or an mpmath number where it is not rational
 
