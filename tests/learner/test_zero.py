@@ -1,20 +1,16 @@
 """Real DeepSpeed: ranks, ZeRO stages and micro-batches cannot be seen in the result, and state survives exactly."""
 
-import json
 import math
-import subprocess
-import sys
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from zero_driver import batch, train
 
 from cluster.demo import make_model
-from learner.zero import free_port
 
-DRIVER = Path(__file__).with_name("zero_driver.py")
 FP32 = {"dtype": "fp32", "zero_stage": 0}
 
 
@@ -25,32 +21,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def train(model: Path, out: Path, num_ranks: int = 1, **options: Any) -> tuple[list[dict[str, float]], Any]:
-    """Metrics of the steps and the final weights."""
-    text = json.dumps({"out": str(out), **options})
-    arguments = [str(num_ranks), str(free_port()), str(model), text]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(DRIVER), str(rank), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for rank in range(num_ranks)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=120) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), outputs[0][1].decode()[-3000:]
-    return json.loads(outputs[0][0].decode().splitlines()[-1]), load_file(out)
-
-
 @pytest.fixture(scope="module")
 def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same three steps without DeepSpeed, micro-batches or padding: a row at a time, from the formulas."""
     from transformers import AutoModelForCausalLM
-
-    sys.path.insert(0, str(DRIVER.parent))
-    from zero_driver import batch
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
@@ -76,9 +50,6 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
 def plain_kto(model: Path) -> list[tuple[float, float]]:
     """Loss and z of three steps of KTO with beta 0.5, in float64: a row at a time, from equation 8."""
     from transformers import AutoModelForCausalLM
-
-    sys.path.insert(0, str(DRIVER.parent))
-    from zero_driver import batch
 
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64) for _ in range(2))
 
@@ -143,7 +114,7 @@ def test_ranks_micro_batches_and_a_recorded_reference_cannot_be_seen(
     shared = {**FP32, "zero_stage": 2, "max_tokens_per_micro_batch": 64}
     table = tmp_path / "table.parquet"
     for _ in range(2):  # computed, then read
-        metrics, others = train(model, tmp_path / "v", 2, learner=shared, recorded=str(table), **options)
+        metrics, others = train(model, tmp_path / "v", 2, learner=shared, recorded=table, **options)
         for ours, theirs in zip(whole, metrics, strict=True):
             for key in {"loss", "implicit_margin", "implicit_reward_desirable", "kl_baseline"} & ours.keys():
                 assert theirs[key] == pytest.approx(ours[key], abs=1e-4), key
@@ -168,8 +139,8 @@ def test_bf16_stays_close_to_fp32(model: Path, plain: Any, tmp_path: Path) -> No
 def test_a_resumed_learner_takes_the_same_step_bitwise(model: Path, tmp_path: Path, learner: Any) -> None:
     loss = {"beta": 0.1}
     whole, weights = train(model, tmp_path / "whole", learner=learner, loss=loss)
-    train(model, tmp_path / "part", learner=learner, loss=loss, save=str(tmp_path / "state"))
-    resumed, again = train(model, tmp_path / "again", learner=learner, loss=loss, resume=str(tmp_path / "state"))
+    train(model, tmp_path / "part", learner=learner, loss=loss, save=tmp_path / "state")
+    resumed, again = train(model, tmp_path / "again", learner=learner, loss=loss, resume=tmp_path / "state")
     assert resumed[0]["loss"] == whole[2]["loss"]
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     # The reference is the starting model, also after the resume.
@@ -190,8 +161,6 @@ def test_a_critic_on_two_ranks_equals_one_rank_and_the_formulas(model: Path, tmp
     assert weights["value_head.weight"].abs().min() > 0
     assert whole[0]["value_mean"] == 0
     # All values are 0: the return of a token is lam^(tokens after it) times the reward.
-    sys.path.insert(0, str(DRIVER.parent))
-    from zero_driver import batch
 
     data = batch("rewards")
     returns = [
@@ -222,18 +191,17 @@ def test_a_critic_learns_to_foresee_rewards(model: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("learner", [{**FP32}, {**FP32, "zero_stage": 3}, {"dtype": "bf16", "zero_stage": 2}], ids=str)
 def test_a_critic_resumes_bitwise(model: Path, tmp_path: Path, learner: Any) -> None:
     whole, weights = train(model, tmp_path / "whole", learner=learner, **PPO)
-    train(model, tmp_path / "part", learner=learner, save=str(tmp_path / "state"), **PPO)
-    resumed, again = train(model, tmp_path / "again", learner=learner, resume=str(tmp_path / "state"), **PPO)
+    train(model, tmp_path / "part", learner=learner, save=tmp_path / "state", **PPO)
+    resumed, again = train(model, tmp_path / "again", learner=learner, resume=tmp_path / "state", **PPO)
     assert resumed[0]["loss"] == whole[2]["loss"]
     assert resumed[0]["value_mean"] == whole[2]["value_mean"] != 0
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_crafted_state_file_runs_nothing(model: Path, tmp_path: Path) -> None:
-    train(model, tmp_path / "w", learner=FP32, save=str(tmp_path / "state"))
+    train(model, tmp_path / "w", learner=FP32, save=tmp_path / "state")
     trace = tmp_path / "it-ran"
     for path in (tmp_path / "state").rglob("*.pt"):
-        import pickle
 
         class Attack:
             def __reduce__(self) -> Any:
@@ -241,18 +209,16 @@ def test_a_crafted_state_file_runs_nothing(model: Path, tmp_path: Path) -> None:
 
         path.write_bytes(pickle.dumps(Attack()))
     with pytest.raises(AssertionError, match=r"[Ww]eights.only|Unsupported|pickle"):
-        train(model, tmp_path / "w", learner=FP32, resume=str(tmp_path / "state"))
+        train(model, tmp_path / "w", learner=FP32, resume=tmp_path / "state")
     assert not trace.exists()
 
 
-def test_a_lock_that_a_killed_process_left_keeps_nobody_waiting(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_a_killed_process_left_keeps_nobody_waiting(model: Path, tmp_path: Path) -> None:
     """DeepSpeed's compiled extensions are taken in turns, by a file; so none is compiled or loaded."""
     lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(lock.parent.parent))
-    metrics, _ = train(model, tmp_path / "weights", num_ranks=2, learner=FP32)
+    environment = {"TORCH_EXTENSIONS_DIR": str(lock.parent.parent)}
+    metrics, _ = train(model, tmp_path / "weights", num_ranks=2, learner=FP32, environment=environment)
     assert len(metrics) > 0
     assert [path for path in lock.parent.parent.rglob("*") if path.is_file()] == [lock]

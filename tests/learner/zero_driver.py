@@ -1,27 +1,35 @@
-"""One learner rank in a process of its own, for `test_zero.py`: a process can join only one process group.
+"""Learner ranks in processes of their own, for `test_zero.py`: a process can join only one process group.
 
-    python zero_driver.py RANK NUM_RANKS PORT MODEL_DIR JSON_OPTIONS
-
-Takes three steps of a loss on a fixed batch and prints, on rank 0, one JSON object: metrics of each step and the final
-weights' path. With `save` and `resume`, stops after two steps and writes its state, or goes on from it.
+They are forked from one server that has imported everything, since that takes longer than what they do.
 """
 
 import dataclasses
-import json
+import multiprocessing
 import os
 import random
-import sys
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
-
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from learner.batch import Advantages, Batch, Labels, Pairs, Rewards, Row
 from learner.config import LearnerConfig
 from learner.losses import LOSSES
 from learner.rank import LearnerRank
 from learner.weights import state_dict
+from learner.zero import free_port
+
+TIMEOUT_S = 120
+PRELOADED = [
+    "learner.rank",
+    "learner.losses",
+    "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "deepspeed.runtime.zero.muon.original_muon",  # which imports torch's compiler
+]
 
 
 def batch(signal: str) -> Batch:
@@ -44,26 +52,67 @@ def batch(signal: str) -> Batch:
     return Batch(tuple(rows), Advantages(tuple(0.0 if i % 4 == 3 else rng.gauss(0, 1) for i in range(len(rows)))))
 
 
-def main() -> None:
-    rank, num_ranks, port = (int(each) for each in sys.argv[1:4])
-    model_dir, options = Path(sys.argv[4]), json.loads(sys.argv[5])
+def train(model: Path, out: Path, num_ranks: int = 1, **options: Any) -> tuple[list[dict[str, float]], Any]:
+    """Metrics of three steps, and the final weights. Raises AssertionError with the traceback of a rank that fails."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ends, processes = [], []
+    port = free_port()
+    try:
+        for rank in range(num_ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_run_rank, args=(theirs, rank, num_ranks, port, model, out, options))
+            process.start()
+            theirs.close()
+            ends.append(ours)
+            processes.append(process)
+        told = []
+        for rank, end in enumerate(ends):
+            assert end.poll(TIMEOUT_S), f"rank {rank} of {num_ranks} has not answered for {TIMEOUT_S} s"
+            told.append(end.recv())
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    for each in told:
+        assert isinstance(each, list), each
+    return told[0], load_file(out)
+
+
+def _run_rank(told: Connection, *arguments: Any) -> None:
+    """Sends the metrics of each step, or a traceback; then waits to be killed."""
+    try:
+        told.send(_steps(*arguments))
+    except Exception:
+        told.send(traceback.format_exc())
+    told.poll(None)
+
+
+def _steps(
+    rank: int, num_ranks: int, port: int, model: Path, out: Path, options: dict[str, Any]
+) -> list[dict[str, float]]:
+    """Three steps of a loss on a fixed batch. With `save` and `resume`, stops after two steps and writes its state, or
+    goes on from it."""
+    torch.set_num_threads(1)
+    os.environ.update(options.get("environment", {}))
     config = LearnerConfig(**{"lr": 1e-2, "ranks": num_ranks, **options["learner"]})
     name = options.get("name", "grpo")
     loss = LOSSES[name](**options.get("loss", {}))
     learner = LearnerRank(
-        config, loss, model_dir, 3, 1.0, 0, rank, num_ranks, port, records_reference="recorded" in options
+        config, loss, model, 3, 1.0, 0, rank, num_ranks, port, records_reference="recorded" in options
     )
     data = batch(loss.signal)
     if "recorded" in options:
         extra = data.signal.mismatched if isinstance(data.signal, Labels) else ()
-        learner.record_reference(data.rows + extra, Path(options["recorded"]))
+        learner.record_reference(data.rows + extra, options["recorded"])
     if "resume" in options:
-        learner.load(Path(options["resume"]), 2)
+        learner.load(options["resume"], 2)
     metrics = []
     while learner.step < (2 if "save" in options else options.get("steps", 3)):
         metrics.append(dict(learner.update(data).metrics))
     if "save" in options:
-        learner.save(Path(options["save"]))
+        learner.save(options["save"])
     tensors = state_dict(learner._zero)
     head = learner._zero.module.value_head
     if "head" in options:
@@ -71,10 +120,5 @@ def main() -> None:
         with learner._zero.gathered(list(head.parameters())):
             tensors |= {f"value_head.{name}": each.detach().clone() for name, each in head.named_parameters()}
     if rank == 0:
-        save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, options["out"])
-        print(json.dumps(metrics), flush=True)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+        save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, out)
+    return metrics
