@@ -15,6 +15,7 @@ Leaves out: several epochs over the same samples, which would need a third set o
 ratio, which corrects its gradient for the policy that sampled (arXiv 2512.02556).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,7 +39,7 @@ GUARDS = {"none": (0.0, 0.0), "tis": (0.0, 2.0), "icepop": (0.5, 5.0), "geometri
 
 
 @dataclass(frozen=True)
-class ClippedLoss:
+class ClippedLoss(ABC):
     """clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. beta: weight of the KL to the
     reference policy; 0 loads none. kl: its estimator, "k1", "k2" or "k3". guard: "none", "tis", "icepop" or
     "geometric"; guard_low, guard_high: its bounds, 0 for its own defaults."""
@@ -73,8 +74,9 @@ class ClippedLoss:
     def needs_reference(self) -> bool:
         return self.beta > 0
 
+    @abstractmethod
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:
-        raise NotImplementedError
+        """Of the samples of one group, from their rewards."""
 
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_tokens

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from whole_run import rows, volley
+from whole_run import first_difference, kill_after, rows, volley
 
 from cluster.demo import make_model, worked_answer
 from rewards.fake_endpoint import MODEL, Endpoint, Reply
@@ -199,6 +199,20 @@ def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None
     assert all(row["pairs"] + row["pairs_same"] == 4 for row in found)
     assert sum(row["pairs_same"] for row in found) > 9
     assert not any(value for row in found for name, value in row.items() if name.startswith("dropped/")), "no redraw"
+
+
+@SLOW
+def test_self_play_killed_in_the_middle_of_a_round_goes_on_exactly(data: Path) -> None:
+    """Policy, reference and the weights that play, which are those of the round before, are three different models."""
+    content = "{train: data/shown.jsonl, completions: both}"
+    changes = {**SELF_PLAY, "data": content, "steps": 9, "save_every": 2, "name": "spin-whole"}
+    run(data, "spin", **changes)
+    flags = [f"{key}={value}" for key, value in {**changes, "name": "spin-killed"}.items()]
+    spin = RECIPES / "spin.yaml"
+    kill_after(data, spin, "spin-killed", 5, 9, *flags)
+    resumed = volley(data, "train", str(spin), "--resume", *flags)
+    assert "resumed from step-000004" in resumed.stdout
+    assert first_difference(data, "spin-killed", "spin-whole") == ""
 
 
 @SLOW

@@ -70,10 +70,12 @@ class Node:
         return int(fields[0])
 
     def end(self) -> None:
-        for process in self.processes:
-            with suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
-        ip("netns", "del", self.name)
+        """Kill all that runs in it and take it away, if that has not happened."""
+        with suppress(OSError):
+            for process in self.processes:
+                with suppress(psutil.Error):
+                    process.send_signal(signal.SIGKILL)
+            ip("netns", "del", self.name)
 
 
 def ip(*arguments: str) -> str:
