@@ -5,6 +5,8 @@ the directory gets its name and `LATEST` points to it. Whatever is found without
 not match it, is set aside (`step-000050.torn`) with a notice and the one before is used: never a silent fresh start.
 
     runs/NAME/checkpoints/step-000050/{manifest.json, run.json, learner/...}    runs/NAME/checkpoints/LATEST
+
+Between two pushes of an iterative run it also holds, in served/, the learner as the engines have it.
 """
 
 import hashlib
@@ -34,16 +36,29 @@ class Checkpoint:
     def learner(self) -> Path:
         return self.directory / "learner"
 
+    @property
+    def served(self) -> Path:
+        """There only where the engines' weights were neither the learner's nor those of the start."""
+        return self.directory / "served"
+
 
 async def write(
-    root: Path, step: int, state: dict[str, Any], save_learner: Callable[[Path], Awaitable[None]], keep: int
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    save_learner: Callable[[Path], Awaitable[None]],
+    keep: int,
+    served: Path | None = None,
 ) -> Path:
-    """Commit a checkpoint of `step` below `root` (runs/NAME/checkpoints) and drop all but the `keep` newest."""
+    """Commit a checkpoint of `step` below `root` (runs/NAME/checkpoints) and drop all but the `keep` newest. served:
+    a learner's state to be held as well."""
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".writing-*"):
         shutil.rmtree(stale)
     temporary = root / f".writing-{step:06d}"
     await save_learner(temporary / "learner")
+    if served is not None:
+        copy(served, temporary / "served")
     (temporary / RUN_STATE).write_text(json.dumps({"step": step, **state}, indent=1))
     files = {str(p.relative_to(temporary)): _fingerprint(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
     _write_synced(temporary / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
@@ -81,6 +96,19 @@ def latest(root: Path, notice: Callable[[str], None]) -> Checkpoint:
         f"no checkpoint in '{root}' is readable; all were set aside as *.torn, so nothing can be resumed: start a new "
         "run under another name."
     )
+
+
+def copy(source: Path, target: Path) -> None:
+    """A directory whose files are never changed, at another place too; in the place of what is there."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
 
 
 def _committed(root: Path) -> list[Path]:

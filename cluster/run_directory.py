@@ -23,6 +23,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def served(self) -> Path:
+        """The learner as it was when its weights were last pushed, in an iterative run."""
+        return self.path / "served"
+
+    @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
 

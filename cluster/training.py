@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -166,10 +167,20 @@ class Training:
         self._version += 1
         await self._launcher.push(self._version)
         self._record.extra |= self._launcher.metrics()
+        if self._recipe.publish_every > 1:
+            await self._keep_served()
         parity = self._recipe.parity
         if self._version <= parity.first_pushes or (parity.every and self._version % parity.every == 0):
             await self._check_parity(groups)
         return self._version
+
+    async def _keep_served(self) -> None:
+        """What the engines serve until the next push, for checkpoints until then."""
+        new = self._directory.served.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        await self._learner.save(new)
+        shutil.rmtree(self._directory.served, ignore_errors=True)
+        new.rename(self._directory.served)
 
     async def _check_parity(self, groups: Sequence[ScoredGroup]) -> None:
         """Both sides' log-probs of the newest samples, whole sequences, at temperature 1."""
@@ -216,7 +227,9 @@ class Training:
             "wall_s": self._record.wall_s,
         }
         keep = self._recipe.keep_checkpoints
-        await checkpoint.write(self._directory.checkpoints, step, state, self._learner.save, keep)
+        is_behind = self._parts.needs_engine and self._version > 0 and step % self._recipe.publish_every > 0
+        served = self._directory.served if is_behind else None
+        await checkpoint.write(self._directory.checkpoints, step, state, self._learner.save, keep, served)
 
     async def _measure_rounding(self) -> str:
         """The bits that the engine computes for fixed requests under the model's own weights; "" for asynchronous runs.
@@ -239,14 +252,17 @@ class Training:
                 "this process's engine rounds otherwise than the one that wrote the checkpoint, so the run goes on "
                 "close to but not exactly as it would have; stop it and --resume again for a process that rounds alike"
             )
+        self._version = restored.state["weight_version"]
+        if self._parts.needs_engine and self._version:
+            since = restored.step % self._recipe.publish_every
+            served = restored.served if since else restored.learner
+            await self._learner.load(served, restored.step - since)
+            await self._launcher.push(self._version)
+            if self._recipe.publish_every > 1:
+                checkpoint.copy(served, self._directory.served)
         await self._learner.load(restored.learner, restored.step)
         self._source.restore(restored.state["source"])
-        self._version = restored.state["weight_version"]
         self._record.restore(restored.state["wall_s"])
-        if self._parts.needs_engine:
-            # Between two pushes of an iterative run the engine served older weights, which nobody has kept.
-            self._version += restored.step % self._recipe.publish_every > 0
-            await self._launcher.push(self._version)
         self._say(f"resumed from {restored.directory.name}")
 
     def _check_lineage(self, state: dict[str, Any]) -> None:
