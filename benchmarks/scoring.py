@@ -1,9 +1,9 @@
 """What scoring costs beside generation, and how it grows with cores: parts of `benchmarks/verifiers.py`.
 
 cores: answers/s of the `Scorer` on distinct formulas that the caller cannot judge by itself, each once, and eight
-responses to a gold answer, as a group has them: with one child beside the caller on one core, against two children on
-two cores; and with one child and two on the same two cores, where one child leaves the caller a core of its own. And of
-`verify` in one process and in two.
+responses to a gold answer, as a group has them; `IN_FLIGHT` of them at a time, as an engine has: with one child beside
+the caller on one core, against two children on two cores. And of `verify` in one process and in two, which is what the
+machine's second core is worth: where it is the first one's other thread, less than a core.
 
 step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and every
 response is scored as it ends, through the loop's own `Roller`, against the same step without scoring; in turn, in pairs
@@ -30,6 +30,7 @@ from rollout.types import Completion, Prompt, Score
 
 Case = tuple[str, str, bool]  # response, gold answer, whether it is right
 GROUP_SIZE = 8
+IN_FLIGHT = 256
 MAX_TOKENS = 128
 """What a response of the speed table has, more or less."""
 CHARACTERS = "".join(map(chr, range(32, 1000)))
@@ -62,10 +63,14 @@ async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
     async with Scorer([RewardConfig("math")], ScorerConfig(workers=num_children)) as scorer:
 
         async def agreeing(some: Sequence[Case]) -> int:
-            prompts = [Prompt(0, 0, "", (), answer) for _, answer, _ in some]
-            completions = [Completion((), (), response, "stop", 0, 0) for response, _, _ in some]
-            scores = await asyncio.gather(*map(scorer.score, prompts, completions))
-            return sum((score.accuracy == 1.0) == each[2] for score, each in zip(scores, some, strict=True))
+            turns = asyncio.Semaphore(IN_FLIGHT)
+
+            async def agrees(response: str, answer: str, is_right: bool) -> bool:
+                async with turns:
+                    prompt, completion = Prompt(0, 0, "", (), answer), Completion((), (), response, "stop", 0, 0)
+                    return ((await scorer.score(prompt, completion)).accuracy == 1.0) == is_right
+
+            return sum(await asyncio.gather(*(agrees(*case) for case in some)))
 
         await agreeing(cases[:200])
         started = time.perf_counter()
@@ -78,15 +83,14 @@ async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
 def cores(make: Callable[[random.Random], Case], rounds: int, wall_rate: Callable[[list[Case], int], float]) -> None:
     """In turn, so that both meet the same neighbours; medians."""
     print(f"\n{'answers/s, wall clock':38} {'one':>8} {'two':>8} {'ratio':>7}")
-    for what, least in (("cores", 1), ("children", 2)):
-        for kind, copies in (("distinct answers", 1), ("groups of 8", GROUP_SIZE)):
-            rates: dict[int, list[float]] = {1: [], 2: []}
-            for index in range(rounds):
-                for number in (1, 2):
-                    cases = formulas(make, random.Random(f"{what} {kind} {index} {number}"), 4200, copies)
-                    with pinned(max(number, least)):
-                        rates[number].append(asyncio.run(scorer_rate(cases, number)))
-            _show(f"Scorer, {what}, {kind}", rates)
+    for kind, copies in (("distinct answers", 1), ("groups of 8", GROUP_SIZE)):
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for index in range(rounds):
+            for number in (1, 2):
+                cases = formulas(make, random.Random(f"{kind} {index} {number}"), 4200, copies)
+                with pinned(number):
+                    rates[number].append(asyncio.run(scorer_rate(cases, number)))
+        _show(f"Scorer, {kind}", rates)
     rates = {1: [], 2: []}
     for index in range(rounds):
         for number in (1, 2):
