@@ -35,7 +35,7 @@ from cluster.metrics import read_rows
 ROOT = Path(__file__).resolve().parent.parent
 WARM = ROOT / "runs" / "demo-warm-up" / "model"
 PROBLEMS = ROOT / "runs" / "demo" / "data"
-RATES = {"dpo": 3e-4, "ipo": 3e-4, "kto": 3e-4, "simpo": 3e-4, "orpo": 3e-4}
+RATES = {"dpo": 3e-4, "ipo": 3e-5, "kto": 3e-4, "simpo": 5e-5, "orpo": 3e-4}
 LENGTH_RATES = {"dpo": 3e-5, "simpo": 3e-5}
 SOLUTIONS_LEARNER = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
 
