@@ -30,7 +30,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -m "not faults"
 
 test-faults: $(READY)
-	$(BIN)/python -m pytest -q -m faults
+	$(BIN)/python -m pytest -q -m faults -n 2 tests/cluster/test_methods.py
+	$(BIN)/python -m pytest -q -m faults --ignore tests/cluster/test_methods.py
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
