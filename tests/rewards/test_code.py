@@ -327,8 +327,8 @@ def test_rows_name_it() -> None:
 def scored(
     terms: list[RewardConfig], texts: list[str], config: ScorerConfig, **row: Any
 ) -> tuple[list[Score], set[int]]:
-    """The scores, and all processes that were there meanwhile."""
-    seen: set[int] = set()
+    """The scores, and all processes that were there meanwhile and not before."""
+    before, seen = set(descendants(os.getpid())), set[int]()
 
     async def all_of_them() -> list[Score]:
         async with Scorer(terms, config) as scorer:
@@ -336,7 +336,7 @@ def scored(
             completions = [Completion((1,), (0.0,), text, "stop", 0, 0) for text in texts]
             work = asyncio.gather(*(scorer.score(prompt, each) for each in completions))
             while not work.done():
-                seen.update(descendants(os.getpid()))
+                seen.update(set(descendants(os.getpid())) - before)
                 await asyncio.sleep(0.02)
             return list(work.result())
 
