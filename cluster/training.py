@@ -104,6 +104,7 @@ class Training:
                 self._version,
             )
             watching.cancel()
+        shutil.rmtree(self._directory.served, ignore_errors=True)  # the last checkpoint has it, if it needs it
         if recipe.data.test and self._record.evaluated_step != self._learner.step and not self._stop.is_set():
             self._record.evaluation(self._learner.step, await self._evaluate())
         if self._stop.is_set():
@@ -167,7 +168,7 @@ class Training:
         self._version += 1
         await self._launcher.push(self._version)
         self._record.extra |= self._launcher.metrics()
-        if self._recipe.publish_every > 1:
+        if self._parts.needs_engine and self._recipe.publish_every > 1:
             await self._keep_served()
         parity = self._recipe.parity
         if self._version <= parity.first_pushes or (parity.every and self._version % parity.every == 0):
@@ -253,14 +254,16 @@ class Training:
                 "close to but not exactly as it would have; stop it and --resume again for a process that rounds alike"
             )
         self._version = restored.state["weight_version"]
-        if self._parts.needs_engine and self._version:
-            since = restored.step % self._recipe.publish_every
-            served = restored.served if since else restored.learner
-            await self._learner.load(served, restored.step - since)
+        is_pushed = self._parts.needs_engine and self._version > 0
+        since = restored.step % self._recipe.publish_every if is_pushed else 0
+        served = restored.served if since else restored.learner
+        await self._learner.load(served, restored.step - since)
+        if is_pushed:
             await self._launcher.push(self._version)
             if self._recipe.publish_every > 1:
                 checkpoint.copy(served, self._directory.served)
-        await self._learner.load(restored.learner, restored.step)
+        if since:
+            await self._learner.load(restored.learner, restored.step)
         self._source.restore(restored.state["source"])
         self._record.restore(restored.state["wall_s"])
         self._say(f"resumed from {restored.directory.name}")

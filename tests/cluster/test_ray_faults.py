@@ -64,15 +64,17 @@ ONE_EACH: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("moment", ["within", "after"])
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
 def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Path, moment: str) -> None:
-    """Within: in its forward and backward passes. After: as soon as it is logged, so mostly while the samples of the
-    next are generated."""
+    """Before: while the step's samples are generated. Within: in its forward and backward passes. After: as soon as it
+    is logged."""
     name = f"rank-lost-{moment}"
     with running(workspace, name, learner={"ranks": 2}, **ONE_EACH) as run:
         run.wait_for(7)
         victims = run.find(RANK)
         assert len(victims) == 2
+        if moment == "before":
+            wait_until_busy(run.find(ENGINE)[0])
         if moment == "within":
             wait_until_busy(victims[1])
         os.kill(victims[1].pid, signal.SIGKILL)

@@ -52,19 +52,22 @@ def test_weights_cross_between_machines_and_a_cut_cable_comes_back(workspace: Pa
             assert "lost: rollout worker" in run.log.read_text()
 
 
-def test_an_engine_killed_in_the_middle_of_a_push_is_replaced(workspace: Path, tmp_path: Path) -> None:
-    """A frozen one costs a deadline besides: `test_ray_faults.py`, on one machine."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
+    workspace: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     with two_nodes(tmp_path, (4, 3), "40mbit") as nodes:
         head, other = nodes
         changes = over(head, rank_cpus=2, worker_cpus=3) | {"steps": 12, "env": head.variables}
-        with running(workspace, "killed-in-push", around=head.around, **changes) as run:
+        name = f"push-{number.name}"
+        with running(workspace, name, around=head.around, **changes) as run:
             run.wait_for(3)
             wait_for_a_push(run, other)
             (engine,) = other.find(ENGINE)
-            engine.kill()
+            engine.send_signal(number)
             finish(run, nodes, 12)
             assert re.search(r"lost: rollout worker 0.0: (receive|collect|generate)", run.log.read_text())
-            assert rows(workspace, "killed-in-push")[-1]["rollout_restarts"] == 1
+            assert rows(workspace, name)[-1]["rollout_restarts"] == 1
 
 
 def wait_for_a_push(run: Run, node: Node) -> None:

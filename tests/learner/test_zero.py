@@ -161,7 +161,6 @@ def test_a_critic_on_two_ranks_equals_one_rank_and_the_formulas(model: Path, tmp
     assert weights["value_head.weight"].abs().min() > 0
     assert whole[0]["value_mean"] == 0
     # All values are 0: the return of a token is lam^(tokens after it) times the reward.
-
     data = batch("rewards")
     returns = [
         reward * 0.95**k

@@ -54,7 +54,6 @@ def batch(signal: str) -> Batch:
 
 def train(model: Path, out: Path, num_ranks: int = 1, **options: Any) -> tuple[list[dict[str, float]], Any]:
     """Metrics of three steps, and the final weights. Raises AssertionError with the traceback of a rank that fails."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     ends, processes = [], []
