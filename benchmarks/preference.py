@@ -245,6 +245,8 @@ def main() -> None:
     parser.add_argument("--max-characters", type=int, default=500, help="gsm8k: of question and solution")
     parser.add_argument("--out", type=Path, help="gsm8k: a directory to keep; a warm-up that is there is used again")
     options = parser.parse_args()
+    if options.what == "gsm8k" and "VOLLEY_TEST_DATA" not in os.environ:
+        parser.error("gsm8k reads gsm8k/model_solutions.jsonl in the directory that VOLLEY_TEST_DATA names; set it.")
     {
         "gsm8k": lambda: in_directory(options),
         "small": lambda: small(options.epochs),

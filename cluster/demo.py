@@ -29,7 +29,7 @@ def demo() -> int:
     print("demo: making a 1.8 M parameter model, its tokenizer, and all additions of two-digit numbers")
     write_problems(run / "data", seed=0)
     make_model(run / "start", seed=0)
-    changes = ["learner.dtype=fp32"] if _is_slow_in_bf16() else []
+    changes = quick_dtype()
     if changes:
         print("demo: this processor has no instructions for bf16, which would take an hour, so it learns in fp32")
     for title, recipe in (("warm-up: SFT", "demo-warm-up.yaml"), ("training: GRPO", "demo.yaml")):
@@ -45,11 +45,11 @@ def demo() -> int:
     return 0
 
 
-def _is_slow_in_bf16() -> bool:
-    """No GPU, and no AVX-512, without which a matrix product in bf16 takes tens of times as long as in fp32."""
-    import torch
+def quick_dtype() -> list[str]:
+    """What to change in the recipes, which name bf16, where that is slow."""
+    from learner.model import is_slow_in_bf16
 
-    return not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return ["learner.dtype=fp32"] if is_slow_in_bf16() else []
 
 
 def write_problems(directory: Path, seed: int) -> None:

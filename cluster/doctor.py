@@ -119,11 +119,12 @@ def _torchvision() -> Check:
 
 
 def _torch_build() -> Check:
-    code = "import torch; print(torch.__version__, torch.cuda.device_count(), torch.version.cuda)"
+    code = "import torch; from learner.model import is_slow_in_bf16 as is_slow; "
+    code += "print(torch.__version__, torch.cuda.device_count(), torch.version.cuda, is_slow())"
     done = _python_child(code)
     if done.returncode:
         return Check("torch device", "fail", _last_line(done.stderr), SETUP)
-    found, num_gpus, cuda = done.stdout.split()
+    found, num_gpus, cuda, is_slow = done.stdout.split()
     if int(num_gpus):
         return Check("torch device", "ok", f"{found}, {num_gpus} GPU(s)")
     if shutil.which("nvidia-smi"):
@@ -132,6 +133,9 @@ def _torch_build() -> Check:
     if cuda != "None":
         mend = "a CUDA build on a machine without GPU wastes space; see the README on the CPU build"
         return Check("torch device", "warn", found, mend)
+    if is_slow == "True":
+        mend = "bf16 takes tens of times as long as fp32 here; train with learner.dtype: fp32, as the demo does"
+        return Check("torch device", "warn", f"{found}, CPU without AVX-512", mend)
     return Check("torch device", "ok", f"{found}, CPU")
 
 

@@ -19,6 +19,7 @@ from cluster.config import Recipe
 from cluster.ray_token import prepare_token
 from learner.group import Call, LearnerGroup
 from learner.losses.common import Loss
+from learner.model import is_slow_in_bf16
 from rollout.pool import RolloutPool
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def make_launcher(parts: Parts, say: Callable[[str], None]) -> Launcher:
         from cluster.ray_launcher import RayLauncher
 
         return RayLauncher(parts, say)
-    return LocalLauncher(parts)
+    return LocalLauncher(parts, say)
 
 
 class LocalLauncher:
@@ -66,14 +67,20 @@ class LocalLauncher:
 
     learner: LearnerGroup
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, say: Callable[[str], None]) -> None:
         self._parts = parts
+        self._say = say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._engine: VllmEngine | None = None
         self.pool = RolloutPool()
 
     async def prepare(self) -> None:
-        """Nothing that could be refused."""
+        """Refuses nothing; says so where the learner would crawl."""
+        if self._parts.recipe.learner.dtype == "bf16" and is_slow_in_bf16():
+            self._say(
+                "warning: this processor has no instructions for bf16 and takes tens of times as long as in fp32; "
+                "set learner.dtype: fp32."
+            )
 
     async def start(self) -> None:
         """Load the model into the learner, then into the engine: vLLM joins the learner's process group."""

@@ -18,9 +18,13 @@ from rollout.errors import ModelError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-
 SHORT_TOKENS = 256
 """Sequences up to which a CPU computes attention without the fused kernel: 28 % of an update of the demo."""
+
+
+def is_slow_in_bf16() -> bool:
+    """No GPU, and no AVX-512, without which a matrix product in bf16 takes tens of times as long as in fp32."""
+    return not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
 class ValueHead(nn.Linear):

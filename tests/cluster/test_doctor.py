@@ -1,8 +1,16 @@
 """The doctor's findings, on this machine and in print."""
 
+import asyncio
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from cluster.doctor import Check, print_checks, run_checks
+from cluster.launcher import LocalLauncher
 
 
 def test_a_machine_that_runs_the_tests_is_fit_to_train() -> None:
@@ -21,3 +29,26 @@ def test_every_finding_says_how_to_mend_it(capsys: pytest.CaptureFixture[str]) -
     assert "-> run make setup" in text
     assert "1 of 2 would fail" in text
     assert print_checks(checks[:1]) == 0
+
+
+@pytest.mark.parametrize(("instructions", "found"), [("avx2", "['learner.dtype=fp32']"), ("avx512", "[]")])
+def test_the_demo_learns_in_fp32_where_bf16_crawls(instructions: str, found: str) -> None:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": instructions, "CUDA_VISIBLE_DEVICES": ""}
+    code = "import torch; from cluster.demo import quick_dtype; "
+    code += "print(torch.backends.cpu.get_cpu_capability(), quick_dtype())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    capability, changes = done.stdout.split(" ", 1)
+    if capability.lower() != instructions:
+        pytest.skip(f"this processor has no {instructions} that torch could be told to use: {capability}")
+    assert changes.strip() == found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_slow", "warns"), [("bf16", True, True), ("bf16", False, False), ("fp32", True, False)]
+)
+def test_a_run_says_that_bf16_crawls(dtype: str, is_slow: bool, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.launcher.is_slow_in_bf16", lambda: is_slow)
+    parts = SimpleNamespace(recipe=SimpleNamespace(learner=SimpleNamespace(dtype=dtype)))
+    said: list[str] = []
+    asyncio.run(LocalLauncher(cast(Any, parts), said.append).prepare())
+    assert [("learner.dtype: fp32" in line) for line in said] == [True] * warns

@@ -91,12 +91,12 @@ def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_afte
 
 
 def test_reward_goes_up(workspace: Path) -> None:
-    """The science, in bf16 and asynchronously: the policy learns to write digits, from chance to nearly always."""
+    """The science, asynchronously: the policy learns to write digits, from chance to nearly always."""
     changes: dict[str, Any] = {
         "steps": 40,
         "max_staleness": 1,
         "groups_per_step": 8,
-        "learner": {"dtype": "bf16", "zero_stage": 2},
+        "learner": {"dtype": "fp32", "zero_stage": 2},
         "rollout": {"group_size": 8, "max_replacements": 0},
     }
     volley(workspace, "train", str(recipe(workspace, "learns", **changes)))
@@ -107,7 +107,7 @@ def test_reward_goes_up(workspace: Path) -> None:
     assert max(row["staleness_max"] for row in found) == 1
     parities = [row["parity_mean"] for row in found if "parity_mean" in row]
     assert parities
-    assert max(parities) < 0.01
+    assert max(parities) < 1e-4
     for row in found:
         assert math.isfinite(row["loss"])
 

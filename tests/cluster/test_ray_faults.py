@@ -14,6 +14,8 @@ from whole_run import ENGINE, RANK, WORKER, first_difference, rounding, rows, ru
 
 pytestmark = pytest.mark.faults
 
+BAD_LINK = str(Path(__file__).with_name("bad_link"))
+
 
 @pytest.mark.parametrize(
     ("title", "number"),
@@ -126,7 +128,7 @@ def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
     workspace: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     name, in_push = f"in-push-{number.name}", tmp_path / "in-push"
-    variables = {"PYTHONPATH": str(Path(__file__).with_name("slow_push")), "VOLLEY_TEST_IN_PUSH": str(in_push)}
+    variables = {"PYTHONPATH": BAD_LINK, "VOLLEY_TEST_IN_PUSH": str(in_push)}
     # So small that some buckets have left before the push rests and some have not.
     transfer = {"bucket_bytes": 16384}
     with running(workspace, name, rollout={"workers": 1}, transfer=transfer, env=variables) as run:
@@ -179,10 +181,7 @@ def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Pat
 
 def test_a_push_that_arrives_otherwise_than_it_was_sent_is_not_served(workspace: Path) -> None:
     """One byte of one push is flipped on its way to one of two engines."""
-    variables = {
-        "PYTHONPATH": str(Path(__file__).with_name("tampered")),
-        "TAMPERED": str(workspace / "the-card-is-taken"),
-    }
+    variables = {"PYTHONPATH": BAD_LINK, "VOLLEY_TEST_BAD_CARD": str(workspace / "the-card-is-taken")}
     with running(workspace, "tampered", env=variables, steps=1000) as run:
         run.wait_for(3)
         engines = run.find(ENGINE)
