@@ -2,14 +2,17 @@
 
     .venv/bin/python benchmarks/learning.py methods [--steps 80] [--seeds 3]
     .venv/bin/python benchmarks/learning.py staleness [--steps 80] [--seeds 3]
+    .venv/bin/python benchmarks/learning.py speed [--steps 16] [--seeds 1]
 
 Everything starts from the demo's warmed-up model (made by `make demo`) and takes 256 samples a step; SPIN shows the
 policy one worked addition beside each of its 256 own answers. methods: the policy-gradient and the online preference
 family, each at a learning rate found on another seed. staleness: GRPO on a private Ray cluster with one rollout worker
 and one learner rank of one core each, synchronous and with one and two versions of staleness, the last one also with
 truncated importance sampling instead of clipping against the rollout; and how much faster a median step is than the
-synchronous one, as a share of the bound (g + t) / max(g, t) of that run's seconds of generating and learning. Prints
-a row per run, then a table of means.
+synchronous one, as a share of the bound (g + t) / max(g, t) of that run's seconds of generating and learning. speed:
+the same figure for a model of 15 M parameters that hardly moves, so that all three have the same work, and the two
+cores have more to do than what comes with it (the driver, vLLM's front end). Prints a row per run, then a table of
+means.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from typing import Any
 
 from preference import PROBLEMS, WARM, train, write
 
-from cluster.demo import worked_answer
+from cluster.demo import make_model, worked_answer
 from cluster.diagnose import Diagnosis, diagnose
 
 LEARNER = {"dtype": "bf16", "zero_stage": 1, "warmup_steps": 5, "schedule": "linear", "min_lr_share": 0.2}
@@ -70,6 +73,8 @@ STALENESS: dict[str, dict[str, Any]] = {
     }
     for n in (0, 1, 2)
 }
+SPEED = {name: {**changes, "lr": 1e-9} for name, changes in STALENESS.items()}
+LARGER = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
 STALENESS["max_staleness 2, tis"] = {**STALENESS["max_staleness 2"], "loss": {"name": "grpo", "guard": "tis"}}
 
 
@@ -102,21 +107,34 @@ def recipe(directory: Path, steps: int, seed: int, changes: dict[str, Any]) -> d
     }
 
 
+def same_work(directory: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with a larger model, random for ever, and a reward that every group is divided by."""
+    make_model(directory / "larger", 0, **LARGER)
+    (directory / "mine.py").write_text(
+        "def even(response, **row):\n    return float(sum(map(ord, response)) % 2 == 0)\n"
+    )
+    changes = {"model": "larger", "rewards": ["mine.py:even"], "data": {"train": recipe["data"]["train"]}}
+    return {**recipe, **changes, "eval_every": 0, "rollout": {**recipe["rollout"], "max_tokens": 24}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("methods", "staleness"))
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("what", choices=("methods", "staleness", "speed"))
+    parser.add_argument("--steps", type=int, default=0, help="default: 16 for speed, 80 for the others")
+    parser.add_argument("--seeds", type=int, default=0, help="default: 1 for speed, 3 for the others")
     parser.add_argument("--only", nargs="+", help="names of methods")
     options = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    variants = METHODS if options.what == "methods" else STALENESS
+    variants = {"methods": METHODS, "staleness": STALENESS, "speed": SPEED}[options.what]
+    is_speed = options.what == "speed"
+    steps, seeds = options.steps or (16 if is_speed else 80), options.seeds or (1 if is_speed else 3)
     chosen = {name: each for name, each in variants.items() if not options.only or name in options.only}
     results: dict[str, list[list[float]]] = {name: [] for name in chosen}
     speed: dict[str, list[Diagnosis]] = {name: [] for name in chosen}
-    for seed, (name, changes) in itertools.product(range(options.seeds), chosen.items()):
+    for seed, (name, changes) in itertools.product(range(seeds), chosen.items()):
         with tempfile.TemporaryDirectory() as out:
-            rows, found = train(Path(out), "run", recipe(Path(out), options.steps, seed, changes))
+            content = recipe(Path(out), steps, seed, changes)
+            rows, found = train(Path(out), "run", same_work(Path(out), content) if is_speed else content)
         accuracies = [evaluation["pass@1"] for evaluation in found]
         results[name].append(accuracies)
         if (diagnosis := diagnose(rows)) is not None:
@@ -124,7 +142,10 @@ def main() -> None:
         samples = sum(row["samples"] for row in rows)
         shown = " -> ".join(f"{value:.3f}" for value in accuracies)
         print(f"seed {seed}  {name:20} {shown}   {samples:,.0f} samples, {rows[-1]['wall_s']:.0f} s", flush=True)
-    print(f"\nheld-out pass@1, mean and range of {options.seeds} seeds: start, half-way, after {options.steps} steps")
+    if is_speed:
+        print_speed(speed)
+        return
+    print(f"\nheld-out pass@1, mean and range of {seeds} seeds: start, half-way, after {steps} steps")
     for name, runs in results.items():
         cells = []
         for values in zip(*runs, strict=True):
