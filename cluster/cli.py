@@ -11,13 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cluster.cli_cluster import add_cluster_commands
 from cluster.cli_data import add_data_commands
 from cluster.config import RUNS, Recipe, load_recipe, read_content
 from cluster.ray_probe import check_recipe
 from cluster.ray_token import discard_own_token
+from cluster.run_directory import RunDirectory, find_run
 from cluster.stages import stage_names, train_all
 from rollout.errors import ConfigError, VolleyError
 
@@ -117,8 +117,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cluster.run_directory import RunDirectory
-
     content = read_content(options.recipe, options.overrides)
     if "stage" not in content and (names := stage_names(content)):
         return _train_stages(options, str(content.get("name")), names)
@@ -147,7 +145,6 @@ def _train(options: argparse.Namespace) -> int:
 def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -> int:
     """All stages in turn. What can be wrong in any of them is said before the first starts."""
     from cluster.build import build, plan_text
-    from cluster.run_directory import RunDirectory
 
     resume = options.resume or options.auto_resume
     first: Recipe | None = None
@@ -187,14 +184,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from cluster.report import write_report
 
-    print(write_report(_run_path(options.run_name)))
+    print(write_report(find_run(options.run_name)))
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
     from cluster.inspect_run import inspect
 
-    inspect(_run_path(options.run_name), options.step, options.limit, options.only)
+    inspect(find_run(options.run_name), options.step, options.limit, options.only)
     return 0
 
 
@@ -214,12 +211,6 @@ def _environment(recipe: Recipe) -> None:
     from cluster.launcher import prepare_environment
 
     prepare_environment(recipe)
-
-
-def _run_path(name: str) -> Path:
-    """A run by name below runs/, or by its directory."""
-    path = Path(name)
-    return path if path.is_dir() else RUNS / name
 
 
 def _say(text: str) -> None:

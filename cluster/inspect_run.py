@@ -44,7 +44,7 @@ def inspect(
 def _rollouts(run_dir: Path, step: int | None) -> Path:
     if not run_dir.is_dir():
         raise ConfigError(f"there is no run '{run_dir}'; give the name of a directory below runs/, or a path.")
-    files = {_step(path): path for path in RunDirectory(run_dir).rollouts.glob("step-*[0-9].parquet")}
+    files = {_step(path): path for path in RunDirectory(run_dir).samples}
     if not files:
         raise ConfigError(
             f"the run '{run_dir}' has no rollouts; they are written after the first step, unless its recipe says "

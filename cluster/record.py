@@ -34,7 +34,7 @@ class Record:
         self._roller = roller
         self._show = show
         self._log = RunLog(directory.path, recipe, done)
-        for path in directory.rollouts.glob("step-*.parquet"):
+        for path in directory.samples:
             if int(path.stem.removeprefix("step-")) > done:
                 path.unlink()
         first = read_rows(directory.path / METRICS)[:1]

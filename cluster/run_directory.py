@@ -5,10 +5,16 @@ import os
 from pathlib import Path
 from typing import IO
 
-from cluster.config import Recipe, dump_recipe
+from cluster.config import RUNS, Recipe, dump_recipe
 from rollout.errors import CheckpointError, ConfigError
 
 RECIPE = "recipe.yaml"
+
+
+def find_run(name: str) -> Path:
+    """The directory of a run, by its name below runs/ or by its path."""
+    path = Path(name)
+    return path if path.is_dir() else RUNS / name
 
 
 class RunDirectory:
@@ -30,6 +36,11 @@ class RunDirectory:
     @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
+
+    @property
+    def samples(self) -> list[Path]:
+        """What it saved of its rollouts, a file a step, in their order."""
+        return sorted(self.rollouts.glob("step-*[0-9].parquet"))
 
     @property
     def model(self) -> Path:

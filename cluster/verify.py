@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import yaml
 
+from cluster.run_directory import RunDirectory, find_run
 from cluster.verify_tally import Judged, Row, Tally, judged
 from rewards.config import RewardConfig, ScorerConfig
 from rewards.function import ALWAYS_CHEAP, GROUP_TERMS
@@ -124,13 +125,14 @@ def verify_file(
     config: ScorerConfig | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Tally:
-    """Judge every row of `spec` by each of `terms` (one, or two to be compared). out: a file for the verdicts, one JSON
-    object a row, in the file's order; it appears when it is whole. say: told now and then how far it is.
+    """Judge every row of `spec`, a file or a run, by each of `terms` (one, or two to be compared). out: a file for the
+    verdicts, one JSON object a row, in the rows' order; it appears when it is whole. say: told now and then how far it
+    is.
 
     Raises DataError for a file that cannot be read, ConfigError for what contradicts, RewardError for a term that
     cannot be loaded.
     """
-    source = stream_rows(spec)
+    source = _rows_of(spec)
     first = next(source, None)
     if first is None:
         raise DataError(f"{spec}: there are no rows in it; there is nothing to verify.")
@@ -154,6 +156,12 @@ def verify_file(
         if temporary:
             temporary.unlink(missing_ok=True)
     return tally
+
+
+def _rows_of(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file's rows; a run's, which is named or is a directory, are all samples that it saved."""
+    saved = RunDirectory(find_run(spec)).samples
+    return itertools.chain.from_iterable(stream_rows(str(path)) for path in saved) if saved else stream_rows(spec)
 
 
 def _opened(path: Path | None, out: str) -> IO[str]:

@@ -169,9 +169,12 @@ def test_samples_of_a_run(tmp_path: Path) -> None:
         Completion((1, 2), (0.0, 0.0), text, reason, 0, 0) for text, reason in zip(texts, reasons, strict=True)
     )
     scores = (Score(1.0, {"math": 1.0}), Score(0.0, {"math": 0.0}))
-    write_groups(tmp_path / "step-000001.parquet", [ScoredGroup(prompt, completions, scores)], 1)
-    tally = tallied(str(tmp_path / "step-000001.parquet"))
+    (tmp_path / "rollouts").mkdir()
+    for step in (1, 2):
+        write_groups(tmp_path / "rollouts" / f"step-00000{step}.parquet", [ScoredGroup(prompt, completions, scores)], 1)
+    tally = tallied(str(tmp_path / "rollouts" / "step-000001.parquet"))
     assert counts(tally) == {"right": 1, "no answer": 1}  # the second may be cut off
+    assert counts(tallied(str(tmp_path))) == {"right": 2, "no answer": 2}
 
 
 def test_columns_of_other_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
