@@ -17,45 +17,33 @@ pytestmark = pytest.mark.faults
 BAD_LINK = str(Path(__file__).with_name("bad_link"))
 
 
-@pytest.mark.parametrize(
-    ("title", "number"),
-    [(WORKER, signal.SIGKILL), (ENGINE, signal.SIGKILL), (ENGINE, signal.SIGSTOP)],
-    ids=["worker killed", "engine killed", "engine frozen"],
-)
-def test_a_lost_rollout_worker_is_replaced_and_nothing_is_lost(
-    workspace: Path, title: str, number: signal.Signals
-) -> None:
-    name = re.sub(r"\W", "", f"{title}{number.name}")
-    with running(workspace, name, steps=5000) as run:
+def test_lost_rollout_workers_are_replaced_and_nothing_is_lost(workspace: Path) -> None:
+    """One after another in one run: an actor killed, an engine killed, an engine frozen; then both engines at once."""
+    name, restarts = "lost", 0
+    with running(workspace, name, steps=5000, cluster={"max_restarts": 10}) as run:
         run.wait_for(5)
-        victims = run.find(title)
-        assert len(victims) == 2
-        os.kill(victims[0].pid, number)
-        run.wait_until_said(r"rollout worker [01]\.1 serves version \d+")
-        run.wait_for(run.steps() + 5)
-        assert "lost: rollout worker" in run.log.read_text()
+        for title, number, num_lost in (
+            (WORKER, signal.SIGKILL, 1),
+            (ENGINE, signal.SIGKILL, 1),
+            (ENGINE, signal.SIGSTOP, 1),
+            (ENGINE, signal.SIGKILL, 2),
+        ):
+            victims = run.find(title)
+            assert len(victims) == 2
+            resent = rows(workspace, name)[-1]["samples_resent"]
+            for victim in victims[:num_lost]:
+                os.kill(victim.pid, number)
+            restarts += num_lost
+            run.wait_until_said(r"rollout worker [01]\.[1-9]\d* serves version", restarts)
+            run.wait_for(run.steps() + 5)
+            last = rows(workspace, name)[-1]
+            assert (last["rollout_restarts"], last["rollout_workers"]) == (restarts, 2)
+            if number == signal.SIGSTOP or num_lost == 2:
+                # A frozen engine is found by what it was asked for and does not answer.
+                assert last["samples_resent"] > resent
+        assert run.log.read_text().count("lost: rollout worker") == restarts
         assert run.stop() == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once(run.steps())
-        last = rows(workspace, name)[-1]
-        assert (last["rollout_restarts"], last["rollout_workers"]) == (1, 2)
-        if number == signal.SIGSTOP:
-            # A frozen engine is found by what it was asked for and does not answer.
-            assert last["samples_resent"] >= 1
-        run.assert_nothing_left()
-
-
-def test_all_rollout_workers_dead_and_the_run_goes_on(workspace: Path) -> None:
-    with running(workspace, "all-dead", steps=5000) as run:
-        run.wait_for(4)
-        for victim in run.find(ENGINE):
-            os.kill(victim.pid, signal.SIGKILL)
-        for index in (0, 1):
-            run.wait_until_said(rf"rollout worker {index}\.[1-9] serves version")
-        run.wait_for(run.steps() + 5)
-        assert run.stop() == 0, run.log.read_text()[-3000:]
-        run.assert_each_prompt_trained_once(run.steps())
-        assert rows(workspace, "all-dead")[-1]["rollout_restarts"] >= 2
-        assert rows(workspace, "all-dead")[-1]["samples_resent"] >= 1
         run.assert_nothing_left()
 
 
@@ -66,24 +54,25 @@ ONE_EACH: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("moment", ["before", "within", "after"])
-def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Path, moment: str) -> None:
+def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Path) -> None:
     """Before: while the step's samples are generated. Within: in its forward and backward passes. After: as soon as it
-    is logged."""
-    name = f"rank-lost-{moment}"
-    with running(workspace, name, learner={"ranks": 2}, **ONE_EACH) as run:
-        run.wait_for(7)
-        victims = run.find(RANK)
-        assert len(victims) == 2
-        if moment == "before":
-            wait_until_busy(run.find(ENGINE)[0])
-        if moment == "within":
-            wait_until_busy(victims[1])
-        os.kill(victims[1].pid, signal.SIGKILL)
-        assert run.end(60) == 1
-        assert re.search(r"volley: learner rank [01]: died", run.log.read_text()), run.log.read_text()[-3000:]
-        run.assert_nothing_left()
-    with running(workspace, name, "--resume", learner={"ranks": 2}, **ONE_EACH) as run:
+    is logged. Each time the run is resumed, and loses a rank again."""
+    flags: tuple[str, ...] = ()
+    for moment, steps in (("before", 6), ("within", 11), ("after", 16)):
+        with running(workspace, "rank-lost", *flags, learner={"ranks": 2}, **ONE_EACH) as run:
+            run.wait_for(steps)
+            victims = run.find(RANK)
+            assert len(victims) == 2
+            if moment == "before":
+                wait_until_busy(run.find(ENGINE)[0])
+            if moment == "within":
+                wait_until_busy(victims[1])
+            os.kill(victims[1].pid, signal.SIGKILL)
+            assert run.end(60) == 1
+            assert re.search(r"volley: learner rank [01]: died", run.log.read_text()), run.log.read_text()[-3000:]
+            run.assert_nothing_left()
+        flags = ("--resume",)
+    with running(workspace, "rank-lost", *flags, learner={"ranks": 2}, **ONE_EACH) as run:
         assert run.end() == 0, run.log.read_text()[-3000:]
         run.assert_each_prompt_trained_once()
 
@@ -123,29 +112,31 @@ def test_a_driver_killed_while_it_saves_resumes_from_the_checkpoint_before(works
         warnings.warn(f"not compared, the engines round otherwise: {difference}", stacklevel=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
-    workspace: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    name, in_push = f"in-push-{number.name}", tmp_path / "in-push"
+def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(workspace: Path, tmp_path: Path) -> None:
+    """Killed in one push; and the one that came in its place is frozen in another."""
+    in_push = tmp_path / "in-push"
     variables = {"PYTHONPATH": BAD_LINK, "VOLLEY_TEST_IN_PUSH": str(in_push)}
     # So small that some buckets have left before the push rests and some have not.
     transfer = {"bucket_bytes": 16384}
-    with running(workspace, name, rollout={"workers": 1}, transfer=transfer, env=variables) as run:
+    with running(workspace, "in-push", rollout={"workers": 1}, transfer=transfer, env=variables) as run:
         run.wait_for(3)
-        (engine,) = run.find(ENGINE)
-        deadline = time.monotonic() + 60
-        while not in_push.exists():
-            assert time.monotonic() < deadline, run.log.read_text()[-3000:]
-            time.sleep(0.01)
-        engine.send_signal(number)
+        for restarts, number in enumerate((signal.SIGKILL, signal.SIGSTOP), 1):
+            (engine,) = run.find(ENGINE)
+            deadline = time.monotonic() + 60
+            while not in_push.exists():
+                assert time.monotonic() < deadline, run.log.read_text()[-3000:]
+                time.sleep(0.01)
+            engine.send_signal(number)
+            in_push.unlink()
+            run.wait_until_said(rf"rollout worker 0\.{restarts} serves version \d+")
         assert run.end() == 0, run.log.read_text()[-3000:]
         log = run.log.read_text()
-        assert re.search(r"lost: rollout worker 0\.0: (receive|collect|generate|connect)", log), log[-3000:]
-        assert re.search(r"rollout worker 0\.1 serves version \d+", log), log[-3000:]
+        for generation in (0, 1):
+            pattern = rf"lost: rollout worker 0\.{generation}: (receive|collect|generate|connect)"
+            assert re.search(pattern, log), log[-3000:]
         run.assert_each_prompt_trained_once()
-        last = rows(workspace, name)[-1]
-        assert (last["rollout_restarts"], last["rollout_workers"]) == (1, 1)
+        last = rows(workspace, "in-push")[-1]
+        assert (last["rollout_restarts"], last["rollout_workers"]) == (2, 1)
         run.assert_nothing_left()
 
 

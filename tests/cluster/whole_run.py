@@ -167,10 +167,10 @@ class Run:
         self.traces.look()
         return [p for p in self.traces.alive() if title_of(p).startswith(title)]
 
-    def wait_until_said(self, pattern: str, timeout_s: float = 200) -> None:
-        """Until its log has what the pattern matches."""
+    def wait_until_said(self, pattern: str, times: int = 1, timeout_s: float = 200) -> None:
+        """Until its log has what the pattern matches so many times."""
         deadline = time.monotonic() + timeout_s
-        while not re.search(pattern, self.log.read_text()):
+        while len(re.findall(pattern, self.log.read_text())) < times:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             self.traces.look()

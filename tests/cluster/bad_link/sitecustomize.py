@@ -1,8 +1,8 @@
 """On PYTHONPATH this stands for a bad link between a learner and its engines; the variable that is set says which.
 
-VOLLEY_TEST_IN_PUSH: a slow one. The sixth push that a learner sends rests in its middle, and says so by making the file
-that the variable names. VOLLEY_TEST_BAD_CARD: one with a bad network card. Of the sixth push that one engine receives,
-a byte is not what was sent; which engine: the first that creates the file that the variable names.
+VOLLEY_TEST_IN_PUSH: a slow one. The sixth and twelfth push that a learner sends rest in their middle, and say so by
+making the file that the variable names. VOLLEY_TEST_BAD_CARD: one with a bad network card. Of the sixth push that one
+engine receives, a byte is not what was sent; which engine: the first that creates the file that the variable names.
 """
 
 import importlib.abc
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-BAD_PUSH = 6
+BAD_PUSHES = (6, 12)
 REST_S = 4.0
 
 
@@ -64,7 +64,7 @@ def spoil(stream: Any) -> None:
 
     def is_bad_push() -> bool:
         pushes[0] += 1
-        return pushes[0] == BAD_PUSH
+        return pushes[0] in BAD_PUSHES
 
     def slow_send(group: Any, plan: Any, weights: Iterable[Any], *rest: Any) -> Any:
         return send(group, plan, slowed(weights, len(plan.metas) // 2) if is_bad_push() else weights, *rest)
