@@ -10,7 +10,7 @@ family, each at a learning rate found on another seed. staleness: GRPO on a priv
 and one learner rank of one core each, synchronous and with one and two versions of staleness, the last one also with
 truncated importance sampling instead of clipping against the rollout; and how much faster a median step is than the
 synchronous one, as a share of the bound (g + t) / max(g, t) of that run's seconds of generating and learning. speed:
-the same figure for a model of 15 M parameters that hardly moves, so that all three have the same work, and the two
+the same figure for a model of 18 M parameters that hardly moves, so that all three have the same work, and the two
 cores have more to do than what comes with it (the driver, vLLM's front end). Prints a row per run, then a table of
 means.
 """
@@ -142,17 +142,19 @@ def main() -> None:
         samples = sum(row["samples"] for row in rows)
         shown = " -> ".join(f"{value:.3f}" for value in accuracies)
         print(f"seed {seed}  {name:20} {shown}   {samples:,.0f} samples, {rows[-1]['wall_s']:.0f} s", flush=True)
-    if is_speed:
+    if not is_speed:
+        print_accuracies(results, seeds, steps)
+    if "max_staleness 0" in speed:
         print_speed(speed)
-        return
+
+
+def print_accuracies(results: dict[str, list[list[float]]], seeds: int, steps: int) -> None:
     print(f"\nheld-out pass@1, mean and range of {seeds} seeds: start, half-way, after {steps} steps")
     for name, runs in results.items():
         cells = []
         for values in zip(*runs, strict=True):
             cells.append(f"{statistics.fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})")
         print(f"{name:20} " + "   ".join(cells))
-    if "max_staleness 0" in speed:
-        print_speed(speed)
 
 
 def print_speed(speed: dict[str, list[Diagnosis]]) -> None:

@@ -20,7 +20,7 @@ def add_data_commands(commands: Any) -> None:
     audit.set_defaults(run=_audit)
 
     verify = commands.add_parser("verify", help="judge a file of responses by a verifier, or compare two")
-    verify.add_argument("data", metavar="FILE", help="responses and answers: .jsonl, .parquet, or a run")
+    verify.add_argument("data", metavar="FILE", help="responses and answers: .jsonl, .parquet, or a run's name")
     which = "math (default, or what the row's column 'verifier' names), a built-in reward, or rewards.py:function"
     verify.add_argument("--verifier", default="", help=f"{which}; with --recipe the label of one of its rewards")
     verify.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="for instance tolerance=0.01")

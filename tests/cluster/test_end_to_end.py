@@ -90,24 +90,26 @@ def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_afte
     pytest.fail(f"no two processes rounded alike; the last: {difference}")
 
 
-def test_reward_goes_up(workspace: Path) -> None:
-    """The science, asynchronously: the policy learns to write digits, from chance to nearly always."""
+@pytest.mark.parametrize(("dtype", "bound"), [("fp32", 1e-4), pytest.param("bf16", 0.01, marks=pytest.mark.faults)])
+def test_reward_goes_up(workspace: Path, dtype: str, bound: float) -> None:
+    """The science, asynchronously: the policy learns to write digits, from chance to nearly always. bf16 is among the
+    long tests, because some processors take minutes for it."""
     changes: dict[str, Any] = {
         "steps": 40,
         "max_staleness": 1,
         "groups_per_step": 8,
-        "learner": {"dtype": "fp32", "zero_stage": 2},
+        "learner": {"dtype": dtype, "zero_stage": 2},
         "rollout": {"group_size": 8, "max_replacements": 0},
     }
-    volley(workspace, "train", str(recipe(workspace, "learns", **changes)))
-    found = rows(workspace, "learns")
+    volley(workspace, "train", str(recipe(workspace, f"learns-{dtype}", **changes)))
+    found = rows(workspace, f"learns-{dtype}")
     first = sum(row["reward_mean"] for row in found[:4]) / 4
     last = sum(row["reward_mean"] for row in found[-4:]) / 4
     assert last > first + 0.3
     assert max(row["staleness_max"] for row in found) == 1
     parities = [row["parity_mean"] for row in found if "parity_mean" in row]
     assert parities
-    assert max(parities) < 1e-4
+    assert max(parities) < bound
     for row in found:
         assert math.isfinite(row["loss"])
 

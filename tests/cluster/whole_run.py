@@ -134,7 +134,7 @@ class Run:
             "launcher": "ray",
             "deadline_s": 120,
             "rollout": {"workers": 2, "max_replacements": 0, "max_tokens": 24},
-            "cluster": {"worker_cpus": 0.5, "rank_cpus": 1, "stall_s": 12},
+            "cluster": {"worker_cpus": 0.5, "rank_cpus": 1, "stall_s": 8},
             "transfer": {"connect_s": 20, "transfer_s": 10, "commit_s": 20},
         }
         variables = changes.pop("env", {})
