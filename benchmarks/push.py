@@ -3,10 +3,12 @@
     .venv/bin/python benchmarks/push.py [--mib 500] [--rounds 5]
 
 The push is what a learner and its engines do on the wire: tensors copied into the stream, buckets broadcast, checksums
-on both sides; the raw one is a single broadcast of a tensor that is there already. Rounds alternate; medians.
+on both sides; the raw one is a single broadcast of a tensor that is there already. They alternate; medians, of the
+ratio too.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -23,7 +25,7 @@ def plan_of(mib: int) -> Any:
     """A synthetic model: layers of 8 MiB matrices and small vectors, bf16."""
     matrices = [TensorMeta(f"layer.{i}.weight", "bfloat16", (2048, 2048)) for i in range(mib // 8)]
     vectors = [TensorMeta(f"layer.{i}.norm", "bfloat16", (2048,)) for i in range(mib // 8)]
-    return layout(meta for pair in zip(matrices, vectors, strict=True) for meta in pair)
+    return layout(itertools.chain(*zip(matrices, vectors, strict=True)), BUCKET_BYTES)
 
 
 def receiver(rank: int, num_ranks: int, port: int, mib: int, rounds: int, barrier: Any) -> None:
@@ -36,12 +38,12 @@ def receiver(rank: int, num_ranks: int, port: int, mib: int, rounds: int, barrie
         group.broadcast(stream).wait()
         barrier.wait()
         barrier.wait()
-        receive(group, plan, stream, BUCKET_BYTES)
+        receive(group, plan, stream)
         barrier.wait()
 
 
-def measure(num_receivers: int, mib: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of the raw broadcast and of the push."""
+def measure(num_receivers: int, mib: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each raw broadcast and of the push after it."""
     listener = listen("127.0.0.1")
     port, num_ranks = listener.getsockname()[1], num_receivers + 1
     context = multiprocessing.get_context("spawn")
@@ -65,12 +67,12 @@ def measure(num_receivers: int, mib: int, rounds: int) -> tuple[float, float]:
         raw.append(time.perf_counter() - started)
         barrier.wait()
         started = time.perf_counter()
-        send(group, plan, weights, BUCKET_BYTES)
+        send(group, plan, weights)
         barrier.wait()
         push.append(time.perf_counter() - started)
     for process in processes:
         process.join()
-    return statistics.median(raw), statistics.median(push)
+    return raw, push
 
 
 def main() -> None:
@@ -81,7 +83,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for num_receivers in (1, 3):
         raw, push = measure(num_receivers, options.mib, options.rounds)
-        print(f"{num_receivers} receivers: raw {raw:.2f} s  push {push:.2f} s  ratio {push / raw:.2f}", flush=True)
+        ratio = statistics.median(b / a for a, b in zip(raw, push, strict=True))
+        seconds = f"raw {statistics.median(raw):.2f} s  push {statistics.median(push):.2f} s"
+        print(f"{num_receivers} receivers: {seconds}  ratio {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ PREFIX = "causal_lm."
 
 
 def named_weights(zero: ZeroEngine) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor is valid until the next one is asked for, and must be copied by whoever keeps it."""
+    """Each tensor keeps its values until the next update, gathered or not; holding it holds its memory."""
     for module_name, parameters in _by_module(zero):
         with zero.gathered([parameter for _, parameter in parameters]):
             for name, parameter in parameters:

@@ -90,11 +90,12 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         if self._group is None:
             raise TransportError("receive: the engine is not connected")
         metas = zip(info.names, info.dtype_names, info.shapes, strict=True)
-        self._plan = layout(TensorMeta(name, dtype, tuple(shape)) for name, dtype, shape in metas)
+        tensors = (TensorMeta(name, dtype, tuple(shape)) for name, dtype, shape in metas)
+        self._plan = layout(tensors, self._info.bucket_bytes)
         if self._stream.numel() != self._plan.num_bytes:
             self._stream = torch.empty(self._plan.num_bytes, dtype=torch.uint8)
         self.checksum = ""
-        self._receiving = self._thread.submit(receive, self._group, self._plan, self._stream, self._info.bucket_bytes)
+        self._receiving = self._thread.submit(receive, self._group, self._plan, self._stream)
 
     @property
     def is_receiving(self) -> bool:
@@ -139,8 +140,8 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
     def trainer_init(cls, init_info: GlooTrainerInfo, *, client: Any, source: Any = None) -> "GlooTrainer":
         trainer = cls(client=client, source=source, is_sender=init_info.is_sender)
         trainer.checksum = ""
-        trainer._bucket_bytes = init_info.bucket_bytes
-        trainer._plan = layout(TensorMeta.of(m.name, m.dtype, m.shape) for m in source.metadata())
+        tensors = (TensorMeta.of(m.name, m.dtype, m.shape) for m in source.metadata())
+        trainer._plan = layout(tensors, init_info.bucket_bytes)
         if init_info.is_sender:
             listener = init_info.listener
             assert listener is not None
@@ -156,7 +157,6 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
         return trainer
 
     checksum: str
-    _bucket_bytes: int
     _plan: Layout
     _group: Group | None = None
 
@@ -166,7 +166,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
                 pass
             return
         assert self._group is not None
-        self.checksum = combined(send(self._group, self._plan, self.source, self._bucket_bytes))
+        self.checksum = combined(send(self._group, self._plan, self.source))
 
     def shutdown(self) -> None:
         if self._group is not None:

@@ -1,22 +1,22 @@
 """A model's weights as one stream of bytes in buckets, broadcast over gloo from one sender to many receivers.
 
-Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream. The sender holds
-a few buckets of it, and reads the weights anew when it has to send them again. The receiver keeps the whole stream in
-memory of its own until it is complete: a push arrives whole or not at all, and whoever receives it can go on working
-with the old weights meanwhile. That costs one more copy of the model on each receiver; on GPUs, where that would hurt,
-`nccl` loads as it receives.
+Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream and how it is cut.
+The sender holds a few buckets of it, and reads the weights anew when it has to send them again. The receiver keeps the
+whole stream in memory of its own until it is complete: a push arrives whole or not at all, and whoever receives it can
+go on working with the old weights meanwhile. That costs one more copy of the model on each receiver; on GPUs, where
+that would hurt, `nccl` loads as it receives.
 
 Each bucket has a checksum, and the checksums of all buckets are compared by the client. Every wait has a deadline and
 ends with a `TransportError` that names the tensor.
 """
 
 import socket
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from rollout.errors import LostError
 
-AHEAD = 2
-"""Buckets that a receiver waits for at the same time."""
-RING = 4
-"""Buckets that a sender holds: one that fills, the others on their way."""
+IN_FLIGHT = 8
+"""Buckets on their way at a time, each with a thread of gloo's on both sides: with fewer, the wire rests in between."""
+LARGE = 16
+"""A tensor of a bucket's size over this shares no bucket: to copy it there takes longer than a broadcast of its own."""
 ALIGNMENT = 64
 """Bytes: every tensor starts at a multiple of it, so that a view of any type can be taken in place."""
 
@@ -57,15 +57,18 @@ class TensorMeta:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor lies. starts: [K] byte offsets. num_bytes: of the whole stream."""
+    """Where each tensor lies. starts: [K] byte offsets. num_bytes: of the whole stream. buckets: begin and end of each,
+    in the order of sending: each as soon as its last tensor is there, if the tensors come in the order of metas."""
 
     metas: tuple[TensorMeta, ...]
     starts: tuple[int, ...]
     num_bytes: int
+    buckets: tuple[tuple[int, int], ...]
 
     def name_at(self, offset: int) -> str:
         """The tensor that the byte at `offset` belongs to."""
-        return [meta.name for meta, start in zip(self.metas, self.starts, strict=True) if start <= offset][-1]
+        places = zip(self.metas, self.starts, strict=True)
+        return next(meta.name for meta, start in places if start <= offset < start + meta.num_bytes)
 
     def views(self, stream: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor, as views of the `[num_bytes]` uint8 stream."""
@@ -74,12 +77,24 @@ class Layout:
             yield meta.name, part.view(getattr(torch, meta.dtype)).view(meta.shape)
 
 
-def layout(metas: Iterable[TensorMeta]) -> Layout:
-    """The stream of these tensors, in their order."""
+def layout(metas: Iterable[TensorMeta], bucket_bytes: int) -> Layout:
+    """The stream of these tensors in buckets of that size at most: first the large ones, each cut by itself, then the
+    others, several to a bucket."""
     kept = tuple(metas)
-    sizes = [-(-meta.num_bytes // ALIGNMENT) * ALIGNMENT for meta in kept]
-    starts = tuple(accumulate(sizes, initial=0))
-    return Layout(kept, starts[:-1], starts[-1])
+    is_large = [meta.num_bytes * LARGE >= bucket_bytes for meta in kept]
+    starts, num_bytes = [0] * len(kept), 0
+    buckets: list[tuple[int, int, int]] = []  # the number of its last tensor, begin, end
+    for i in sorted(range(len(kept)), key=lambda i: not is_large[i]):
+        starts[i] = begin = num_bytes
+        end = begin + kept[i].num_bytes
+        num_bytes = -(-end // ALIGNMENT) * ALIGNMENT
+        if is_large[i]:
+            buckets += [(i, at, min(at + bucket_bytes, end)) for at in range(begin, end, bucket_bytes)]
+        elif begin < end:
+            fits = buckets and not is_large[buckets[-1][0]] and end - buckets[-1][1] <= bucket_bytes
+            buckets.append((i, buckets.pop()[1] if fits else begin, end))
+    in_order = sorted(buckets, key=lambda bucket: bucket[0])
+    return Layout(kept, tuple(starts), num_bytes, tuple((begin, end) for _, begin, end in in_order))
 
 
 class Group:
@@ -118,11 +133,12 @@ class Group:
             options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [ProcessGroupGloo.create_device(hostname=address)]
             options._timeout = timeout
+            options._threads = IN_FLIGHT
             self._group = ProcessGroupGloo(PrefixStore("weights", self._store), rank, num_ranks, options)
         except RuntimeError as error:
             raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
         self._transfer_timeout = timedelta(seconds=transfer_s)
-        self.buckets: list[Tensor] = []
+        self.ring: list[Tensor] = []
 
     def broadcast(self, bucket: Tensor) -> Any:
         """Start a broadcast from rank 0; returns the work to wait for."""
@@ -146,79 +162,73 @@ def listen(address: str, port: int = 0) -> socket.socket:
     return listener
 
 
-def send(group: Group, plan: Layout, weights: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[int]:
+def send(group: Group, plan: Layout, weights: Iterable[tuple[str, Tensor]]) -> list[int]:
     """Broadcast `weights` (in the order of `plan`) from rank 0; returns the checksum of each bucket.
 
-    A bucket leaves as soon as it is full, while the next one fills: RING of them exist, whatever the model's size.
-    `weights` is read to its end even when the network fails, because reading it may be a collective of several learner
-    ranks. Raises `TransportError`.
+    A bucket leaves as soon as it is full, while the next one fills; IN_FLIGHT of them exist at most, whatever the
+    model's size. A tensor that fills buckets alone is not copied into one but sent from where it lies, unless that is a
+    GPU: it must not change until this returns. `weights` is read to its end even when the network fails, because
+    reading it may be a collective of several learner ranks. Raises `TransportError`.
     """
     with ThreadPoolExecutor(1) as hasher:
-        ring = _Ring(group, plan, bucket_bytes, hasher)
+        outbox = _Outbox(group, plan, hasher)
         for (name, tensor), meta, start in zip(weights, plan.metas, plan.starts, strict=True):
             assert name == meta.name, f"the weights came as {name} where {meta.name} was announced"
-            ring.put(start, tensor.detach().contiguous().view(-1).view(torch.uint8))
-        return ring.end()
+            outbox.put(start, tensor.detach().contiguous().view(-1).view(torch.uint8))
+        return outbox.end()
 
 
-class _Ring:
-    """Buckets that are filled, broadcast, and filled again. failure: what went wrong first; nothing is copied or sent
-    any more then."""
+class _Outbox:
+    """Buckets that are filled and broadcast. failure: what went wrong first; nothing more is copied or sent then."""
 
-    def __init__(self, group: Group, plan: Layout, bucket_bytes: int, hasher: ThreadPoolExecutor) -> None:
+    def __init__(self, group: Group, plan: Layout, hasher: ThreadPoolExecutor) -> None:
         self._group = group
         self._plan = plan
         self._hasher = hasher
-        self._size = min(bucket_bytes, plan.num_bytes)
+        self._places = sorted(plan.buckets)
+        self._num_copied = 0
         # Kept from push to push: touching fresh memory would cost more than the copy.
-        if [len(bucket) for bucket in group.buckets] != [self._size] * RING:
-            group.buckets = [torch.zeros(self._size, dtype=torch.uint8) for _ in range(RING)]
-        self._buckets = group.buckets
-        self._begin = 0  # of the bucket that is being filled, in the stream
+        size = max((end - begin for begin, end in plan.buckets), default=0)
+        if [len(bucket) for bucket in group.ring] != [size] * IN_FLIGHT:
+            group.ring = [torch.empty(size, dtype=torch.uint8) for _ in range(IN_FLIGHT)]
         self._pending: deque[tuple[Any, int]] = deque()
         self._checksums: list[Future[int]] = []
         self.failure: TransportError | None = None
 
     def put(self, at: int, content: Tensor) -> None:
-        """The stream's bytes from `at` on, which lie behind all that came before."""
+        """The tensor that starts at `at` in the stream, as bytes."""
         while self.failure is None and len(content):
-            if at >= self._begin + self._size:  # the gap between two tensors was the end of a bucket
-                self._leave()
-                continue
-            room = content[: self._begin + self._size - at]
-            self._bucket[at - self._begin :][: len(room)].copy_(room)
-            at, content = at + len(room), content[len(room) :]
-            if at == self._begin + self._size:
-                self._leave()
+            begin, end = self._places[bisect_right(self._places, at, key=lambda place: place[0]) - 1]
+            part, content = content[: end - at], content[end - at :]
+            if len(part) == end - begin and part.is_cpu:
+                self._leave(part, begin)
+            else:
+                bucket = self._group.ring[self._num_copied % IN_FLIGHT][: end - begin]
+                bucket[at - begin :][: len(part)].copy_(part)
+                if at + len(part) == end:
+                    self._num_copied += 1
+                    self._leave(bucket, begin)
+            at += len(part)
 
     def end(self) -> list[int]:
-        """Send the rest, and wait for everything."""
-        while self.failure is None and self._begin < self._plan.num_bytes:
-            self._leave()
+        """Wait for everything."""
         while self._pending:
             self._await_oldest()
         if self.failure is not None:
             raise self.failure
         return [checksum.result() for checksum in self._checksums]
 
-    @property
-    def _bucket(self) -> Tensor:
-        bucket = self._buckets[self._begin // self._size % RING]
-        return bucket[: self._plan.num_bytes - self._begin]
-
-    def _leave(self) -> None:
+    def _leave(self, bucket: Tensor, begin: int) -> None:
         """Broadcast the bucket, and make room for the next one."""
-        bucket, begin = self._bucket, self._begin
-        self._begin += self._size
         try:
             self._pending.append((self._group.broadcast(bucket), begin))
         except RuntimeError as error:
             self.failure = _failed("send", error, self._plan, begin)
             return
         self._checksums.append(self._hasher.submit(checksum_of, bucket))
-        if len(self._pending) == RING:
+        if len(self._pending) == IN_FLIGHT:
             self._await_oldest()
-            self._checksums[len(self._checksums) - RING].result()
+            self._checksums[-IN_FLIGHT].result()
 
     def _await_oldest(self) -> None:
         work, begin = self._pending.popleft()
@@ -226,23 +236,29 @@ class _Ring:
         self.failure = self.failure or failure
 
 
-def receive(group: Group, plan: Layout, stream: Tensor, bucket_bytes: int) -> list[int]:
+def receive(group: Group, plan: Layout, stream: Tensor) -> list[int]:
     """Fill `stream` ([num_bytes] uint8) from rank 0; returns the checksum of each bucket. Raises `TransportError`."""
     with ThreadPoolExecutor(1) as hasher:
-        checksums = []
-        pending: deque[tuple[Any, int]] = deque()
-        for offset in [*range(0, plan.num_bytes, bucket_bytes), *[plan.num_bytes] * AHEAD]:
-            if offset < plan.num_bytes:
-                try:
-                    pending.append((group.broadcast(stream[offset : offset + bucket_bytes]), offset))
-                except RuntimeError as error:
-                    raise _failed("receive", error, plan, offset) from None
-            if pending and (len(pending) > AHEAD or offset == plan.num_bytes):
-                work, arrived = pending.popleft()
-                failure = _wait(work, arrived, plan, "receive")
-                if failure is not None:
-                    raise failure
-                checksums.append(hasher.submit(checksum_of, stream[arrived : arrived + bucket_bytes]))
+        checksums: list[Future[int]] = []
+        pending: deque[tuple[Any, int, Tensor]] = deque()
+
+        def await_oldest() -> None:
+            work, begin, bucket = pending.popleft()
+            failure = _wait(work, begin, plan, "receive")
+            if failure is not None:
+                raise failure
+            checksums.append(hasher.submit(checksum_of, bucket))
+
+        for begin, end in plan.buckets:
+            bucket = stream[begin:end]
+            try:
+                pending.append((group.broadcast(bucket), begin, bucket))
+            except RuntimeError as error:
+                raise _failed("receive", error, plan, begin) from None
+            if len(pending) == IN_FLIGHT:
+                await_oldest()
+        while pending:
+            await_oldest()
         return [checksum.result() for checksum in checksums]
 
 

@@ -41,16 +41,16 @@ def push(sender: WeightSender, leaves_after: int | None = None) -> tuple[Any, An
     """What the sender returns or raises, and the checksum and tensors of one receiver. leaves_after: buckets until the
     receiver is gone."""
     address, port = sender.open("gloo")
-    plan, result = layout(sender.metas()), []
+    plan, result = layout(sender.metas(), CONFIG.bucket_bytes), []
 
     def receiving() -> None:
         group = Group(address, port, 1, 2, 20, 20)
         stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
         if leaves_after is None:
-            result.append((combined(receive(group, plan, stream, 1 << 16)), dict(plan.views(stream))))
+            result.append((combined(receive(group, plan, stream)), dict(plan.views(stream))))
         else:
-            for i in range(leaves_after):
-                group.broadcast(stream[i << 16 : (i + 1) << 16]).wait()
+            for begin, end in plan.buckets[:leaves_after]:
+                group.broadcast(stream[begin:end]).wait()
         group.close()
 
     thread = threading.Thread(target=receiving)

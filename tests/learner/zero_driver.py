@@ -112,7 +112,9 @@ def _steps(
         metrics.append(dict(learner.update(data).metrics))
     if "save" in options:
         learner.save(options["save"])
+    held = dict(learner.named_weights())  # the last is read when the first has been released long ago
     tensors = state_dict(learner._zero)
+    assert all(torch.equal(held[name], tensor) for name, tensor in tensors.items())
     head = learner._zero.module.value_head
     if "head" in options:
         assert [meta.name for meta in learner.transfer("metas")] == list(tensors), "what is pushed is what is exported"

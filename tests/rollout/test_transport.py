@@ -4,17 +4,21 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.transport.stream import (
-    RING,
+    IN_FLIGHT,
+    LARGE,
     Group,
+    Layout,
     TensorMeta,
     TransportError,
     checksum_of,
@@ -40,9 +44,9 @@ def metas(weights: Tensors) -> list[TensorMeta]:
 
 
 def exchange(
-    weights: Tensors,
+    plan: Layout,
+    weights: Iterable[tuple[str, torch.Tensor]],
     num_receivers: int,
-    bucket_bytes: int,
     receiver: Callable[[Group, int], Any],
     deadline_s: float = 20,
 ) -> tuple[Any, list[Any]]:
@@ -63,10 +67,9 @@ def exchange(
     threads = [threading.Thread(target=receiving, args=(index,)) for index in range(num_receivers)]
     for thread in threads:
         thread.start()
-    plan = layout(metas(weights))
     group = Group("127.0.0.1", port, 0, num_receivers + 1, 10, deadline_s, listener)
     try:
-        sent: Any = send(group, plan, weights, bucket_bytes)
+        sent: Any = send(group, plan, weights)
     except TransportError as error:
         sent = error
     group.close()
@@ -79,85 +82,111 @@ def exchange(
 @pytest.mark.parametrize("bucket_bytes", [1000, 1 << 16, 1 << 30])
 def test_every_receiver_gets_the_same_bits(num_receivers: int, bucket_bytes: int) -> None:
     weights = tensors([torch.bfloat16, torch.float32, torch.float16])
-    plan = layout(metas(weights))
+    plan = layout(metas(weights), bucket_bytes)
 
     def take(group: Group, index: int) -> Any:
         stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
-        return receive(group, plan, stream, bucket_bytes), dict(plan.views(stream))
+        return receive(group, plan, stream), dict(plan.views(stream))
 
-    sent, results = exchange(weights, num_receivers, bucket_bytes, take)
+    sent, results = exchange(plan, weights, num_receivers, take)
     for checksums, received in results:
         assert checksums == sent
-        assert len(checksums) == -(-plan.num_bytes // bucket_bytes)
+        assert len(checksums) == len(plan.buckets)
         for name, tensor in weights:
             assert received[name].dtype == tensor.dtype
             assert torch.equal(received[name], tensor)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["bfloat16", "float32", "uint8"]), st.lists(st.integers(0, 9), max_size=3))))
-def test_tensors_lie_apart_aligned_and_in_order(kinds: list[tuple[str, list[int]]]) -> None:
-    plan = layout(TensorMeta(str(i), dtype, tuple(shape)) for i, (dtype, shape) in enumerate(kinds))
-    end = 0
-    for meta, start in zip(plan.metas, plan.starts, strict=True):
-        assert start % 64 == 0
-        assert start >= end
-        end = start + meta.num_bytes
-        assert end <= plan.num_bytes
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["bfloat16", "float32", "uint8"]), st.lists(st.integers(0, 9), max_size=3))),
+    st.integers(1, 2000),
+)
+def test_tensors_lie_apart_and_aligned_and_each_byte_is_in_one_bucket(
+    kinds: list[tuple[str, list[int]]], bucket_bytes: int
+) -> None:
+    plan = layout((TensorMeta(str(i), dtype, tuple(shape)) for i, (dtype, shape) in enumerate(kinds)), bucket_bytes)
+    places = [(start, start + meta.num_bytes, meta) for meta, start in zip(plan.metas, plan.starts, strict=True)]
+    assert all(start % 64 == 0 and end <= plan.num_bytes for start, end, _ in places)
+    for apart in (sorted((start, end) for start, end, _ in places), sorted(plan.buckets)):
+        assert all(end <= start for (_, end), (start, _) in pairwise(apart))
+    assert all(0 < end - begin <= bucket_bytes for begin, end in plan.buckets)
+    completed = 0
+    for start, end, meta in places:
+        if not meta.num_bytes:
+            continue
+        numbers = [i for i, bucket in enumerate(plan.buckets) if bucket[0] < end and bucket[1] > start]
+        own = [plan.buckets[i] for i in numbers]
+        assert sum(min(bucket[1], end) - max(bucket[0], start) for bucket in own) == meta.num_bytes
+        if meta.num_bytes * LARGE >= bucket_bytes:
+            assert [plan.name_at(begin) for begin, _ in own] == [meta.name] * len(own)
+            assert all(start <= begin < stop <= end for begin, stop in own)
+        else:
+            assert len(own) == 1
+        # In the order of reading, every bucket that is full by now comes before those that are not.
+        for number in numbers:
+            if plan.buckets[number][1] <= end:
+                assert number == completed
+                completed += 1
+    assert completed == len(plan.buckets)
 
 
-def test_the_sender_holds_a_few_buckets_and_one_tensor_whatever_the_size() -> None:
-    """Of 8 MB in buckets of 100 kB: what is read and kept, and what is on its way."""
-    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
-    kept = [0]
+@pytest.mark.parametrize(("rows", "num_tensors"), [(1000, 8), (1, 2000)], ids=["large tensors", "small tensors"])
+def test_the_sender_holds_a_few_buckets_whatever_the_size(rows: int, num_tensors: int) -> None:
+    """Of some 8 MB in buckets of 100 kB: what is read and kept, and what buckets it has of its own."""
+    alive: dict[int, int] = {}
+    kept, shapes = [0], [(rows + i % 6, 250) for i in range(num_tensors)]
 
-    class Once(list):  # type: ignore[type-arg]
-        """Made as they are read, as ZeRO-3 gathers them."""
-
-        def __iter__(self) -> Any:
-            for name, tensor in list.__iter__(self):
-                made = tensor.clone()
-                alive.add(made)
-                kept[0] = max(kept[0], sum(each.nbytes for each in alive))
-                yield name, made
-                del made
+    def weight(i: int) -> torch.Tensor:
+        """Made as it is read, as ZeRO-3 gathers; what lives as long as its memory is the array under it."""
+        array = np.full(shapes[i], float(i), np.float32)
+        alive[i] = array.nbytes
+        weakref.finalize(array, alive.pop, i)
+        kept[0] = max(kept[0], sum(alive.values()))
+        return torch.from_numpy(array)
 
     def broadcast(self: Group, bucket: torch.Tensor) -> Any:
-        if threading.get_ident() == sender:
-            addresses[bucket.data_ptr()] = max(bucket.nbytes, addresses.get(bucket.data_ptr(), 0))
+        if threading.get_ident() == sender and bucket.untyped_storage().nbytes() == ring_bytes:
+            copied.add(bucket.data_ptr())
         return original(self, bucket)
 
-    addresses: dict[int, int] = {}
+    def each_weight() -> Iterator[tuple[str, torch.Tensor]]:
+        for i in range(len(shapes)):
+            yield f"layer.{i}", weight(i)
+
+    copied: set[int] = set()
     original, sender = Group.broadcast, threading.get_ident()
-    weights = Once((f"layer.{i}", torch.full((250 + i, 1000), float(i))) for i in range(8))
-    plan = layout(metas(weights))
+    plan = layout((TensorMeta(f"layer.{i}", "float32", shape) for i, shape in enumerate(shapes)), 100_000)
+    ring_bytes = max(end - begin for begin, end in plan.buckets)
 
     def take(group: Group, index: int) -> Any:
         stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
-        return receive(group, plan, stream, 100_000), dict(plan.views(stream))
+        return receive(group, plan, stream), dict(plan.views(stream))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Group, "broadcast", broadcast)
-        sent, [(checksums, received)] = exchange(weights, 1, 100_000, take)
+        sent, [(checksums, received)] = exchange(plan, each_weight(), 1, take)
     assert checksums == sent
-    assert all(torch.equal(received[name], tensor) for name, tensor in list.__iter__(weights))
-    assert kept[0] <= 2 * weights[0][1].nbytes * 1.1
-    assert sum(addresses.values()) <= RING * 100_000
+    assert all(bool((received[f"layer.{i}"] == i).all()) for i in range(len(shapes)))
+    # Beside what is in flight: the tensor that is being sent and the one that is being read.
+    largest = max(meta.num_bytes for meta in plan.metas)
+    assert kept[0] <= IN_FLIGHT * 100_000 + 2 * largest
+    assert len(copied) == (IN_FLIGHT if rows == 1 else 0)
 
 
 def test_a_corrupted_bucket_shows_in_its_checksum() -> None:
     weights = tensors([torch.float32])
-    plan = layout(metas(weights))
+    plan = layout(metas(weights), 1 << 16)
 
     def take(group: Group, index: int) -> list[int]:
         stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
-        checksums = receive(group, plan, stream, 1 << 16)
+        checksums = receive(group, plan, stream)
         if index == 1:
             stream[70_000] ^= 1
-            checksums = [checksum_of(stream[at : at + (1 << 16)]) for at in range(0, len(stream), 1 << 16)]
+            checksums = [checksum_of(stream[begin:end]) for begin, end in plan.buckets]
         return checksums
 
-    sent, results = exchange(weights, 2, 1 << 16, take)
+    sent, results = exchange(plan, weights, 2, take)
     assert combined(results[0]) == combined(sent)
     assert combined(results[1]) != combined(sent)
     assert [a == b for a, b in zip(results[1], sent, strict=True)].count(False) == 1
@@ -165,7 +194,7 @@ def test_a_corrupted_bucket_shows_in_its_checksum() -> None:
 
 def test_a_peer_that_dies_raises_at_once_with_the_tensor() -> None:
     weights: Tensors = [(f"big.{i}", torch.ones(1 << 20)) for i in range(4)]
-    plan = layout(metas(weights))
+    plan = layout(metas(weights), 1 << 22)
 
     def leave(group: Group, index: int) -> Any:
         stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)
@@ -173,7 +202,7 @@ def test_a_peer_that_dies_raises_at_once_with_the_tensor() -> None:
         return "left"
 
     started = time.monotonic()
-    sent, results = exchange(weights, 1, 1 << 22, leave)
+    sent, results = exchange(plan, weights, 1, leave)
     assert results == ["left"]
     assert isinstance(sent, TransportError)
     assert "send: at tensor big." in str(sent)
@@ -184,17 +213,16 @@ def test_a_silent_peer_raises_at_the_deadline_and_the_weights_are_read_to_their_
     weights: Tensors = [(f"big.{i}", torch.ones(1 << 20)) for i in range(4)]
     read: list[str] = []
 
-    class Reading(list):  # type: ignore[type-arg]
-        def __iter__(self) -> Any:
-            for name, tensor in weights:
-                read.append(name)
-                yield name, tensor
+    def reading() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            read.append(name)
+            yield name, tensor
 
     def sleep(group: Group, index: int) -> str:
         time.sleep(3)
         return "slept"
 
-    sent, _ = exchange(Reading(weights), 1, 1 << 20, sleep, deadline_s=1)
+    sent, _ = exchange(layout(metas(weights), 1 << 20), reading(), 1, sleep, deadline_s=1)
     assert isinstance(sent, TransportError)
     assert "big.0" in str(sent)
     assert read[-4:] == ["big.0", "big.1", "big.2", "big.3"]

@@ -227,16 +227,18 @@ async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks
     listener = listen("127.0.0.1")
     address = {"master_address": "127.0.0.1", "master_port": listener.getsockname()[1], "address": "127.0.0.1"}
     group_info = {"rank_offset": 1, "world_size": 2, "bucket_bytes": 1 << 20, "connect_s": 10.0, "transfer_s": 5.0}
-    plan = layout(TensorMeta.of(name, tensor.dtype, tensor.shape) for name, tensor in weights.items())
+    metas = (TensorMeta.of(name, tensor.dtype, tensor.shape) for name, tensor in weights.items())
+    plan = layout(metas, group_info["bucket_bytes"])
 
     def sending() -> str:
         group = Group("127.0.0.1", address["master_port"], 0, 2, 10, 5, listener)
         connected.wait(10)
         if breaks:
-            group.broadcast(torch.zeros(1 << 20, dtype=torch.uint8)).wait()
+            begin, end = plan.buckets[0]
+            group.broadcast(torch.zeros(end - begin, dtype=torch.uint8)).wait()
             group.close()
             return ""
-        return combined(send(group, plan, weights.items(), 1 << 20))
+        return combined(send(group, plan, weights.items()))
 
     connected = threading.Event()
     sender = asyncio.get_running_loop().run_in_executor(None, sending)
