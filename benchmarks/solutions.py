@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.demo import make_model, make_tokenizer
+from cluster.demo import make_model
 
 SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 FOLDS = 3
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 2048}
+VOCABULARY = 768
 KINDS = ("pairs", "labels", "shown")
 
 Row = dict[str, Any]
@@ -22,10 +23,9 @@ Row = dict[str, Any]
 
 def write_solutions(source: Path, directory: Path, fold: int, max_characters: int) -> dict[str, int]:
     """`KIND-SIDE.jsonl` for each of `KINDS` and train and test, from solutions that have with their question less than
-    `max_characters`; and `start`, a random Llama of 0.3 M parameters and one token a character. fold: which third of
-    the questions is the test side. Returns the number of rows by file."""
+    `max_characters`; and `start`, a random Llama of 0.4 M parameters with a byte-pair encoding of the train side. fold:
+    which third of the questions is the test side. Returns the number of rows by file."""
     sides: dict[str, dict[str, list[Row]]] = {side: {kind: [] for kind in KINDS} for side in ("train", "test")}
-    characters: set[str] = set()
     for number, line in enumerate(source.read_text().splitlines()):
         question = json.loads(line)
         rows = sides["test" if number % FOLDS == fold else "train"]
@@ -34,7 +34,6 @@ def write_solutions(source: Path, directory: Path, fold: int, max_characters: in
         solutions = [question[solver] for solver in SOLVERS if len(question[solver]["solution"]) < room]
         right = list(dict.fromkeys(each["solution"] for each in solutions if each["is_correct"]))
         wrong = list(dict.fromkeys(each["solution"] for each in solutions if not each["is_correct"]))
-        characters.update(prompt, *right, *wrong)
         rows["pairs"] += [{"prompt": prompt, "chosen": a, "rejected": b} for a, b in itertools.product(right, wrong)]
         rows["labels"] += [{"prompt": prompt, "completion": each, "label": True} for each in right]
         rows["labels"] += [{"prompt": prompt, "completion": each, "label": False} for each in wrong]
@@ -42,20 +41,29 @@ def write_solutions(source: Path, directory: Path, fold: int, max_characters: in
     files = {f"{kind}-{side}": rows for side, kinds in sides.items() for kind, rows in kinds.items()}
     for name, rows in files.items():
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer = make_tokenizer("".join(sorted(characters - set("<>"))) + "<>")
-    make_model(directory / "start", 0, tokenizer, **SHAPE)
+    texts = [row["prompt"] + row["completion"] for row in sides["train"]["labels"]]
+    make_model(directory / "start", 0, _byte_pairs(texts), **SHAPE)
     return {name: len(rows) for name, rows in files.items()}
 
 
-def pair_accuracies(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, float]:
-    """How often the chosen side of a pair is ahead of the rejected one, ties half: `log_ratio`, in log pi(y) - log
-    pi_start(y), the implicit reward of DPO, IPO and KTO; `per_token`, in log pi(y) / |y|, that of SimPO. Computed
-    with transformers alone."""
+def _byte_pairs(texts: Sequence[str]) -> Any:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=["<pad>", "<eos>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def told_apart(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, list[float]]:
+    """Of each pair, 1 if its chosen side is ahead of the rejected one, 0.5 for a tie: by `log_ratio`, log pi(y) - log
+    pi_start(y), the implicit reward of DPO, IPO and KTO; `per_token`, log pi(y) / |y|, that of SimPO, which also orders
+    as ORPO's odds do. Computed with transformers alone."""
     ours, theirs = _logprobs(model, pairs), _logprobs(start, pairs)
     ratios = [[a - b for (a, _), (b, _) in zip(*sides, strict=True)] for sides in zip(ours, theirs, strict=True)]
     means = [[total / count for total, count in sides] for sides in ours]
     return {
-        name: sum((chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in values) / len(values)
+        name: [(chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in values]
         for name, values in {"log_ratio": ratios, "per_token": means}.items()
     }
 

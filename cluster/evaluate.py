@@ -74,7 +74,7 @@ def greedy_metrics(groups: Sequence[ScoredGroup], num_buckets: int) -> dict[str,
 
 
 def sample_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """pass@k for k = 1, 2, 4, ... up to the number of samples n (as `pass@k_of_n`), and maj@n."""
+    """pass@k for k = 1, 2, 4, ... up to the number of samples n (as `pass@k_of_n`), maj@n, and their mean length."""
     n = len(groups[0].completions)
     metrics: dict[str, float] = {}
     counts = [sum(score.accuracy == 1.0 for score in group.scores) for group in groups]
@@ -82,6 +82,8 @@ def sample_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     for k in ks if ks[-1] == n else [*ks, n]:
         metrics[f"pass@{k}_of_{n}"] = _mean([pass_at_k(n, c, k) for c in counts])
     metrics[f"maj@{n}"] = _mean([_majority_accuracy(group) for group in groups])
+    lengths = [float(len(completion.token_ids)) for group in groups for completion in group.completions]
+    metrics[f"response_length_mean_of_{n}"] = _mean(lengths)
     return metrics
 
 

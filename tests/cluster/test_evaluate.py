@@ -29,6 +29,7 @@ def test_the_majority_is_of_answers_and_no_answer_has_no_vote() -> None:
     assert metrics["pass@1_of_6"] == pytest.approx(2 / 6)
     assert metrics["pass@6_of_6"] == 1.0
     assert sample_metrics([group([("", 0.0)] * 4)])["maj@4"] == 0.0
+    assert sample_metrics([group([("7", 1.0)] * 2, 3), group([("7", 1.0)] * 2, 5)])["response_length_mean_of_2"] == 4.0
 
 
 def test_buckets_tell_whether_short_answers_are_only_wrong_sooner() -> None:

@@ -1,0 +1,141 @@
+"""DPO and SimPO where the chosen are longer: which one's answers are shorter at equal accuracy?
+
+    .venv/bin/python benchmarks/length.py [--seeds 3] [--longer 0.75] [--out DIR]
+
+A tiny Llama adds two-digit numbers column by column, with errors, and then thinks on in words that say nothing (of
+eight, at random; after each it goes on with probability 0.95). Its own answers make the pairs, a right one against a
+wrong one, of which in a share of `--longer` the right one is the longer. Accuracy and tokens are of four samples to
+each of 96 held-out prompts, every ten steps. A warm-up that lies in DIR is used again.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from preference import train, write
+
+from cluster.demo import make_model, make_tokenizer, worked_answer, write_problems
+
+WORDS = "abcdefgh"
+GOES_ON = 0.95
+SPOILT_SHARE = 0.4
+MAX_TOKENS = 120
+RATE = 3e-5
+LEARNER = {"dtype": "fp32", "zero_stage": 1, "warmup_steps": 5, "max_tokens_per_micro_batch": 8192}
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rambling(rng: random.Random) -> str:
+    words = ""
+    while rng.random() < GOES_ON and len(words) < MAX_TOKENS // 2:
+        words += rng.choice(WORDS)
+    return words
+
+
+def warm_up(out: Path) -> Path:
+    """The model that will be asked: SFT on worked additions, four in ten spoilt, each with some rambling."""
+    write_problems(out, seed=0)
+    model = out / "runs" / "sft" / "model"
+    if not model.exists():
+        rng = random.Random(0)
+        make_model(out / "start", 0, make_tokenizer("0123456789+=? " + WORDS))
+        shown = []
+        for problem in read(out / "train.jsonl"):
+            a, b = map(int, problem["prompt"][:-2].split("+"))
+            text = worked_answer(a, b, rng if rng.random() < SPOILT_SHARE else None)
+            shown.append(
+                {"prompt": problem["prompt"], "completion": text.replace("</think>", rambling(rng) + "</think>")}
+            )
+        write(out / "shown.jsonl", shown)
+        recipe = {"model": str(out / "start"), "steps": 225, "groups_per_step": 128, "loss": "sft"}
+        recipe |= {"data": {"train": "shown.jsonl"}}
+        recipe["learner"] = {**LEARNER, "lr": 2e-3, "betas": [0.9, 0.95], "schedule": "linear", "min_lr_share": 0.1}
+        train(out, "sft", recipe)
+    return model
+
+
+def make_pairs(out: Path, model: Path, seed: int, longer_share: float) -> list[Row]:
+    """One pair of each group of eight samples that has one."""
+    recipe = {"model": str(model), "seed": seed, "steps": 10, "publish_every": 10, "groups_per_step": 128}
+    recipe |= {"loss": "grpo", "rewards": ["math"], "data": {"train": "train.jsonl"}, "save_rollouts": True}
+    recipe |= {"rollout": {"group_size": 8, "max_tokens": MAX_TOKENS, "max_replacements": 0}}
+    train(out, f"samples-{seed}", {**recipe, "learner": {**LEARNER, "lr": 1e-12}})
+    groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in pq.read_table(out / "runs" / f"samples-{seed}" / "rollouts").to_pylist():
+        if row["finish_reason"] == "stop":
+            groups[row["step"], row["ordinal"]].append(row)
+    rng, pairs = random.Random(seed), []
+    for group in groups.values():
+        is_longer = rng.random() < longer_share
+        fitting = [
+            {"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]}
+            for a in group
+            for b in group
+            if a["accuracy"] == 1.0
+            and b["accuracy"] == 0.0
+            and (len(a["token_ids"]) > len(b["token_ids"])) == is_longer
+        ]
+        if fitting:
+            pairs.append(rng.choice(fitting))
+    return pairs
+
+
+def tokens_at(accuracy: float, curve: list[tuple[float, float]]) -> float:
+    """Where a curve of (accuracy, tokens) first reaches an accuracy, on straight lines between its points."""
+    for (before, some), (after, more) in itertools.pairwise(curve):
+        if before < accuracy <= after:
+            return some + (more - some) * (accuracy - before) / (after - before)
+    return curve[0][1]
+
+
+def compare(out: Path, seeds: int, longer_share: float, steps: int) -> None:
+    model = warm_up(out)
+    for seed in range(seeds):
+        pairs = make_pairs(out, model, seed, longer_share)
+        write(out / "pairs.jsonl", pairs)
+        chosen, rejected = (statistics.fmean(len(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
+        print(f"seed {seed}: {len(pairs)} pairs, {chosen - rejected:+.1f} characters from rejected to chosen")
+        curves = {}
+        for name in ("dpo", "simpo"):
+            recipe = {"model": str(model), "seed": seed, "steps": steps, "groups_per_step": 32, "loss": name}
+            recipe |= {"eval_every": 10, "rewards": ["math"], "rollout": {"max_tokens": MAX_TOKENS}}
+            recipe |= {
+                "eval": {"max_prompts": 96, "samples": 4},
+                "data": {"train": "pairs.jsonl", "test": "test.jsonl"},
+            }
+            _, found = train(out, f"{name}-{seed}", {**recipe, "learner": {**LEARNER, "lr": RATE}})
+            curves[name] = [(each["pass@1_of_4"], each["response_length_mean_of_4"]) for each in found]
+            told = ", ".join(f"{accuracy:.3f} / {tokens:.1f}" for accuracy, tokens in curves[name])
+            print(f"{name:6} pass@1 / tokens, every 10 steps: {told}", flush=True)
+        reached = min(max(accuracy for accuracy, _ in curve) for curve in curves.values())
+        told = ", ".join(f"{name} {tokens_at(reached, curve):.1f}" for name, curve in curves.items())
+        print(f"tokens where pass@1 is first {reached:.3f}: {told}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--longer", type=float, default=0.75, help="share of pairs whose chosen side is the longer")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--out", type=Path, help="a directory to keep")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = (options.out or Path(temporary)).resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        compare(out, options.seeds, options.longer, options.steps)
+
+
+if __name__ == "__main__":
+    main()
