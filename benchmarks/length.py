@@ -1,11 +1,11 @@
 """DPO and SimPO where the chosen are longer: which one's answers are shorter at equal accuracy?
 
-    .venv/bin/python benchmarks/length.py [--seeds 3] [--longer 0.75] [--out DIR]
+    .venv/bin/python benchmarks/length.py [--seeds 0 1 2] [--longer 0.75] [--out DIR]
 
 A tiny Llama adds two-digit numbers column by column, with errors, and then thinks on in words that say nothing (of
 eight, at random; after each it goes on with probability 0.95). Its own answers make the pairs, a right one against a
 wrong one, of which in a share of `--longer` the right one is the longer. Accuracy and tokens are of four samples to
-each of 96 held-out prompts, every ten steps. A warm-up that lies in DIR is used again.
+each of 96 held-out prompts, every ten steps. A warm-up and samples that lie in DIR are used again.
 """
 
 import argparse
@@ -71,10 +71,12 @@ def make_pairs(out: Path, model: Path, seed: int, longer_share: float) -> list[R
     recipe = {"model": str(model), "seed": seed, "steps": 10, "publish_every": 10, "groups_per_step": 128}
     recipe |= {"loss": "grpo", "rewards": ["math"], "data": {"train": "train.jsonl"}, "save_rollouts": True}
     recipe |= {"rollout": {"group_size": 8, "max_tokens": MAX_TOKENS, "max_replacements": 0}}
-    train(out, f"samples-{seed}", {**recipe, "learner": {**LEARNER, "lr": 1e-12}})
+    samples = out / "runs" / f"samples-{seed}" / "rollouts"
+    if not samples.exists():
+        train(out, f"samples-{seed}", {**recipe, "learner": {**LEARNER, "lr": 1e-12}})
     groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
-    for row in pq.read_table(out / "runs" / f"samples-{seed}" / "rollouts").to_pylist():
-        if row["finish_reason"] == "stop":
+    for row in pq.read_table(samples).to_pylist():
+        if row["finish_reason"] == "stop" and row["completion"]:
             groups[row["step"], row["ordinal"]].append(row)
     rng, pairs = random.Random(seed), []
     for group in groups.values():
@@ -100,9 +102,9 @@ def tokens_at(accuracy: float, curve: list[tuple[float, float]]) -> float:
     return curve[0][1]
 
 
-def compare(out: Path, seeds: int, longer_share: float, steps: int) -> None:
+def compare(out: Path, seeds: list[int], longer_share: float, steps: int) -> None:
     model = warm_up(out)
-    for seed in range(seeds):
+    for seed in seeds:
         pairs = make_pairs(out, model, seed, longer_share)
         write(out / "pairs.jsonl", pairs)
         chosen, rejected = (statistics.fmean(len(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
@@ -126,7 +128,7 @@ def compare(out: Path, seeds: int, longer_share: float, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--longer", type=float, default=0.75, help="share of pairs whose chosen side is the longer")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, help="a directory to keep")
