@@ -38,7 +38,7 @@ def test_pairs_are_of_one_question_and_no_question_is_on_both_sides(
         assert labels[pair["prompt"], pair["rejected"]] is False
 
 
-def test_accuracy_by_hand(solutions: Any, tmp_path: Path) -> None:
+def test_which_pairs_are_told_apart_by_hand(solutions: Any, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -59,11 +59,11 @@ def test_accuracy_by_hand(solutions: Any, tmp_path: Path) -> None:
     ratios = [[sum(a) - sum(b) for a, b in zip(x, y, strict=True)] for x, y in zip(now, start, strict=True)]
     means = [[fmean(each) for each in pair] for pair in now]
     expected = {
-        name: fmean(float(chosen > rejected) for chosen, rejected in values)
+        name: [float(chosen > rejected) for chosen, rejected in values]
         for name, values in {"log_ratio": ratios, "per_token": means}.items()
     }
-    assert solutions.pair_accuracies(tmp_path / "now", tmp_path / "start", pairs) == pytest.approx(expected)
+    assert solutions.told_apart(tmp_path / "now", tmp_path / "start", pairs) == expected
     turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
-    opposite = {name: 1 - value for name, value in expected.items()}
-    assert solutions.pair_accuracies(tmp_path / "now", tmp_path / "start", turned) == pytest.approx(opposite)
-    assert solutions.pair_accuracies(tmp_path / "now", tmp_path / "now", pairs)["log_ratio"] == 0.5
+    opposite = {name: [1 - value for value in values] for name, values in expected.items()}
+    assert solutions.told_apart(tmp_path / "now", tmp_path / "start", turned) == opposite
+    assert solutions.told_apart(tmp_path / "now", tmp_path / "now", pairs)["log_ratio"] == [0.5] * 3
