@@ -6,12 +6,18 @@ A tiny Llama adds two-digit numbers column by column, with errors, and then thin
 eight, at random; after each it goes on with probability 0.95). Its own answers make the pairs, a right one against a
 wrong one, of which in a share of `--longer` the right one is the longer. Accuracy and tokens are of four samples to
 each of 96 held-out prompts, every ten steps. A warm-up and samples that lie in DIR are used again.
+
+Before training: how hard the pairs push the model to go on at first, as a multiple of what a token of content gets. An
+answer of a words goes on a times and ends once, so the gradient of its log-prob for the logit of going on, whose chance
+is p, is (1 - p) a - p. DPO (arXiv 2305.18290, equation 7) takes chosen minus rejected of that, so that the ends cancel;
+SimPO (arXiv 2405.14734, equation 6) divides each by its answer's tokens first.
 """
 
 import argparse
 import itertools
 import json
 import random
+import re
 import statistics
 import tempfile
 from collections import defaultdict
@@ -94,6 +100,19 @@ def make_pairs(out: Path, model: Path, seed: int, longer_share: float) -> list[R
     return pairs
 
 
+def pushes_to_go_on(pairs: list[Row]) -> tuple[float, float]:
+    """DPO's and SimPO's (see above), in the mean over pairs."""
+    dpo, simpo, content = [], [], []
+    for pair in pairs:
+        bare = [re.sub("</?(think|answer)>", "#", pair[side]) for side in ("chosen", "rejected")]
+        chosen, rejected = ((1 - GOES_ON) * sum(map(text.count, WORDS)) - GOES_ON for text in bare)
+        chosen_tokens, rejected_tokens = (len(text) + 1 for text in bare)  # one a character, and the end
+        dpo.append(chosen - rejected)
+        simpo.append(chosen / chosen_tokens - rejected / rejected_tokens)
+        content.append((1 / chosen_tokens + 1 / rejected_tokens) / 2)
+    return statistics.fmean(dpo), statistics.fmean(simpo) / statistics.fmean(content)
+
+
 def tokens_at(accuracy: float, curve: list[tuple[float, float]]) -> float:
     """Where a curve of (accuracy, tokens) first reaches an accuracy, on straight lines between its points."""
     for (before, some), (after, more) in itertools.pairwise(curve):
@@ -109,6 +128,8 @@ def compare(out: Path, seeds: list[int], longer_share: float, steps: int) -> Non
         write(out / "pairs.jsonl", pairs)
         chosen, rejected = (statistics.fmean(len(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
         print(f"seed {seed}: {len(pairs)} pairs, {chosen - rejected:+.1f} characters from rejected to chosen")
+        dpo, simpo = pushes_to_go_on(pairs)
+        print(f"push to go on, as a multiple of a content token's: DPO {dpo:.2f}, SimPO {simpo:.2f}")
         curves = {}
         for name in ("dpo", "simpo"):
             recipe = {"model": str(model), "seed": seed, "steps": steps, "groups_per_step": 32, "loss": name}

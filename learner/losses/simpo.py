@@ -2,8 +2,9 @@
 
     L = -log sigmoid( beta [ log pi(y_w) / |y_w| - log pi(y_l) / |y_l| ] - gamma )
 
-arXiv 2405.14734, equation 6. Because a response's length is divided out, longer ones have no advantage as such: the
-method for concise answers.
+arXiv 2405.14734, equation 6. Because a response's length is divided out, longer ones have no advantage as such, and the
+field takes it for concise answers; on pairs whose chosen side is mostly the longer one, ours were no shorter than DPO's
+(benchmarks/RESULTS.md).
 """
 
 from dataclasses import dataclass
