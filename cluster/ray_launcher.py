@@ -30,6 +30,8 @@ BEAT_S = 5.0
 LEAST_SILENCE_S = 30.0
 """How often a learner rank is asked for a sign of life, and how long it may at least take: it may be busy in a long
 call that lets no other thread of its process run."""
+DEATH_S = 5.0
+"""How long after a rank's failure the death of another may become known that was its cause."""
 
 
 class RayLauncher:
@@ -166,8 +168,18 @@ class RayLauncher:
             raise LostError(f"learner: start: the model was not loaded within {recipe.cluster.start_s:g} s") from None
         for rank, actor in enumerate(self._ranks):
             self._deaths.add(asyncio.create_task(self._await_silence(f"learner rank {rank}", actor)))
-        calls: list[Call] = [partial(call, f"learner rank {r}", actor) for r, actor in enumerate(self._ranks)]
+        calls: list[Call] = [partial(self._call_rank, f"learner rank {r}", actor) for r, actor in enumerate(self._ranks)]
         self.learner = LearnerGroup(calls, ray.put, partial(call_beside, "learner rank 0", self._ranks[0]))
+
+    async def _call_rank(self, name: str, actor: Any, method: str, *arguments: Any) -> Any:
+        try:
+            return await call(name, actor, method, *arguments)
+        except RuntimeError:
+            # A collective fails so when another rank died in it, and then that is what to tell.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEATH_S):
+                    await asyncio.shield(self._vital)
+            raise
 
     async def _push_to_joining(self) -> None:
         """A worker waits to join: let it, where the learner stands where it last pushed, or nobody else is left."""

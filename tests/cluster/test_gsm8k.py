@@ -28,6 +28,7 @@ def test_the_recipe_trains_and_loses_nothing(tmp_path: Path, gsm8k: Path, char_t
         "data.as_chat": "false",
         "data.system": '""',
         "data.max_prompt_tokens": 700,
+        "learner.dtype": "fp32",  # what a CPU is sure to be quick in
         "rollout.max_tokens": 16,
         "rollout.group_size": 4,
         "rollout.max_replacements": 1,
