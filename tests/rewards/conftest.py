@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from boxed import descendants
+from scored import FUNCTIONS, OTHERS, children_of
 
 import rewards
 from rewards.sandbox import box
@@ -17,6 +18,20 @@ from rewards.sandbox.box import Sandbox
 from rollout.errors import RewardError
 
 SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the reward functions in `scored`."""
+    path = tmp_path_factory.mktemp("rewards") / "scorer_functions.py"
+    path.write_text(FUNCTIONS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def others() -> None:
+    """Let `children_of` leave out those that are there already."""
+    OTHERS.update(children_of(os.getpid()))
 
 
 @pytest.fixture(scope="module")
