@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(VOLLEY_EXTRA)
 SOURCES := rollout rewards learner cluster tests benchmarks
+# Tests with clusters of their own, and those of one engine in the tests' process, run one after another; all others on
+# two cores, file by file.
+ALONE := tests/rollout $(wildcard tests/cluster/test_ray_*.py) tests/cluster/test_submit.py tests/cluster/test_two_nodes.py
+BESIDE := -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 
 .PHONY: setup demo test test-faults check format clean
 
@@ -27,11 +31,12 @@ demo: $(READY)
 	$(BIN)/volley demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not faults"
+	$(BIN)/python -m pytest -q -m "not faults" $(BESIDE)
+	$(BIN)/python -m pytest -q -m "not faults" $(ALONE)
 
 test-faults: $(READY)
-	$(BIN)/python -m pytest -q -m faults -n 2 tests/cluster/test_methods.py
-	$(BIN)/python -m pytest -q -m faults --ignore tests/cluster/test_methods.py
+	$(BIN)/python -m pytest -q -m faults $(BESIDE)
+	$(BIN)/python -m pytest -q -m faults $(ALONE)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -1,21 +1,25 @@
 """DPO and SimPO where the chosen are longer: which one's answers are shorter at equal accuracy?
 
-    .venv/bin/python benchmarks/length.py [--seeds 0 1 2] [--longer 0.75] [--out DIR]
+    .venv/bin/python benchmarks/length.py [--seeds 0 1 2] [--longer 0.75] [--words 1] [--beta 10] [--gamma 1]
+                                          [--out DIR]
 
-A tiny Llama adds two-digit numbers column by column, with errors, and then thinks on in words that say nothing (of
-eight, at random; after each it goes on with probability 0.95). Its own answers make the pairs, a right one against a
-wrong one, of which in a share of `--longer` the right one is the longer. Accuracy and tokens are of four samples to
-each of 96 held-out prompts, every ten steps. A warm-up and samples that lie in DIR are used again.
+A tiny Llama adds two-digit numbers column by column, with errors, and then thinks on in words that say nothing: of
+`--words` different ones, so that with 1 they are as easy to foretell as phrases are; after each it goes on with
+probability 0.95. Its own answers make the pairs, a right one against a wrong one, of which in a share of `--longer` the
+right one is the longer. Accuracy and tokens are of four samples to each of 96 held-out prompts, every ten steps. A
+warm-up and samples that lie in DIR are used again. beta and gamma are SimPO's.
 
 Before training: how hard the pairs push the model to go on at first, as a multiple of what a token of content gets. An
 answer of a words goes on a times and ends once, so the gradient of its log-prob for the logit of going on, whose chance
-is p, is (1 - p) a - p. DPO (arXiv 2305.18290, equation 7) takes chosen minus rejected of that, so that the ends cancel;
-SimPO (arXiv 2405.14734, equation 6) divides each by its answer's tokens first.
+is p, is (1 - p) a - p. DPO (arXiv 2305.18290, equation 7) takes chosen minus rejected of that, so that the ends cancel,
+and all pairs weigh the same at first. SimPO (arXiv 2405.14734, equation 6) divides each by its answer's tokens, and
+weighs a pair by sigmoid(gamma - beta d), d the difference of its mean log-probs.
 """
 
 import argparse
 import itertools
 import json
+import math
 import random
 import re
 import statistics
@@ -26,10 +30,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from preference import train, write
+from solutions import logprobs
 
 from cluster.demo import make_model, make_tokenizer, worked_answer, write_problems
 
-WORDS = "abcdefgh"
+LETTERS = "abcdefgh"
 GOES_ON = 0.95
 SPOILT_SHARE = 0.4
 MAX_TOKENS = 120
@@ -43,29 +48,29 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def rambling(rng: random.Random) -> str:
-    words = ""
-    while rng.random() < GOES_ON and len(words) < MAX_TOKENS // 2:
-        words += rng.choice(WORDS)
-    return words
+def rambling(rng: random.Random, words: str) -> str:
+    said = ""
+    while rng.random() < GOES_ON and len(said) < MAX_TOKENS // 2:
+        said += rng.choice(words)
+    return said
 
 
-def warm_up(out: Path) -> Path:
+def warm_up(out: Path, words: str) -> Path:
     """The model that will be asked: SFT on worked additions, four in ten spoilt, each with some rambling."""
     write_problems(out, seed=0)
     model = out / "runs" / "sft" / "model"
     if not model.exists():
         rng = random.Random(0)
-        make_model(out / "start", 0, make_tokenizer("0123456789+=? " + WORDS))
+        make_model(out / "start", 0, make_tokenizer("0123456789+=? " + LETTERS))
         shown = []
         for problem in read(out / "train.jsonl"):
             a, b = map(int, problem["prompt"][:-2].split("+"))
             text = worked_answer(a, b, rng if rng.random() < SPOILT_SHARE else None)
             shown.append(
-                {"prompt": problem["prompt"], "completion": text.replace("</think>", rambling(rng) + "</think>")}
+                {"prompt": problem["prompt"], "completion": text.replace("</think>", rambling(rng, words) + "</think>")}
             )
         write(out / "shown.jsonl", shown)
-        recipe = {"model": str(out / "start"), "steps": 225, "groups_per_step": 128, "loss": "sft"}
+        recipe = {"model": str(out / "start"), "steps": 350, "groups_per_step": 128, "loss": "sft"}
         recipe |= {"data": {"train": "shown.jsonl"}}
         recipe["learner"] = {**LEARNER, "lr": 2e-3, "betas": [0.9, 0.95], "schedule": "linear", "min_lr_share": 0.1}
         train(out, "sft", recipe)
@@ -100,16 +105,18 @@ def make_pairs(out: Path, model: Path, seed: int, longer_share: float) -> list[R
     return pairs
 
 
-def pushes_to_go_on(pairs: list[Row]) -> tuple[float, float]:
+def pushes_to_go_on(pairs: list[Row], model: Path, beta: float, gamma: float) -> tuple[float, float]:
     """DPO's and SimPO's (see above), in the mean over pairs."""
     dpo, simpo, content = [], [], []
-    for pair in pairs:
+    for pair, sides in zip(pairs, logprobs(model, pairs), strict=True):
         bare = [re.sub("</?(think|answer)>", "#", pair[side]) for side in ("chosen", "rejected")]
-        chosen, rejected = ((1 - GOES_ON) * sum(map(text.count, WORDS)) - GOES_ON for text in bare)
-        chosen_tokens, rejected_tokens = (len(text) + 1 for text in bare)  # one a character, and the end
+        chosen, rejected = ((1 - GOES_ON) * sum(map(text.count, LETTERS)) - GOES_ON for text in bare)
+        (chosen_sum, chosen_tokens), (rejected_sum, rejected_tokens) = sides
+        difference = chosen_sum / chosen_tokens - rejected_sum / rejected_tokens
+        weight = 1 / (1 + math.exp(beta * difference - gamma))
         dpo.append(chosen - rejected)
-        simpo.append(chosen / chosen_tokens - rejected / rejected_tokens)
-        content.append((1 / chosen_tokens + 1 / rejected_tokens) / 2)
+        simpo.append(weight * (chosen / chosen_tokens - rejected / rejected_tokens))
+        content.append(weight * (1 / chosen_tokens + 1 / rejected_tokens) / 2)
     return statistics.fmean(dpo), statistics.fmean(simpo) / statistics.fmean(content)
 
 
@@ -121,24 +128,28 @@ def tokens_at(accuracy: float, curve: list[tuple[float, float]]) -> float:
     return curve[0][1]
 
 
-def compare(out: Path, seeds: list[int], longer_share: float, steps: int) -> None:
-    model = warm_up(out)
-    for seed in seeds:
-        pairs = make_pairs(out, model, seed, longer_share)
+def compare(out: Path, options: argparse.Namespace) -> None:
+    model = warm_up(out, LETTERS[: options.words])
+    losses = ({"name": "dpo"}, {"name": "simpo", "beta": options.beta, "gamma": options.gamma})
+    for seed in options.seeds:
+        pairs = make_pairs(out, model, seed, options.longer)
         write(out / "pairs.jsonl", pairs)
         chosen, rejected = (statistics.fmean(len(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
         print(f"seed {seed}: {len(pairs)} pairs, {chosen - rejected:+.1f} characters from rejected to chosen")
-        dpo, simpo = pushes_to_go_on(pairs)
+        dpo, simpo = pushes_to_go_on(pairs, model, options.beta, options.gamma)
         print(f"push to go on, as a multiple of a content token's: DPO {dpo:.2f}, SimPO {simpo:.2f}")
         curves = {}
-        for name in ("dpo", "simpo"):
-            recipe = {"model": str(model), "seed": seed, "steps": steps, "groups_per_step": 32, "loss": name}
+        for loss in losses:
+            name = str(loss["name"])
+            recipe = {"model": str(model), "seed": seed, "steps": options.steps, "groups_per_step": 32, "loss": loss}
             recipe |= {"eval_every": 10, "rewards": ["math"], "rollout": {"max_tokens": MAX_TOKENS}}
             recipe |= {
                 "eval": {"max_prompts": 96, "samples": 4},
                 "data": {"train": "pairs.jsonl", "test": "test.jsonl"},
             }
-            _, found = train(out, f"{name}-{seed}", {**recipe, "learner": {**LEARNER, "lr": RATE}})
+            _, found = train(
+                out, "-".join(map(str, [*loss.values(), seed])), {**recipe, "learner": {**LEARNER, "lr": RATE}}
+            )
             curves[name] = [(each["pass@1_of_4"], each["response_length_mean_of_4"]) for each in found]
             told = ", ".join(f"{accuracy:.3f} / {tokens:.1f}" for accuracy, tokens in curves[name])
             print(f"{name:6} pass@1 / tokens, every 10 steps: {told}", flush=True)
@@ -151,13 +162,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--longer", type=float, default=0.75, help="share of pairs whose chosen side is the longer")
+    parser.add_argument("--words", type=int, default=1, choices=range(1, len(LETTERS) + 1), help="how many different")
+    parser.add_argument("--beta", type=float, default=10.0)
+    parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, help="a directory to keep")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()
         out.mkdir(parents=True, exist_ok=True)
-        compare(out, options.seeds, options.longer, options.steps)
+        compare(out, options)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def told_apart(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, list
     """Of each pair, 1 if its chosen side is ahead of the rejected one, 0.5 for a tie: by `log_ratio`, log pi(y) - log
     pi_start(y), the implicit reward of DPO, IPO and KTO; `per_token`, log pi(y) / |y|, that of SimPO, which also orders
     as ORPO's odds do. Computed with transformers alone."""
-    ours, theirs = _logprobs(model, pairs), _logprobs(start, pairs)
+    ours, theirs = logprobs(model, pairs), logprobs(start, pairs)
     ratios = [[a - b for (a, _), (b, _) in zip(*sides, strict=True)] for sides in zip(ours, theirs, strict=True)]
     means = [[total / count for total, count in sides] for sides in ours]
     return {
@@ -68,7 +68,7 @@ def told_apart(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, list
     }
 
 
-def _logprobs(model_dir: Path, pairs: Sequence[Row]) -> list[list[tuple[float, int]]]:
+def logprobs(model_dir: Path, pairs: Sequence[Row]) -> list[list[tuple[float, int]]]:
     """Of each pair, chosen first: the completion's log-prob, end token included, and its number of tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
