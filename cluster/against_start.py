@@ -129,7 +129,7 @@ def length_warning(start: Mapping[str, float | None], now: Mapping[str, float | 
     return (
         f"answers became shorter ({lengths[0]:.0f} to {lengths[1]:.0f} tokens), but accuracy among the longest ones "
         f"fell from {accuracies[0]:.2f} to {accuracies[1]:.2f}: they are cut short where length is needed; go back to "
-        "an earlier checkpoint, or press less on length (a smaller length reward, a lower gamma of SimPO)"
+        "an earlier checkpoint, or press less on length (a smaller length reward, a lower beta of SimPO)"
     )
 
 

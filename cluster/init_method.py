@@ -49,7 +49,7 @@ LINES = {
     "grpo": "{name: grpo, clip_low: 0.2, clip_high: 0.28} ## or dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp, ppo",
     "dpo": "{name: dpo, beta: 0.1} ## beta: how strongly the starting model holds the policy",
     "ipo": "{name: ipo, tau: 0.1, reduction: sum} ## the margin aimed at is 1 / (2 tau) nats",
-    "simpo": "{name: simpo, beta: 2.0, gamma: 1.0} ## gamma: the margin to win by, 0.5 to 1.5",
+    "simpo": "{name: simpo, beta: 10.0, gamma: 1.0} ## gamma: the margin; small beside beta, answers stay short",
     "orpo": "{name: orpo, odds_weight: 0.1} ## weight of preferring beside imitating",
     "spin": "{name: dpo, beta: 0.1} ## of the data's answer over the policy's own",
 }

@@ -166,9 +166,11 @@ class RayLauncher:
                 )
         except TimeoutError:
             raise LostError(f"learner: start: the model was not loaded within {recipe.cluster.start_s:g} s") from None
+        calls: list[Call] = []
         for rank, actor in enumerate(self._ranks):
-            self._deaths.add(asyncio.create_task(self._await_silence(f"learner rank {rank}", actor)))
-        calls: list[Call] = [partial(self._call_rank, f"learner rank {r}", actor) for r, actor in enumerate(self._ranks)]
+            name = f"learner rank {rank}"
+            self._deaths.add(asyncio.create_task(self._await_silence(name, actor)))
+            calls.append(partial(self._call_rank, name, actor))
         self.learner = LearnerGroup(calls, ray.put, partial(call_beside, "learner rank 0", self._ranks[0]))
 
     async def _call_rank(self, name: str, actor: Any, method: str, *arguments: Any) -> Any:
