@@ -1,70 +1,23 @@
-"""The judge as a term: win shares by hand, position bias, hostile responses, endpoints that fail."""
+"""The judge as a term: win shares by hand, position bias, hostile responses, beside other terms."""
 
 import asyncio
 import json
 import math
 import re
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judging import CONSTITUTION, group, item, judged, longer, options, shown, winner
 
 from rewards.config import RewardConfig
-from rewards.fake_endpoint import MODEL, Endpoint, Reply, closed_port
-from rewards.item import Item, Unscorable
+from rewards.fake_endpoint import Endpoint, Reply
+from rewards.item import Unscorable
 from rewards.judge import Judge, meetings, win_shares
 from rewards.judgement import neutralise, read_score, read_winner
-from rewards.preflight import check_rewards
-from rewards.rubric import Outcome
 from rewards.scorer import Scorer
-from rollout.errors import ConfigError, RewardError
 from rollout.types import Completion, Prompt, Score
-
-CONSTITUTION = Path(__file__).parents[2] / "recipes" / "constitution.txt"
-Answer = Callable[[dict[str, Any]], Reply]
-
-
-def item(response: str, prompt: str = "what is 7 + 11?", **fields: Any) -> Item:
-    return Item(prompt, response, "18", 3, False, {}, **fields)
-
-
-def options(url: str, **more: Any) -> dict[str, Any]:
-    return {"endpoint": url, "model": MODEL, "principles": str(CONSTITUTION), "retries": 0, **more}
-
-
-def judged(answer: Answer, responses: Sequence[str], **more: Any) -> tuple[list[Outcome], Endpoint, dict[str, float]]:
-    """The outcomes of one group, the endpoint after it, and the metrics."""
-
-    async def main() -> tuple[list[Outcome], Endpoint, dict[str, float]]:
-        async with Endpoint(answer) as endpoint:
-            judge = Judge(RewardConfig("judge", options=options(endpoint.url, **more)))
-            await judge.start()
-            try:
-                return await judge.score_group([item(text) for text in responses]), endpoint, judge.metrics()
-            finally:
-                await judge.close()
-
-    return asyncio.run(main())
-
-
-def shown(request: dict[str, Any], name: str = "response") -> str:
-    """What stands between the tags of this name; fails unless they stand there exactly once."""
-    (found,) = re.findall(rf"<judged_{name}>\n(.*?)\n</judged_{name}>", request["messages"][1]["content"], re.DOTALL)
-    return str(found)
-
-
-def winner(request: dict[str, Any], better: Callable[[str, str], int]) -> Reply:
-    """The answer of a judge that compares by a function: above 0 for the first."""
-    sign = better(shown(request, "response_A"), shown(request, "response_B"))
-    return Reply(json.dumps({"reasoning": "so", "winner": "A" if sign > 0 else "B" if sign < 0 else "tie"}))
-
-
-def longer(first: str, second: str) -> int:
-    return len(first) - len(second)
 
 
 def test_scores_are_mapped_to_the_unit_interval() -> None:
@@ -268,76 +221,6 @@ def test_chats_are_shown_as_people_wrote_them() -> None:
     assert asyncio.run(main()) == "system: Be kind.\n\nuser: hi"
 
 
-def groups_until_the_end(answer: Answer, num_groups: int, **more: Any) -> int:
-    """How many groups of 8 came through, one after the other; raises what ends them."""
-
-    async def main() -> int:
-        async with Endpoint(answer) as endpoint:
-            judge = Judge(RewardConfig("judge", options=options(endpoint.url, **more)))
-            await judge.start()
-            try:
-                for number in range(num_groups):
-                    await judge.score_group([item(f"{number} {place}") for place in range(8)])
-                return num_groups
-            finally:
-                await judge.close()
-
-    return asyncio.run(main())
-
-
-def test_too_many_unscorable_judgements_end_the_run() -> None:
-    with pytest.raises(RewardError) as raised:
-        groups_until_the_end(lambda _: Reply(status=500, body="out of order"), 20)
-    assert re.fullmatch(
-        r"reward 'judge': 100% of the last 16 judgements of http://127.0.0.1:\d+/v1 are unscorable, more than "
-        r"max_unscorable_share \(50%\); the last reason: the endpoint answers with status 500: out of order\.",
-        str(raised.value),
-    )
-
-
-def test_some_unscorable_judgements_do_not() -> None:
-    def half(request: dict[str, Any]) -> Reply:
-        return Reply('{"score": 5}' if int(shown(request).split()[1]) % 2 else "nonsense")
-
-    assert groups_until_the_end(half, 20) == 20
-    with pytest.raises(RewardError, match=r"50% of the last 64 .* no JSON object"):
-        groups_until_the_end(half, 20, max_unscorable_share=0.4)
-    assert groups_until_the_end(lambda _: Reply("nonsense"), 12, max_unscorable_share=1.0) == 12
-
-
-def test_a_short_run_of_bad_luck_at_the_start_does_not() -> None:
-    assert groups_until_the_end(lambda _: Reply("nonsense"), 1) == 1
-    one_that_came = iter(['{"score": 5}'])
-    assert groups_until_the_end(lambda _: Reply(next(one_that_came, "nonsense")), 7) == 7
-
-
-def test_a_short_run_without_any_judgement_ends_before_the_window_is_full() -> None:
-    with pytest.raises(RewardError, match=r"100% of the last 16 .* no JSON object"):
-        groups_until_the_end(lambda _: Reply("nonsense"), 2)
-
-
-def test_the_end_of_a_run_leaves_no_call_behind() -> None:
-    async def main() -> int:
-        async with Endpoint(lambda _: Reply("nonsense", delay_s=0.01)) as endpoint:
-            terms = [RewardConfig("judge", options=options(endpoint.url, max_in_flight=4))]
-            with pytest.raises(RewardError):
-                async with Scorer(terms) as scorer:
-                    await scorer.finish(*group([str(n) for n in range(200)]))
-            return len(asyncio.all_tasks() - {asyncio.current_task()}) - endpoint_tasks(endpoint)
-
-    assert asyncio.run(main()) <= 0
-
-
-def endpoint_tasks(endpoint: Endpoint) -> int:
-    return sum("web_protocol" in repr(task) for task in asyncio.all_tasks())
-
-
-def group(responses: Sequence[str]) -> tuple[Prompt, list[Completion], list[Score]]:
-    """A prompt, its completions, and what a scorer without plain terms says of each."""
-    completions = [Completion((1, 2, 3), (0.0, 0.0, 0.0), text, "stop", 0, 0) for text in responses]
-    return Prompt(0, 0, "question", (1, 2), "18", {}), completions, [Score(0.0, {}) for _ in responses]
-
-
 def test_beside_other_terms() -> None:
     async def main() -> tuple[tuple[Score, ...], list[Score], dict[str, float]]:
         def answer(request: dict[str, Any]) -> Reply:
@@ -400,59 +283,3 @@ def test_metrics_are_of_the_time_since_they_were_last_asked_for() -> None:
     assert (first["judge/calls"], second["judge/calls"]) == (2.0, 1.0)
     assert (first["judge/prompt_tokens"], second["judge/prompt_tokens"]) == (200.0, 100.0)
     assert (first["judge/cost"], second["judge/cost"]) == pytest.approx((0.002, 0.003))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"modell": "x"}, "no option 'modell'; did you mean 'model'?"),
-        ({"api_key": "sk-secret"}, "no option 'api_key'; did you mean 'api_key_env'?"),
-        ({"model": None}, "'model' must be text"),
-        ({"retries": "3"}, "'retries' must be a whole number"),
-        ({"explain": 1}, "'explain' must be true or false"),
-        ({"temperature": math.nan}, "'temperature' must be a finite number"),
-        ({"extra": ["a"]}, "'extra' must be keys with values"),
-        ({"timeout_s": -1}, "timeout_s is -1.0; it must be above 0"),
-        ({"mode": "pairs"}, "mode is 'pairs'; it must be one of score, pairwise"),
-        ({"max_in_flight": 0}, "max_in_flight is 0; it must be at least 1"),
-        ({"opponents": 3}, "opponents is 3; it must be an even number"),
-        ({"max_unscorable_share": 1.5}, "must be in 0 .. 1"),
-        ({"price_per_million_tokens": {"input": 3}}, "{prompt: NUMBER, completion: NUMBER}"),
-        ({"principles": "no/such/file.txt"}, "principles 'no/such/file.txt' cannot be read (FileNotFoundError)"),
-        ({"endpoint": "http://user:sk-secret@host/v1"}, "no plain http address"),
-        ({"endpoint": "localhost:8000"}, "no plain http address"),
-        ({"endpoint": "http://host/v1/chat/completions"}, "no plain http address"),
-    ],
-)
-def test_wrong_options_are_refused_in_one_sentence(wrong: dict[str, Any], said: str) -> None:
-    terms = [RewardConfig("judge", options={**options("http://host:8000/v1"), **wrong})]
-    for use in (lambda: Scorer(terms), lambda: check_rewards(terms, {"prompt"}, 8)):
-        with pytest.raises(RewardError) as raised:
-            use()
-        assert said in str(raised.value)
-        assert "sk-secret" not in str(raised.value)
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match="requires 'model'"):
-        Scorer([RewardConfig("judge", options={"endpoint": "http://host/v1"})])
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(RewardError, match="are empty; write one a line"):
-        Scorer([RewardConfig("judge", options=options("http://host/v1", principles=str(tmp_path / "empty.txt")))])
-    with pytest.raises(ConfigError, match="it cannot tell what is correct"):
-        Scorer([RewardConfig("judge", options=options("http://host/v1"), accuracy=True)])
-    with pytest.raises(RewardError, match="did you mean 'judge'"):
-        Scorer([RewardConfig("juge")])
-
-
-def test_groups_of_one_cannot_be_compared() -> None:
-    terms = [RewardConfig("judge", options=options("http://host:8000/v1", mode="pairwise"))]
-    with pytest.raises(RewardError, match=r"rollout.group_size is 1; set it to at least 2, or mode: score"):
-        check_rewards(terms, {"prompt"}, 1)
-
-
-def test_an_endpoint_that_is_down_is_found_before_the_run() -> None:
-    started = time.monotonic()
-    with pytest.raises(RewardError, match=r"endpoint http://127.0.0.1:\d+/v1 cannot be reached .*; start it, or mend"):
-        check_rewards([RewardConfig("judge", options=options(f"http://127.0.0.1:{closed_port()}/v1"))], {"prompt"}, 8)
-    assert time.monotonic() - started < 5
