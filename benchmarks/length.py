@@ -7,7 +7,8 @@ A tiny Llama adds two-digit numbers column by column, with errors, and then thin
 `--words` different ones, so that with 1 they are as easy to foretell as phrases are; after each it goes on with
 probability 0.95. Its own answers make the pairs, a right one against a wrong one, of which in a share of `--longer` the
 right one is the longer. Accuracy and tokens are of four samples to each of 96 held-out prompts, every ten steps. A
-warm-up and samples that lie in DIR are used again. beta and gamma are SimPO's.
+warm-up and samples that lie in DIR are used again, so a DIR is for one choice of words and share. beta and gamma are
+SimPO's.
 
 Before training: how hard the pairs push the model to go on at first, as a multiple of what a token of content gets. An
 answer of a words goes on a times and ends once, so the gradient of its log-prob for the logit of going on, whose chance

@@ -104,7 +104,6 @@ def test_slow_verifiers_time_out_and_cost_their_row_only(tmp_path: Path) -> None
 
 
 def test_against_math_verify(tmp_path: Path) -> None:
-    pytest.importorskip("math_verify")
     rows = [{"response": rf"\boxed{{{i}\text{{ cm}}}}", "answer": rf"{i}\text{{ m}}"} for i in range(1, 6)]
     rows += [{"response": r"\boxed{\frac{2}{4}}", "answer": r"\frac{1}{2}"}, {"response": "9", "answer": "9"}]
     data = written(tmp_path, rows)

@@ -3,13 +3,11 @@
 import random
 from typing import Any
 
-import pytest
+import sympy
 
 from rewards.answer import read
 from rewards.math import equivalent
 from rewards.spelling import normal_form
-
-sympy = pytest.importorskip("sympy")
 
 NUM_FORMULAS = 150
 X, Y, A = sympy.symbols("x y a")
