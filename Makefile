@@ -5,10 +5,10 @@ VOLLEY_EXTRA ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(VOLLEY_EXTRA)
-SOURCES := rollout rewards learner cluster tests benchmarks
+SOURCES := volley rollout rewards learner cluster tests benchmarks
 # Tests with clusters of their own, and those of one engine in the tests' process, run one after another; all others on
 # two cores, file by file.
-ALONE := tests/rollout $(wildcard tests/cluster/test_ray_*.py) tests/cluster/test_submit.py tests/cluster/test_two_nodes.py
+ALONE := tests/rollout tests/cluster/on_ray
 BESIDE := -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
 
 .PHONY: setup demo test test-faults check format clean

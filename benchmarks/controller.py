@@ -16,15 +16,15 @@ from typing import Any
 
 import psutil
 
-from cluster.buffer import GroupBuffer
-from cluster.launcher import tune_interpreter
-from cluster.roll import Roller
-from rollout.engine import Sampling
-from rollout.fake_engine import FakeEngine
-from rollout.pool import RolloutPool
-from rollout.remote_engine import RemoteEngine
-from rollout.types import Completion, Prompt, Score
-from rollout.worker import RolloutWorker
+from volley.cluster.launch.launcher import tune_interpreter
+from volley.cluster.loop.buffer import GroupBuffer
+from volley.cluster.loop.roller import Roller
+from volley.rollout.engines.engine import Sampling
+from volley.rollout.engines.fake import FakeEngine
+from volley.rollout.engines.pool import RolloutPool
+from volley.rollout.engines.remote import RemoteEngine
+from volley.rollout.engines.worker import RolloutWorker
+from volley.rollout.types import Completion, Prompt, Score
 
 GROUP_SIZE = 8
 GROUPS_PER_STEP = 500

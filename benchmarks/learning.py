@@ -26,8 +26,8 @@ from typing import Any
 
 from preference import PROBLEMS, WARM, train, write
 
-from cluster.demo import make_model, worked_answer
-from cluster.diagnose import Diagnosis, diagnose
+from volley.cluster.cli.demo import make_model, worked_answer
+from volley.cluster.run.diagnose import Diagnosis, diagnose
 
 LEARNER = {"dtype": "bf16", "zero_stage": 1, "warmup_steps": 5, "schedule": "linear", "min_lr_share": 0.2}
 ROUND = 10

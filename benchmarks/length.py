@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from preference import train, write
 from solutions import logprobs
 
-from cluster.demo import make_model, make_tokenizer, worked_answer, write_problems
+from volley.cluster.cli.demo import make_model, make_tokenizer, worked_answer, write_problems
 
 LETTERS = "abcdefgh"
 GOES_ON = 0.95

@@ -1,4 +1,4 @@
-"""Peak memory of token log-probs, forward and backward: `learner.logprobs` against the naive way, in one run.
+"""Peak memory of token log-probs, forward and backward: `logprobs` against the naive way, in one run.
 
 The naive way is `log_softmax(head(hidden).float())` and a gather over all tokens. Ours also gives the entropy, as the
 learner asks for it. Each variant runs in a process of its own and reports how far its peak resident memory rose above
@@ -57,7 +57,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import torch
 
-    from learner.logprobs import chunked_logprobs
+    from volley.learner.compute.logprobs import chunked_logprobs
 
     torch.manual_seed(0)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]

@@ -26,13 +26,13 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 async def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from cluster.demo import make_model
-    from learner.batch import Advantages, Batch, Row
-    from learner.config import LearnerConfig
-    from learner.losses import LOSSES
-    from learner.rank import LearnerRank
-    from rollout.config import RolloutConfig
-    from rollout.vllm_engine import VllmEngine
+    from volley.cluster.cli.demo import make_model
+    from volley.learner.config import LearnerConfig
+    from volley.learner.losses import LOSSES
+    from volley.learner.ranks.rank import LearnerRank
+    from volley.learner.signals.batch import Advantages, Batch, Row
+    from volley.rollout.config import RolloutConfig
+    from volley.rollout.engines.vllm import VllmEngine
 
     make_model(directory, seed=0, tie_word_embeddings=not options.untied)
     config = LearnerConfig(dtype=options.dtype, zero_stage=options.zero_stage, lr=3e-3)

@@ -26,8 +26,8 @@ from typing import Any
 
 from solutions import told_apart, write_solutions
 
-from cluster.demo import make_model, worked_answer
-from cluster.metrics import read_rows
+from volley.cluster.cli.demo import make_model, worked_answer
+from volley.cluster.storage.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = ROOT / "runs" / "demo-warm-up" / "model"
@@ -143,10 +143,10 @@ def memory() -> None:
 
 
 def one_update(model: str, name: str, recorded: bool) -> None:
-    from learner.batch import Batch, Pairs, Row
-    from learner.config import LearnerConfig
-    from learner.losses import LOSSES
-    from learner.rank import LearnerRank
+    from volley.learner.config import LearnerConfig
+    from volley.learner.losses import LOSSES
+    from volley.learner.ranks.rank import LearnerRank
+    from volley.learner.signals.batch import Batch, Pairs, Row
 
     config = LearnerConfig(dtype="fp32", zero_stage=1, lr=1e-5)
     rank = LearnerRank(config, LOSSES[name](), Path(model), 2, 1.0, 0, records_reference=recorded)

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rewards import code
-from rewards.config import RewardConfig, ScorerConfig
-from rewards.sandbox.box import Sandbox, shared
-from rewards.scorer import Scorer
-from rollout.types import Completion, Prompt
+from volley.rewards.code import verifier as code
+from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.sandbox.box import Sandbox, shared
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.types import Completion, Prompt
 
 SCRIPT = "n = int(input())\nprint(sum(int(x) ** 2 for x in input().split()[:n]))\n"
 FUNCTION = "from collections import Counter\ndef most(words):\n    return Counter(words).most_common(1)[0][0]\n"

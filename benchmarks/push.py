@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rollout.transport.stream import Group, TensorMeta, layout, listen, receive, send
+from volley.rollout.transport.stream import Group, TensorMeta, layout, listen, receive, send
 
 BUCKET_BYTES = 32 << 20
 

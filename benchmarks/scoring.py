@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rewards.config import RewardConfig, ScorerConfig
-from rewards.math import quick_reward
-from rewards.scorer import Scorer
-from rollout.types import Completion, Prompt, Score
+from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.math.verifier import quick_reward
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.types import Completion, Prompt, Score
 
 Case = tuple[str, str, bool]  # response, gold answer, whether it is right
 GROUP_SIZE = 8
@@ -105,7 +105,7 @@ def _show(name: str, rates: dict[int, list[float]]) -> None:
 
 
 class Prepared:
-    """`cluster.roll.Scores` of prepared responses; without a scorer, of nothing."""
+    """`volley.cluster.loop.roller.Scores` of prepared responses; without a scorer, of nothing."""
 
     def __init__(self, cases: Sequence[Case], scorer: Scorer | None) -> None:
         self._cases = cases
@@ -133,8 +133,8 @@ class Prepared:
 
 def step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
     """kinds: what makes responses, one after the other in turn."""
-    from cluster.config import parse_recipe
-    from cluster.launcher import prepare_environment
+    from volley.cluster.launch.launcher import prepare_environment
+    from volley.cluster.recipe.config import parse_recipe
 
     prepare_environment(parse_recipe({"name": "step", "model": "demo", "data": {"train": "none"}, "steps": 1}))
     asyncio.run(_step(kinds, rounds, num_responses))
@@ -143,13 +143,13 @@ def step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_resp
 async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
     from transformers import AutoTokenizer
 
-    from cluster.demo import make_model, make_tokenizer
-    from cluster.launcher import tune_interpreter
-    from cluster.roll import Roller
-    from rollout.config import RolloutConfig
-    from rollout.engine import Sampling
-    from rollout.pool import RolloutPool
-    from rollout.vllm_engine import VllmEngine
+    from volley.cluster.cli.demo import make_model, make_tokenizer
+    from volley.cluster.launch.launcher import tune_interpreter
+    from volley.cluster.loop.roller import Roller
+    from volley.rollout.config import RolloutConfig
+    from volley.rollout.engines.engine import Sampling
+    from volley.rollout.engines.pool import RolloutPool
+    from volley.rollout.engines.vllm import VllmEngine
 
     tune_interpreter()
     chance = random.Random("step")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.demo import make_model
-from learner.losses.common import Loss, MicroBatch
+from volley.cluster.cli.demo import make_model
+from volley.learner.losses.common import Loss, MicroBatch
 
 TOLERANCE, SMALL = 1e-5, 0.01
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}

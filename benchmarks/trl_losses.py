@@ -34,9 +34,9 @@ from torch import Tensor
 from trl_harness import Bench, Comparison, compare, evaluate, logprobs, move, sequence_micro, show
 from versus_trl import ENVIRONMENT, ROOT, TRL_VENV, ensure_trl
 
-from cluster.demo import worked_answer
-from learner.losses import LOSSES
-from learner.losses.common import Loss, MicroBatch
+from volley.cluster.cli.demo import worked_answer
+from volley.learner.losses import LOSSES
+from volley.learner.losses.common import Loss, MicroBatch
 
 GROUP, PROMPTS, MAX_TOKENS, BETA = 4, 4, 12, 0.04
 

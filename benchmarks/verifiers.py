@@ -31,7 +31,7 @@ import scoring
 from math_verify import parse
 from math_verify import verify as compare
 
-from rewards.math import verify
+from volley.rewards.math.verifier import verify
 
 Case = tuple[str, str, bool]  # response, gold answer, whether it is right
 Verifier = Callable[[str, str], bool]

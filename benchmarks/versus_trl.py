@@ -28,8 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.metrics import read_rows
-from learner.zero import free_port
+from volley.cluster.storage.metrics import read_rows
+from volley.learner.ranks.zero import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL_VENV = ROOT / ".venv-trl"
@@ -45,8 +45,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from rewards.math import verify
-from rewards.think_format import reward as think_format
+from volley.rewards.math.verifier import verify
+from volley.rewards.think_format import reward as think_format
 options = json.loads(sys.argv[1])
 rows = [json.loads(line) for line in open(options["data"])]
 accuracies, steps = [], []

@@ -1,1 +1,1 @@
-"""The loop and all around it. The only package that knows the others."""
+"""The application: the training loop and everything around it. The only package that imports the other three."""

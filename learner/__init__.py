@@ -1,1 +1,1 @@
-"""Gradients: batches in, updated weights out. Of this project imports only `rollout`'s ground."""
+"""Gradients: batches in, updated weights out. Imports `volley.rollout` only."""

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rollout.errors import ConfigError, require_at_least
+from volley.rollout.errors import ConfigError, require_at_least
 
 
 @dataclass(frozen=True)

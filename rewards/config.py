@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollout.errors import ConfigError
+from volley.rollout.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rollout.types import Completion, Prompt
+from volley.rollout.types import Completion, Prompt
 
 TIMED_OUT = "timed out after"
 """How the reason begins where a time limit ended the scoring."""

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rewards.item import Unscorable
-from rewards.think_format import after_thinking, with_opened_thinking
+from volley.rewards.item import Unscorable
+from volley.rewards.think_format import after_thinking, with_opened_thinking
 
 MAX_CHARACTERS = 65_536
 MAX_DEPTH = 32

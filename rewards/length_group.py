@@ -16,11 +16,11 @@ Left out: the paper's warm-up, which begins without this reward; give the first 
 import math
 from collections.abc import Sequence
 
-from rewards.config import RewardConfig
-from rewards.item import Item
-from rewards.length_shapes import group_relative
-from rewards.rubric import Outcome
-from rollout.errors import RewardError
+from volley.rewards.config import RewardConfig
+from volley.rewards.item import Item
+from volley.rewards.length_shapes import group_relative
+from volley.rewards.scoring.rubric import Outcome
+from volley.rollout.errors import RewardError
 
 
 class LengthGroup:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rewards import math as math_reward
+from volley.rewards.math import verifier as math_reward
 
 MAX_WORDS = 20_000
 

@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.config import RewardConfig
-from rewards.group_terms import all_of, read_options
-from rewards.item import Item
-from rewards.rubric import Outcome
-from rollout.errors import RewardError
+from volley.rewards.config import RewardConfig
+from volley.rewards.item import Item
+from volley.rewards.scoring.group_terms import all_of, read_options
+from volley.rewards.scoring.rubric import Outcome
+from volley.rollout.errors import RewardError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 

@@ -1,1 +1,1 @@
-"""Sampling: prompts in, completions out. The ground of the house; imports none of the other packages."""
+"""Sampling: prompts in, completions out. Imports none of the other packages."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from rollout.engine import Sampling
-from rollout.errors import ConfigError, require_at_least
+from volley.rollout.engines.engine import Sampling
+from volley.rollout.errors import ConfigError, require_at_least
 
 COLUMNS = ("prompt", "answer", "completion", "chosen", "rejected", "label")
 """Of a data set, as Volley calls them."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from rollout.errors import ModelError
+from volley.rollout.errors import ModelError
 
 MAX_HEADER_BYTES = 100 << 20
 

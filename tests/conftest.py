@@ -52,7 +52,7 @@ def run() -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 1.8 M parameters with random weights and the demo's tokenizer."""
-    from cluster.demo import make_model
+    from volley.cluster.cli.demo import make_model
 
     directory = tmp_path_factory.mktemp("tiny-model")
     make_model(directory, seed=0)
@@ -64,8 +64,8 @@ def vllm_engine(tiny_model: Path, run: Run) -> Iterator[Any]:
     """The one real vLLM engine of the session, bf16, in this process."""
     from transformers import AutoTokenizer
 
-    from rollout.config import RolloutConfig
-    from rollout.vllm_engine import VllmEngine
+    from volley.rollout.config import RolloutConfig
+    from volley.rollout.engines.vllm import VllmEngine
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     engine = VllmEngine(str(tiny_model), tokenizer, RolloutConfig(), "bf16", max_model_len=128)

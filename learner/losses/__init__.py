@@ -1,20 +1,20 @@
 """Every loss, by the name that a recipe uses. A new loss is one file and one line here."""
 
-from learner.losses.cispo import Cispo
-from learner.losses.common import Loss
-from learner.losses.dapo import Dapo
-from learner.losses.dpo import Dpo
-from learner.losses.dr_grpo import DrGrpo
-from learner.losses.grpo import Grpo
-from learner.losses.gspo import Gspo
-from learner.losses.ipo import Ipo
-from learner.losses.kto import Kto
-from learner.losses.orpo import Orpo
-from learner.losses.ppo import Ppo
-from learner.losses.reinforce_pp import ReinforcePP
-from learner.losses.rloo import Rloo
-from learner.losses.sft import Sft
-from learner.losses.simpo import SimPo
+from volley.learner.losses.common import Loss
+from volley.learner.losses.policy.cispo import Cispo
+from volley.learner.losses.policy.dapo import Dapo
+from volley.learner.losses.policy.dr_grpo import DrGrpo
+from volley.learner.losses.policy.grpo import Grpo
+from volley.learner.losses.policy.gspo import Gspo
+from volley.learner.losses.policy.ppo import Ppo
+from volley.learner.losses.policy.reinforce_pp import ReinforcePP
+from volley.learner.losses.policy.rloo import Rloo
+from volley.learner.losses.preference.dpo import Dpo
+from volley.learner.losses.preference.ipo import Ipo
+from volley.learner.losses.preference.kto import Kto
+from volley.learner.losses.preference.orpo import Orpo
+from volley.learner.losses.preference.simpo import SimPo
+from volley.learner.losses.sft import Sft
 
 LOSSES: dict[str, type[Loss]] = {
     "grpo": Grpo,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.common import LossSum, MicroBatch
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Runs programs that nobody trusts. See `rewards.sandbox.box` for the door; the rest is what stands behind it."""
+"""Runs programs that nobody trusts. See `box` for the door; the rest is what stands behind it."""

@@ -4,7 +4,7 @@
     sandbox.run_script(program, stdin, limits)            -> Script(ended, status, output)
     sandbox.run_tests(program, job, limits)               -> one character for each test that was come to
 
-The walls are bubblewrap's where that is installed, else our own namespaces (`rewards.sandbox.kernel`); inside them a
+The walls are bubblewrap's where that is installed, else our own namespaces (`kernel`); inside them a
 filter of system calls, Landlock where the kernel has it, and limits. Where neither holds, nothing is run.
 
 A program may read the files of Python's standard library and its input, and write its output (within bubblewrap and
@@ -26,14 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import rewards
-from rewards.sandbox import probes
-from rollout.errors import RewardError
+import volley
+from volley.rewards.sandbox import probes
+from volley.rollout.errors import RewardError
 
 START_TIMEOUT_S = 20.0
 GRACE_S = 5.0
 MAX_REPLY = 4096
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from rewards.sandbox.zygote import main; main()"
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from volley.rewards.sandbox.zygote import main; main()"
 # Nothing of ours; and sets are in the same order in every run, so that a response always gets the same score.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 
@@ -78,7 +78,7 @@ class Sandbox:
         return Script(reply["ended"], reply["status"], output)
 
     def run_tests(self, program: bytes, job: dict[str, Any], limits: Limits) -> str:
-        """job: see `rewards.sandbox.trial.run`, less its time limit. Returns "1" passed, "0" failed, "?" unusable for
+        """job: see `run`, less its time limit. Returns "1" passed, "0" failed, "?" unusable for
         each test; one that ended the program is the last."""
         tests = json.dumps(job | {"case_s": limits.case_s}).encode()
         _, output = self._do("tests", program, tests, limits, 2 * limits.all_s)
@@ -184,7 +184,7 @@ def _write(descriptor: int, content: bytes) -> None:
 def _commands() -> list[tuple[str, Callable[[int], list[str]]]]:
     """The ways to start a zygote, the preferred one first."""
     library = os.path.realpath(sysconfig.get_path("stdlib"))
-    root = str(Path(rewards.__file__).parent.parent)
+    root = str(Path(volley.__file__).parent.parent)
     interpreter = os.path.realpath(sys.executable)
 
     def start(walls: str, descriptor: int) -> list[str]:
@@ -207,8 +207,11 @@ def _bubblewrap(library: str, interpreter: str, root: str) -> list[str]:
     command = ["--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for place in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/lib"):
         command += ["--ro-bind-try", place, place]
-    for place in (interpreter, library, f"{root}/rewards/__init__.py", f"{root}/rewards/sandbox"):
+    for place in (interpreter, library):
         command += ["--ro-bind", place, place]
+    # In a checkout volley/rewards is a link; inside it is a plain directory.
+    for place in ("volley/__init__.py", "volley/rewards/__init__.py", "volley/rewards/sandbox"):
+        command += ["--ro-bind", os.path.realpath(f"{root}/{place}"), f"{root}/{place}"]
     for place in ("site-packages", "dist-packages"):
         if os.path.isdir(f"{library}/{place}"):
             command += ["--tmpfs", f"{library}/{place}"]

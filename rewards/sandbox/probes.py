@@ -9,7 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rewards.sandbox.box import Sandbox
+    from volley.rewards.sandbox.box import Sandbox
 
 MEMORY_BYTES = 256 << 20
 BRIEF_S = 0.05
@@ -97,7 +97,7 @@ thread.join()
 
 def prove(sandbox: "Sandbox") -> None:
     """Raises OSError with what a program in this sandbox, which has just been started, can do and must not."""
-    from rewards.sandbox.box import Limits
+    from volley.rewards.sandbox.box import Limits
 
     limits = Limits(case_s=2.0, memory_bytes=MEMORY_BYTES)
     with tempfile.NamedTemporaryFile() as file, socket.create_server(("127.0.0.1", 0)) as listener:

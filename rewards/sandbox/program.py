@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from rewards.sandbox.values import LostError, decode, encode, receive, send
+from volley.rewards.sandbox.values import LostError, decode, encode, receive, send
 
 OUTPUT_BUFFER = 1 << 16
 MAX_ERROR = 200

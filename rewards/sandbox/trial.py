@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.sandbox.program import METHODS, OPERATORS
-from rewards.sandbox.values import LostError, decode, encode, receive, send
+from volley.rewards.sandbox.program import METHODS, OPERATORS
+from volley.rewards.sandbox.values import LostError, decode, encode, receive, send
 
 PASSED, FAILED, UNUSABLE = b"1", b"0", b"?"
 VERDICTS = {"startswith", "endswith", "issubset", "issuperset", "isdisjoint", "is_integer"}

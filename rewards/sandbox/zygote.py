@@ -1,6 +1,6 @@
 """The process inside the sandbox that forks one child per program, and the way there.
 
-    parent (rewards.sandbox.box) -- launcher -- zygote, process 1 of its own world -- program, or program and tests
+    parent (`box`) -- launcher -- zygote, process 1 of its own world -- program, or program and tests
 
 The interpreter and the modules that programs use are loaded once, before the door shuts. The zygote never reads a
 program, an input or a test: they are in files without a name whose descriptors it hands on to fresh children. After
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.sandbox import kernel, program, system_calls, trial
+from volley.rewards.sandbox import kernel, program, system_calls, trial
 
 MAX_HEADER = 4096
 MAX_FILES = 3

@@ -21,10 +21,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from rollout.config import TransferConfig
-from rollout.engine import EngineLost
-from rollout.transport.parties import Receiver, Sender
-from rollout.transport.stream import TensorMeta, TransportError
+from volley.rollout.config import TransferConfig
+from volley.rollout.engines.engine import EngineLost
+from volley.rollout.transport.protocol import Receiver, Sender
+from volley.rollout.transport.stream import TensorMeta, TransportError
 
 GRACE_S = 5.0
 """How much longer than the group's own deadline anybody may take to say that it failed."""

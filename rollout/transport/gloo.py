@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from rollout.transport.stream import Group, Layout, TensorMeta, TransportError, combined, layout, receive, send
+from volley.rollout.transport.stream import Group, Layout, TensorMeta, TransportError, combined, layout, receive, send
 
 
 @dataclass(kw_only=True)
@@ -102,7 +102,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         return self._receiving is not None and not self._receiving.done()
 
     def finish_weight_update(self) -> None:
-        from rollout.vllm_engine import load_into_model
+        from volley.rollout.engines.vllm import load_into_model
 
         assert self._plan is not None
         load_into_model(self.vllm_config, self.model, self._plan.views(self._stream))

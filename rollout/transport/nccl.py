@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferUpdateInfo,
 )
 
-from rollout.transport.stream import TransportError
+from volley.rollout.transport.stream import TransportError
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
     for name in ("gloo", "nccl"):
-        module = f"rollout.transport.{name}"
+        module = f"volley.rollout.transport.{name}"
         for factory, kind in (WeightTransferEngineFactory, "Engine"), (WeightTransferTrainerFactory, "Trainer"):
             factory._registry.pop(name, None)
             factory.register_engine(name, module, f"{name.capitalize()}{kind}")

@@ -23,7 +23,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from rollout.errors import LostError
+from volley.rollout.errors import LostError
 
 IN_FLIGHT = 8
 """Buckets on their way at a time, each with a thread of gloo's on both sides: with fewer, the wire rests in between."""

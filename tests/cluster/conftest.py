@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
-from cluster.demo import make_model, write_problems
+from volley.cluster.cli.demo import make_model, write_problems
+from volley.cluster.cli.main import main
 
 
 @pytest.fixture(scope="module")

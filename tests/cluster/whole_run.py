@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from leftovers import Traces, title_of
 from safetensors.torch import load_file
 
-from rollout.arrow import read_groups
+from tests.cluster.leftovers import Traces, title_of
+from volley.rollout.data.parquet import read_groups
 
 VOLLEY = str(Path(sys.executable).with_name("volley"))
 STEPS = 25

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from manifests import DEPLOY, documents
 
-from cluster.cli import _parser
+from tests.deploy.manifests import DEPLOY, documents
+from volley.cluster.cli.main import _parser
 
 FILES = [
     path for path in sorted(DEPLOY.rglob("*")) if path.is_file() and not {"grafana", "__pycache__"} & set(path.parts)

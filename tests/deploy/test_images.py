@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from manifests import DEPLOY, documents, pods
+
+from tests.deploy.manifests import DEPLOY, documents, pods
 
 ROOT = DEPLOY.parent
 DOCKER = DEPLOY / "docker"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import DEPLOY, KUBERAY, documents, gibibytes, pods, problems
 
-from cluster.config import load_recipe
-from cluster.ray_actors import RankActor, WorkerActor
+from tests.deploy.manifests import DEPLOY, KUBERAY, documents, gibibytes, pods, problems
+from volley.cluster.on_ray.actors import RankActor, WorkerActor
+from volley.cluster.recipe.config import load_recipe
 
 FILES = sorted(path.name for path in KUBERAY.glob("*.yaml"))
 RAY_FILES = ["raycluster.yaml", "rayjob.yaml"]

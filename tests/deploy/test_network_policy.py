@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from manifests import documents, pods
+
+from tests.deploy.manifests import documents, pods
 
 HOME = "volley"
 POLICIES = documents("networkpolicy.yaml")

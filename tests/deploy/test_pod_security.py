@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 import pytest
-from manifests import DEPLOY, KUBERAY, documents, pods
+
+from tests.deploy.manifests import DEPLOY, KUBERAY, documents, pods
 
 PODS = [
     pytest.param(pod, id=f"{name}-{role}")

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from manifests import DEPLOY
-from slurm_stubs import install
+
+from tests.deploy.manifests import DEPLOY
+from tests.deploy.slurm_stubs import install
 
 SCRIPT = DEPLOY / "slurm" / "volley.sbatch"
 

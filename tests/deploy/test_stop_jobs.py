@@ -5,7 +5,8 @@ import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from manifests import KUBERAY, documents, pods
+
+from tests.deploy.manifests import KUBERAY, documents, pods
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from boxed import descendants
-from scored import FUNCTIONS, OTHERS, children_of
 
-import rewards
-from rewards.sandbox import box
-from rewards.sandbox.box import Sandbox
-from rollout.errors import RewardError
+import volley
+from tests.rewards.boxed import descendants
+from tests.rewards.scored import FUNCTIONS, OTHERS, children_of
+from volley.rewards.sandbox import box
+from volley.rewards.sandbox.box import Sandbox
+from volley.rollout.errors import RewardError
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 
@@ -67,7 +67,10 @@ def ways(walls: str) -> list[tuple[str, Callable[[int], list[str]]]]:
         pytest.skip(f"root's own Python may be closed to nobody, and {SYSTEM_PYTHON} is not 3.11 or newer")
     place = copy_for_nobody()
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(rewards.__file__).parent, place / "rewards", ignore=ignored, dirs_exist_ok=True)
+    shutil.copytree(
+        Path(volley.__file__).parent / "rewards", place / "volley" / "rewards", ignore=ignored, dirs_exist_ok=True
+    )
+    shutil.copy(volley.__file__, place / "volley")
     place.chmod(0o755)
     become_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
@@ -78,7 +81,7 @@ def ways(walls: str) -> list[tuple[str, Callable[[int], list[str]]]]:
             patch.setattr(sys, "executable", SYSTEM_PYTHON)
             patch.setattr(sys, "base_prefix", "/usr")
             patch.setattr(sysconfig, "get_path", lambda name: answer[1])
-            patch.setattr(rewards, "__file__", str(place / "rewards" / "__init__.py"))
+            patch.setattr(volley, "__file__", str(place / "volley" / "__init__.py"))
             return [*become_nobody, *dict(commands())[walls](descriptor)]
 
     return [(walls, command)]

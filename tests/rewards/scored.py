@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from rewards.config import RewardConfig, ScorerConfig
-from rewards.scorer import Scorer
-from rollout.types import Completion, Prompt, Score
+from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.types import Completion, Prompt, Score
 
 FUNCTIONS = """
 import os, subprocess, sys, time

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rewards.item import Unscorable
-from rewards.json_schema import MAX_DEPTH, field_share, reward
+from volley.rewards.item import Unscorable
+from volley.rewards.json_schema import MAX_DEPTH, field_share, reward
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.length import reward
+from volley.rewards.length import reward
 
 
 def equation_13(length: int, longest: int, cache: int) -> Fraction:

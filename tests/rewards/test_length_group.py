@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from rewards.config import RewardConfig, ScorerConfig
-from rewards.preflight import check_rewards
-from rewards.scorer import Scorer
-from rollout.errors import ConfigError, RewardError
-from rollout.types import Completion, Prompt, Score
+from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.scoring.preflight import check_rewards
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.errors import ConfigError, RewardError
+from volley.rollout.types import Completion, Prompt, Score
 
 TERMS = [RewardConfig("math"), RewardConfig("length_group", weight=0.2)]
 

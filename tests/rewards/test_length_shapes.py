@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.length_shapes import band, cosine, group_relative, quick_cosine, repetition
+from volley.rewards.length_shapes import band, cosine, group_relative, quick_cosine, repetition
 
 
 @given(st.integers(0, 99), st.booleans())

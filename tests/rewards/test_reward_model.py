@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from rewards.config import RewardConfig
-from rewards.item import Item
-from rewards.preflight import check_rewards
-from rewards.reward_model import RewardModel
-from rewards.rubric import Outcome
-from rewards.scorer import Scorer
-from rollout.errors import RewardError
-from rollout.types import Completion, Prompt, Score
+from volley.rewards.config import RewardConfig
+from volley.rewards.item import Item
+from volley.rewards.reward_model import RewardModel
+from volley.rewards.scoring.preflight import check_rewards
+from volley.rewards.scoring.rubric import Outcome
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.errors import RewardError
+from volley.rollout.types import Completion, Prompt, Score
 
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 LENGTHS = (1, 30, 7, 2, 55, 8, 21, 3, 3, 40)

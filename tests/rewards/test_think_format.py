@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.think_format import after_thinking, reward, script_share
+from volley.rewards.think_format import after_thinking, reward, script_share
 
 
 @pytest.mark.parametrize(

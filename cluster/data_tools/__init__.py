@@ -1,0 +1,1 @@
+"""`volley audit`, `volley init` and `volley verify`."""

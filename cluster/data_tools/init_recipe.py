@@ -1,0 +1,212 @@
+"""`volley init`: a commented recipe for the user's data, from a look at its columns, answers and lengths.
+
+The model need not be there yet; `volley train RECIPE --dry-run` checks the recipe against it.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+from volley.cluster.data_tools import init_templates as templates
+from volley.cluster.data_tools.audit_table import Table, make_table
+from volley.cluster.data_tools.data_kind import MARKER, DataKind, find_kind
+from volley.cluster.data_tools.init_method import PASSES, Method, Wishes, choose, cost
+from volley.rollout.data.rows import Rows, column_names, read_rows
+from volley.rollout.errors import DataError
+from volley.rollout.model_files import inspect_model
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+SYSTEM = "Think step by step inside <think> and </think>, then give the final answer inside \\boxed{}."
+ROUNDS = 3
+
+
+def propose(data_path: str, model: str | None = None, wishes: Wishes | None = None) -> str:
+    """A recipe (YAML with comments) for the data at `data_path`, as `volley.rollout.data.rows.read_rows` takes it.
+
+    Raises `DataError` for what is wrong with the data; `ConfigError` for a wish that the data cannot fulfil;
+    `ModelError` if `model` is a directory with something wrong in it.
+    """
+    model = model or DEFAULT_MODEL
+    rows = read_rows(data_path, {}, ())
+    kind = find_kind(rows, {})
+    table = make_table(rows, kind)
+    if table.broken:
+        raise DataError(table.broken[0])
+    _check_labels(table)
+    method = choose(kind.kind, len(rows), wishes or Wishes(), table.labels, "answer" in kind.columns)
+    groups = min(32, len(rows))
+    per_round = math.ceil(len(rows) / groups)
+    steps = _steps(method, len(rows) / groups)
+    is_rewarded = method.is_sampled and method.name != "spin"
+    is_evaluated = is_rewarded or not method.is_sampled
+    test = _test_file(data_path, kind) if is_evaluated else ""
+    text = templates.HEAD.format(
+        name=_run_name(data_path, method.name),
+        model=_quoted(model),
+        steps=steps,
+        epochs=f"{steps * groups / len(rows):,.1f} epochs",
+        groups=groups,
+        unit="prompts" if method.is_sampled else "pairs" if kind.kind == "pairs" else "rows",
+        pace=_pace(method, per_round),
+        evaluation=templates.EVALUATION.format(eval_every=25 if test else 0) if is_evaluated else "",
+    )
+    text += _data(data_path, test, method, kind, table, model)
+    if method.is_sampled:
+        text += _rollout(method, model)
+    if is_rewarded:
+        text += _rewards(kind, _as_chat(table, model)) + "\n"
+    text += f"loss: {method.loss}\n" + _reference(method, per_round)
+    text += templates.LEARNER.format(lr=method.lr, warmup_steps=min(10, steps // 10))
+    text += templates.EVAL if is_rewarded else templates.EVAL_OF_DATA if test else ""
+    return _header(rows, kind, method, model) + templates.aligned(text)
+
+
+def _check_labels(table: Table) -> None:
+    for index, label in enumerate(table.labels):
+        if not isinstance(label, bool):
+            raise DataError(
+                f"{table.where(index)}: the label is {label!r}; it must be true (desirable) or false, without quotes."
+            )
+
+
+def _header(rows: Rows, kind: DataKind, method: Method, model: str) -> str:
+    columns = ", ".join(map(_quoted, kind.columns.values()))
+    check = "" if kind.kind in ("answers", "prompts") else " Look for what is wrong in the data: volley audit."
+    return templates.remarks(
+        f"Written by volley init after a look at {_quoted(rows.spec)}: {len(rows):,} rows with {columns}.",
+        f"Proposed method: {method.display}. {method.why}",
+        method.others,
+        f"Memory: {cost(method, model)}.",
+        f"Check it without starting anything: volley train THIS_FILE --dry-run.{check}",
+    )
+
+
+def _steps(method: Method, steps_per_pass: float) -> int:
+    if method.name == "spin":
+        return ROUNDS * math.ceil(steps_per_pass)
+    return 200 if method.is_sampled else math.ceil(PASSES.get(method.name, 1) * steps_per_pass)
+
+
+def _pace(method: Method, per_round: int) -> str:
+    if method.name == "spin":
+        return templates.ROUNDS.format(round=per_round)
+    return templates.PACE if method.is_sampled else ""
+
+
+def _data(data_path: str, test: str, method: Method, kind: DataKind, table: Table, model: str) -> str:
+    is_rewarded = method.is_sampled and method.name != "spin"
+    line = (
+        f"  test: {_quoted(test)}\n" if test else "  # test: rows held out for evaluation; then set eval_every, too\n"
+    )
+    extra = "  completions: both ## the data's answer against the policy's own\n" if method.name == "spin" else ""
+    extra += f'  answer_after: "{MARKER}" ## the gold answer is what follows this\n' if kind.marker else ""
+    return templates.DATA.format(
+        train=_quoted(data_path),
+        test=line if is_rewarded or not method.is_sampled else "",
+        columns="{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in kind.columns.items()) + "}",
+        kept="; all other columns are handed to the rewards" if is_rewarded else "",
+        extra=extra + _chat_lines(table, kind, method, model),
+        lengths=_lengths(table),
+        on_long="longer prompts are dropped and counted"
+        if is_rewarded
+        else "longer prompts, and rows longer than the model, are dropped and counted",
+    )
+
+
+def _rollout(method: Method, model: str) -> str:
+    is_spin = method.name == "spin"
+    return templates.ROLLOUT.format(
+        group_size=1 if is_spin else 8,
+        group_comment="answers of the policy per prompt; the data has the other"
+        if is_spin
+        else "attempts per prompt; they are compared with each other, so at least 2",
+        max_tokens=_max_tokens(model),
+    )
+
+
+def _reference(method: Method, per_round: int) -> str:
+    if method.name == "spin":
+        comment = "steps after which it becomes the current policy: with every round"
+        return templates.REFERENCE.format(refresh=per_round, comment=comment) + templates.STOP
+    if method.is_sampled and method.needs_reference:
+        return templates.REFERENCE.format(refresh=0, comment="steps after which it becomes the policy; 0: never")
+    return ""
+
+
+def _run_name(data_path: str, method: str) -> str:
+    path = Path(data_path) if Path(data_path).exists() else Path(data_path.partition(":")[0])
+    names = (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") for name in (path.stem, path.resolve().parent.name))
+    base = next((name for name in names if name and name not in ("train", "data", "main")), "my-run")
+    return f"{base}-{method}"
+
+
+def _test_file(data_path: str, kind: DataKind) -> str:
+    """The held-out file that lies beside a training file and has the same columns, "" if none."""
+    path = Path(data_path)
+    if "train" not in path.name:
+        return ""
+    beside = (
+        path.with_name(path.name.replace("train", held_out)) for held_out in ("test", "validation", "valid", "dev")
+    )
+    wanted = set(kind.columns.values())
+    return next((str(file) for file in beside if file.is_file() and wanted <= column_names(str(file), {})), "")
+
+
+def _is_chat_model(model: str) -> bool:
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        return bool(re.search(r"instruct|chat|-it\b", model, re.IGNORECASE))
+    config = path / "tokenizer_config.json"
+    return (path / "chat_template.jinja").is_file() or (config.is_file() and '"chat_template"' in config.read_text())
+
+
+def _as_chat(table: Table, model: str) -> bool:
+    """Whether text is to be wrapped as a user's message."""
+    return _is_chat_model(model) and isinstance(table.prompts[0], str)
+
+
+def _lengths(table: Table) -> str:
+    lengths = list(map(len, table.texts["prompt"]))
+    return f"your prompts have {min(lengths):,} to {max(lengths):,} characters"
+
+
+def _max_tokens(model: str) -> int:
+    """512, or half of what a local model takes."""
+    path = Path(model).expanduser()
+    return min(512, inspect_model(path).max_length // 2) if path.is_dir() else 512
+
+
+def _chat_lines(table: Table, kind: DataKind, method: Method, model: str) -> str:
+    if not isinstance(table.prompts[0], str):
+        return ""
+    if not _as_chat(table, model):
+        return "  # as_chat: true ## for a chat model: each prompt becomes a user's message\n"
+    lines = "  as_chat: true ## each prompt is a user's message, under the model's chat template\n"
+    if method.is_sampled and kind.checkable:
+        lines += f"  system: {_quoted(SYSTEM)}\n"
+    return lines
+
+
+def _rewards(kind: DataKind, as_chat: bool) -> str:
+    if kind.checkable:
+        return templates.MATH_REWARDS + (templates.THINK_REWARD if as_chat else "")
+    if "answer" in kind.columns:
+        return templates.OWN_REWARD.format(
+            why="Your answers are words, which no built-in reward compares",
+            body="float(answer.strip().lower() in response.lower())",
+            accuracy=", accuracy: true",
+        )
+    return templates.OWN_REWARD.format(
+        why="Your data has no answers", body="-abs(len(response) - 200) / 200", accuracy=""
+    )
+
+
+def _quoted(text: str) -> str:
+    """`text` as a YAML scalar on one line, quoted where it has to be."""
+    style = None if text.isprintable() else '"'
+    dumped: str = yaml.safe_dump(
+        [text], default_flow_style=True, default_style=style, allow_unicode=True, width=math.inf
+    )
+    return dumped.strip()[1:-1]

@@ -1,0 +1,1 @@
+"""Where learner and engines run: the launcher protocol and the local launcher."""

@@ -1,0 +1,1 @@
+"""Recipes: parsed, checked, turned into the parts of a run."""

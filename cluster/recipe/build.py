@@ -1,0 +1,283 @@
+"""From a recipe to checked parts, before anything heavy starts.
+
+Everything that a user can get wrong is looked at here, the cheapest first: how the recipe's numbers fit together, the
+model's files, the data, the loss, the rewards, and last the tokenised prompts.
+"""
+
+import dataclasses
+import hashlib
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from volley.cluster.loop.dataset_source import COLUMNS_OF, DatasetGroups
+from volley.cluster.recipe.config import Recipe, dump_recipe
+from volley.cluster.recipe.parse import parse
+from volley.learner.losses import LOSSES
+from volley.learner.losses.common import Loss
+from volley.rewards.scoring.preflight import check_rewards
+from volley.rollout.data.prompts import PromptSet
+from volley.rollout.data.rows import Rows, column_names, read_rows
+from volley.rollout.errors import ConfigError, ModelError
+from volley.rollout.model_files import ModelFacts, inspect_model, resolve_model
+from volley.rollout.types import Prompt
+
+MAX_PROMPT_TOKENS = 4096
+ENGINE_DTYPES = {"bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, checked. prompts: of the training data. dataset: its completions, None where the policy
+    gives all of them. is_sampled: whether the policy gives any. test_prompts: in file order, to be answered and scored.
+    test_dataset: held-out rows with completions, None where there are rewards to evaluate by. max_model_len: prompt +
+    completion tokens at most."""
+
+    recipe: Recipe
+    model: ModelFacts
+    tokenizer: Any
+    loss: Loss
+    prompts: PromptSet
+    dataset: DatasetGroups | None
+    is_sampled: bool
+    test_prompts: tuple[Prompt, ...]
+    test_dataset: DatasetGroups | None
+    max_model_len: int
+
+    @property
+    def needs_engine(self) -> bool:
+        return self.is_sampled or bool(self.test_prompts)
+
+    @property
+    def records_reference(self) -> bool:
+        """Whether all that a reference will be asked for is known before the first step, and it never changes."""
+        return self.loss.needs_reference and not self.is_sampled and not self.recipe.reference.refresh_every
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """What must not change between a checkpoint and its resume."""
+        data = self.dataset or self.prompts
+        return {"data": data.fingerprint[:16], "model": _model_fingerprint(self.model), "seed": str(self.recipe.seed)}
+
+
+def build(recipe: Recipe) -> Parts:
+    """Check everything and read the data. Raises the `VolleyError` of what is wrong."""
+    loss = build_loss(recipe)
+    completions = _completions(recipe, loss)
+    is_sampled, has_dataset = completions != "dataset", completions != "policy"
+    if is_sampled and recipe.rollout.group_size < (1 if has_dataset else loss.min_group_size):
+        raise ConfigError(
+            f"rollout.group_size is {recipe.rollout.group_size}, but {recipe.loss.name} compares a group's completions "
+            f"with each other; set it to at least {loss.min_group_size}."
+        )
+    facts = inspect_model(resolve_model(recipe.model), recipe.trust_remote_code)
+    _check_attention(facts)
+    recipe = _with_prompt_limit(recipe, facts, is_sampled)
+    scored = ("prompt", "answer") if any(term.name == "math" for term in recipe.rewards) else ("prompt",)
+    signal = "demonstrations" if completions == "both" else loss.signal
+    needed = ("prompt", *COLUMNS_OF[signal]) if has_dataset else scored
+    rows = read_rows(recipe.data.train, recipe.data.columns, needed)
+    measures = has_dataset and not is_sampled and not recipe.rewards
+    test_needed = needed if measures else scored
+    test_rows = read_rows(recipe.data.test, recipe.data.columns, test_needed) if recipe.data.test else None
+    scored_together = 0 if has_dataset else recipe.rollout.group_size
+    check_rewards(recipe.rewards, _columns(test_rows if has_dataset else rows), scored_together)
+    if recipe.data.test and not recipe.rewards and not measures:
+        raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
+    tokenizer = load_tokenizer(facts)
+    prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
+    dataset = None
+    if has_dataset:
+        dataset = DatasetGroups(prompts, tokenizer, signal, facts.max_length, recipe.data.on_long)
+    test_prompts: tuple[Prompt, ...] = ()
+    test_dataset = None
+    if test_rows is not None:
+        held_out = PromptSet(test_rows, tokenizer, recipe.data, recipe.seed)
+        if measures:
+            test_dataset = DatasetGroups(held_out, tokenizer, signal, facts.max_length, recipe.data.on_long)
+        else:
+            test_prompts = tuple(held_out.in_order())[: recipe.eval.max_prompts or None]
+    max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
+    return Parts(
+        recipe, facts, tokenizer, loss, prompts, dataset, is_sampled, test_prompts, test_dataset, max_model_len
+    )
+
+
+def _completions(recipe: Recipe, loss: Loss) -> str:
+    """Who answers the prompts: "dataset", "policy" or "both". Raises `ConfigError` where that cannot be."""
+    name, chosen = recipe.loss.name, recipe.data.completions
+    names = column_names(recipe.data.train, recipe.data.columns)
+    fits = [signal for signal, columns in COLUMNS_OF.items() if names.issuperset(columns)]
+    if chosen == "auto":
+        chosen = "policy" if loss.signal in ("advantages", "rewards") else "dataset"
+        # Where both could be, a data set with all that the loss reads is there to be learned from.
+        if loss.signal in ("pairs", "labels") and loss.signal not in fits and recipe.rewards:
+            chosen = "policy"
+    if loss.signal in ("advantages", "rewards") and chosen != "policy":
+        raise ConfigError(
+            f"data.completions is '{chosen}', but {name} learns from the policy's own samples; remove it."
+        )
+    if chosen == "both" and loss.signal != "pairs":
+        raise ConfigError(
+            f"data.completions is 'both', which makes pairs of the data's completion and the policy's, but {name} does "
+            f"not read pairs; use one of {_losses_of('pairs')}."
+        )
+    if chosen == "policy" and loss.signal == "demonstrations":
+        raise ConfigError(f"data.completions is 'policy', but {name} imitates a data set's completions; remove it.")
+    is_shown = loss.signal == "demonstrations"
+    # Data that fits no loss lacks a column, and reading it says which.
+    if chosen == "dataset" and loss.signal not in fits and (fits or not is_shown):
+        columns = COLUMNS_OF[loss.signal]
+        other = f"; it fits {', '.join(_losses_of(each) for each in fits)}" if fits else ""
+        instead = "" if is_shown else f", or give rewards, so that {name} learns from the policy's own samples"
+        raise ConfigError(
+            f"{recipe.data.train}: {name} reads the column{'s' * (len(columns) > 1)} {' and '.join(columns)}, and "
+            f"there are {', '.join(sorted(names))}{other}. Name the columns with data.columns{instead}."
+        )
+    if chosen == "policy" and not recipe.rewards:
+        raise ConfigError(f"the recipe has no rewards, but {name} learns from them; add for instance rewards: [math].")
+    if chosen == "both" and recipe.rewards and not recipe.data.test:
+        raise ConfigError(
+            "data.completions is 'both': the data's completion counts as 1 and the policy's as 0, so rewards would say "
+            "nothing; remove them."
+        )
+    return chosen
+
+
+def _losses_of(signal: str) -> str:
+    return ", ".join(name for name, kind in LOSSES.items() if kind.signal == signal)
+
+
+def build_loss(recipe: Recipe) -> Loss:
+    """The loss of a recipe with its options, checked."""
+    name, options = recipe.loss.name, dict(recipe.loss.options)
+    if name not in LOSSES:
+        raise ConfigError(f"loss.name is '{name}'; it must be one of {', '.join(LOSSES)}.")
+    kind = LOSSES[name]
+    if "max_tokens" in typing.get_type_hints(kind) and not options.get("max_tokens"):
+        options["max_tokens"] = recipe.rollout.max_tokens
+    loss: Loss = parse(kind, options, "loss")
+    if recipe.reference.refresh_every and not loss.needs_reference:
+        raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
+    if recipe.stop_at.indistinguishable and loss.signal != "pairs":
+        raise ConfigError(
+            f"stop_at.indistinguishable is set, but {name} reads no pairs that could be told apart; remove it, or use "
+            f"one of {_losses_of('pairs')}."
+        )
+    return loss
+
+
+def load_tokenizer(facts: ModelFacts) -> Any:
+    """The model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(facts.path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model: the tokenizer of '{facts.path}' does not load ({error}); save it again.") from None
+
+
+def plan_text(parts: Parts) -> str:
+    """What `--dry-run` prints: the resolved recipe, the batch arithmetic, and the memory it will take."""
+    recipe, facts = parts.recipe, parts.model
+    lines = [dump_recipe(recipe).rstrip(), "", "# batch"]
+    num_rows = len(parts.dataset or parts.prompts)
+    passes = recipe.steps * recipe.groups_per_step / num_rows
+    if parts.is_sampled:
+        samples = recipe.groups_per_step * recipe.rollout.group_size
+        lines.append(
+            f"{recipe.groups_per_step} groups x {recipe.rollout.group_size} completions = {samples} samples a step, at "
+            f"most {samples * recipe.rollout.max_tokens:,} completion tokens; {recipe.steps} steps = {passes:.2f} "
+            f"passes over {num_rows:,} rows"
+        )
+        slots = (recipe.max_staleness + 1) * recipe.groups_per_step
+        lines.append(f"{slots} groups in flight at most; samples are at most {recipe.max_staleness} versions old")
+        if recipe.publish_every > 1:
+            share = recipe.publish_every * recipe.groups_per_step / num_rows
+            lines.append(f"a round of {recipe.publish_every} steps under the same weights = {share:.2f} passes")
+    else:
+        lines.append(
+            f"{recipe.groups_per_step} {parts.loss.signal} a step; {recipe.steps} steps = {passes:.2f} passes over "
+            f"{num_rows:,}"
+        )
+    lines.append(
+        f"{parts.prompts.num_dropped_long} prompts dropped as too long; {len(parts.test_prompts)} test prompts"
+    )
+    lines += ["", "# memory, estimated", *memory_lines(parts)]
+    lines.append(
+        f"\n{facts.architecture}, {facts.num_parameters:,} parameters: everything is in order, nothing was started"
+    )
+    return "\n".join(lines)
+
+
+def memory_lines(parts: Parts) -> list[str]:
+    """Estimate of the device memory of learner and engine; activations are the roughest part of it."""
+    recipe, facts = parts.recipe, parts.model
+    learner, n = recipe.learner, facts.num_parameters
+    weight = ENGINE_DTYPES[learner.dtype]
+    shard = {stage: learner.ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    master = 4 * n if learner.dtype == "bf16" else 0
+    sizes = {
+        "weights": weight * n / shard[3],
+        "gradients": weight * n / shard[2],
+        "optimizer state" + (" (host)" if learner.cpu_offload else ""): (8 * n + master) / shard[1],
+        "reference": weight * n if parts.loss.needs_reference and not parts.records_reference else 0,
+        # About 16 numbers of the hidden size a token and layer live until the backward pass; 1 with checkpointing.
+        "activations": learner.max_tokens_per_micro_batch
+        * facts.hidden_size
+        * facts.num_layers
+        * weight
+        * (1 if learner.gradient_checkpointing else 16),
+        "logits of a chunk": 3 * learner.logprob_chunk_bytes,
+    }
+    lines = [f"learner, each of {learner.ranks}: {_gib(sum(sizes.values()))}"]
+    lines += [f"  {name}: {_gib(size)}" for name, size in sizes.items() if size]
+    if parts.needs_engine:
+        engine_weight = weight if recipe.rollout.dtype == "auto" else ENGINE_DTYPES[recipe.rollout.dtype]
+        per_token = 2 * facts.num_layers * facts.num_kv_heads * facts.head_dim * engine_weight
+        cache = recipe.rollout.kv_cache_gib * 2**30
+        lines.append(f"engine: {_gib(engine_weight * n + cache)}")
+        lines.append(f"  weights: {_gib(engine_weight * n)}")
+        lines.append(f"  KV cache (CPU): {_gib(cache)} = {cache / per_token:,.0f} tokens")
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _with_prompt_limit(recipe: Recipe, facts: ModelFacts, is_sampled: bool) -> Recipe:
+    """Fill in data.max_prompt_tokens, or refuse one that does not fit into the model beside the completion."""
+    # Without rewards a test set is measured, not answered.
+    samples = is_sampled or (recipe.data.test and recipe.rewards)
+    completion = max(recipe.rollout.max_tokens, recipe.eval.max_tokens) if samples else 1
+    room = facts.max_length - completion
+    limit = recipe.data.max_prompt_tokens
+    if room < 1 or limit > room:
+        raise ConfigError(
+            f"data.max_prompt_tokens ({limit or 'at least 1'}) + max_tokens ({completion}) is more than the "
+            f"{facts.max_length} tokens that '{recipe.model}' takes; lower one of them."
+        )
+    data = dataclasses.replace(recipe.data, max_prompt_tokens=limit or min(room, MAX_PROMPT_TOKENS))
+    return dataclasses.replace(recipe, data=data)
+
+
+def _check_attention(facts: ModelFacts) -> None:
+    """vLLM's CPU attention loads such a model and then dies at the first request."""
+    import torch
+
+    if facts.head_dim % 32 and not torch.cuda.is_available():
+        raise ModelError(
+            f"model: '{facts.path}' has a head_dim of {facts.head_dim}, and vLLM's attention on CPUs needs a multiple "
+            "of 32; use another model, or a GPU."
+        )
+
+
+def _columns(rows: Rows | None) -> set[str]:
+    return set(rows.values[0]) if rows is not None else set()
+
+
+def _model_fingerprint(facts: ModelFacts) -> str:
+    digest = hashlib.sha256((facts.path / "config.json").read_bytes())
+    digest.update(f"{facts.num_parameters}".encode())
+    return digest.hexdigest()[:16]

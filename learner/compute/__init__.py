@@ -1,0 +1,1 @@
+"""The model's forward pass: packing, log-probs, the reference policy."""

@@ -1,0 +1,47 @@
+"""CISPO: the importance weight is clipped, not the gradient, so that no token is left out.
+
+    J = 1/tokens sum_{i,t} sg(min(rho_it, cap)) A_i log pi(y_it)
+    rho_it = pi(y_it) / mu(y_it),   A_i = (r_i - mean(r)) / (std(r) + 1e-4)
+
+arXiv 2506.13585 (MiniMax-M1), equations 4 and 5, without the lower bound, as there. Rare tokens that matter ("wait",
+"however") have large ratios; a clipped surrogate silences just those.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from volley.learner.losses.common import MAX_LOG_RATIO, LossSum, MicroBatch
+from volley.learner.signals.advantages import group_relative
+from volley.rollout.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Cispo:
+    """cap: the largest importance weight."""
+
+    cap: float = 5.0
+
+    signal: ClassVar[str] = "advantages"
+    whitens: ClassVar[bool] = False
+    min_group_size: ClassVar[int] = 2
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cap < float("inf"):
+            raise ConfigError(f"loss.cap is {self.cap}; it must be above 0 and finite.")
+
+    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
+        return group_relative(rewards_G)
+
+    def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
+        return num_tokens
+
+    def loss_sum(self, micro: MicroBatch) -> LossSum:
+        """Metrics: clip_share, the share of tokens at the cap."""
+        log_ratio_NT = (micro.logprobs_NT.detach() - micro.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio_NT = log_ratio_NT.exp()
+        weights_NT = ratio_NT.clamp(max=self.cap) * micro.mask_NT
+        loss = -(weights_NT * micro.advantages_N[:, None] * micro.logprobs_NT).sum()
+        capped = ((ratio_NT > self.cap) * micro.mask_NT).sum()
+        return LossSum(loss, {"clip_share": (capped, micro.mask_NT.sum())})

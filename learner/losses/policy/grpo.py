@@ -1,0 +1,24 @@
+"""GRPO: the clipped objective with advantages relative to the group.
+
+    J = 1/tokens sum_{i,t} [ min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i) - beta KL_it ]
+    rho_it = pi(y_it) / mu(y_it),   A_i = (r_i - mean(r)) / (std(r) + 1e-4)
+
+Objective: arXiv 2402.03300, equation 3; KL: equation 4; advantage: section 4.1.2. Departures from the paper: the mean
+runs over all tokens of the global batch where equation 3 first takes the mean of each sequence (which favours long
+wrong answers), and mu is what the rollout engine sampled from. Leaves out: process supervision, several epochs over
+the same samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from volley.learner.losses.policy.clipped import ClippedLoss
+from volley.learner.signals.advantages import group_relative
+
+
+@dataclass(frozen=True)
+class Grpo(ClippedLoss):
+    """Options: those of `ClippedLoss`."""
+
+    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
+        return group_relative(rewards_G)

@@ -1,0 +1,67 @@
+"""PPO with a critic: the clipped surrogate with an advantage per token, and the regression of the values that give it.
+
+    L = 1/tokens sum_{i,t} [ - min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
+                             + value_weight (V(s_it) - R_it)^2 ]
+    rho_it = pi(y_it) / mu(y_it),   A_it: `gae` of the old values,   R_it = A_it + V_old(s_it)
+
+Surrogate: arXiv 1707.06347, equation 7; with the squared error: equation 9. Advantages: arXiv 1506.02438, equation 16.
+A state s_it is the prompt and the tokens before y_it; the sequence's reward comes with its last token, truncated or
+not, and nothing follows it. V is a linear layer (`ValueHead`) on the last hidden state, which the output
+head of the policy reads too: the trunk is shared, and the regression moves it as well, as far as value_weight says.
+
+Leaves out: several epochs over the same samples and with them the clipped value loss, which with one update per batch
+never clips, as V is then V_old; the entropy bonus of equation 9; the KL penalty inside the reward of InstructGPT
+(arXiv 2203.02155) (`beta` puts one into the loss); a critic with a trunk of its own, or started from a reward model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.policy.clipped import ClippedLoss
+from volley.rollout.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ppo(ClippedLoss):
+    """Options: those of `ClippedLoss`, and gamma, the discount of a token; lam, the lambda of the estimator: 1 holds
+    rewards against values alone, less trusts the values in between; value_weight; value_lr: peak learning rate of the
+    value head, in the schedule of learner.lr; whiten: advantages get mean 0 and spread 1 over the tokens of the batch.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    value_weight: float = 0.1
+    value_lr: float = 1e-4
+    whiten: bool = True
+
+    signal: ClassVar[str] = "rewards"
+    min_group_size: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"loss.{name} is {getattr(self, name)}; it must be between 0 and 1.")
+        for name in ("value_weight", "value_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"loss.{name} is {getattr(self, name)}; it must be above 0 and finite.")
+
+    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
+        return []
+
+    def loss_sum(self, micro: MicroBatch) -> LossSum:
+        """Metrics: those of `ClippedLoss`, and value_loss, the mean of (V - R)^2."""
+        policy = super().loss_sum(micro)
+        assert micro.critic is not None, "PPO needs values"
+        errors_NT = (micro.critic.values_NT - micro.critic.returns_NT) * micro.mask_NT
+        value_loss = errors_NT.square().sum()
+        metrics = policy.metrics | {"value_loss": (value_loss.detach(), micro.mask_NT.sum())}
+        return LossSum(policy.loss + self.value_weight * value_loss, metrics)
+
+    def _advantages_NT(self, micro: MicroBatch) -> Tensor:
+        assert micro.critic is not None, "PPO needs values"
+        return micro.critic.advantages_NT

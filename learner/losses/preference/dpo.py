@@ -1,0 +1,37 @@
+"""DPO: raise the chosen above the rejected, both measured against a reference.
+
+    L = -log sigmoid(h),   h = beta [ log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l) ]
+
+arXiv 2305.18290, equation 7. With label_smoothing e the labels are taken for wrong with probability e (conservative
+DPO, in a note of the same authors): L = -(1 - e) log sigmoid(h) - e log sigmoid(-h). SPIN's logistic loss (arXiv
+2401.01335, equation 4.7) is the same function, with demonstrations as chosen and the last round's own samples as
+rejected.
+"""
+
+from dataclasses import dataclass
+
+from torch.nn.functional import logsigmoid
+
+from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
+from volley.rollout.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Dpo(PairLoss):
+    """beta: strength of the tie to the reference. label_smoothing: the share of labels taken for wrong, below 0.5."""
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; it must be at least 0 and below 0.5.")
+
+    def loss_sum(self, micro: MicroBatch) -> LossSum:
+        sums = PairSums.of(micro)
+        chosen_P, rejected_P = self.beta * sums.log_ratio_chosen_P, self.beta * sums.log_ratio_rejected_P
+        h_P = chosen_P - rejected_P
+        loss_P = -(1 - self.label_smoothing) * logsigmoid(h_P) - self.label_smoothing * logsigmoid(-h_P)
+        return pair_result(loss_P, chosen_P, rejected_P, sums)

@@ -1,0 +1,46 @@
+"""ORPO: imitate the chosen, and raise its odds above the rejected's; without a reference.
+
+    L = -1/|y_w| log pi(y_w) - odds_weight log sigmoid( log odds(y_w) - log odds(y_l) )
+    odds(y) = p / (1 - p),   p = exp( 1/|y| log pi(y) )
+
+arXiv 2403.07691, equations 3, 4, 6 and 7; odds_weight is its lambda. The first term is a mean of each chosen response's
+tokens, then over pairs. Where p is within 1e-6 of 1 the odds are taken there.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
+
+LARGEST_MEAN_LOGPROB = -1e-6
+
+
+@dataclass(frozen=True)
+class Orpo(PairLoss):
+    """odds_weight: weight of the odds-ratio term, the paper's lambda."""
+
+    odds_weight: float = 0.1
+
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_positive(odds_weight=self.odds_weight)
+
+    def loss_sum(self, micro: MicroBatch) -> LossSum:
+        sums = PairSums.of(micro)
+        chosen_P = sums.chosen_P / sums.chosen_lengths_P.clamp(min=1)
+        rejected_P = sums.rejected_P / sums.rejected_lengths_P.clamp(min=1)
+        log_odds_ratio_P = _log_odds(chosen_P) - _log_odds(rejected_P)
+        loss_P = -chosen_P - self.odds_weight * logsigmoid(log_odds_ratio_P)
+        return pair_result(loss_P, self.odds_weight * chosen_P, self.odds_weight * rejected_P, sums)
+
+
+def _log_odds(logprob_P: Tensor) -> Tensor:
+    """log(p / (1 - p)) from log p."""
+    bounded_P = logprob_P.clamp(max=LARGEST_MEAN_LOGPROB)
+    return bounded_P - torch.log(-torch.expm1(bounded_P))

@@ -1,0 +1,102 @@
+"""What losses over pairs share: the sums they read and the metrics of the family.
+
+Legend: P pairs of a micro-batch; w the chosen (winner), l the rejected (loser) completion. Log-probs of a completion
+are sums over its tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from volley.learner.losses.common import LossSum, MicroBatch, kl_metric, sequence_sums
+from volley.rollout.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A mean over pairs; no options of its own."""
+
+    signal: ClassVar[str] = "pairs"
+    whitens: ClassVar[bool] = False
+    min_group_size: ClassVar[int] = 2
+    needs_reference: ClassVar[bool] = True
+
+    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
+        return []
+
+    def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
+        return num_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class PairSums:
+    """Of each pair: log-probs under the policy and under the reference (zeros without one), and lengths, all [P].
+    micro: what they are of."""
+
+    micro: MicroBatch
+    chosen_P: Tensor
+    rejected_P: Tensor
+    reference_chosen_P: Tensor
+    reference_rejected_P: Tensor
+    chosen_lengths_P: Tensor
+    rejected_lengths_P: Tensor
+
+    @classmethod
+    def of(cls, micro: MicroBatch) -> "PairSums":
+        logprobs_N = sequence_sums(micro.logprobs_NT, micro.mask_NT)
+        lengths_N = micro.mask_NT.sum(dim=1)
+        reference_N = torch.zeros_like(lengths_N)
+        if micro.reference_NT is not None:
+            reference_N = sequence_sums(micro.reference_NT, micro.mask_NT)
+        won, lost = micro.pairs_P2.unbind(dim=1)
+        return cls(
+            micro,
+            logprobs_N[won],
+            logprobs_N[lost],
+            reference_N[won],
+            reference_N[lost],
+            lengths_N[won],
+            lengths_N[lost],
+        )
+
+    @property
+    def log_ratio_chosen_P(self) -> Tensor:
+        """log pi(y_w) - log pi_ref(y_w)."""
+        return self.chosen_P - self.reference_chosen_P
+
+    @property
+    def log_ratio_rejected_P(self) -> Tensor:
+        """log pi(y_l) - log pi_ref(y_l)."""
+        return self.rejected_P - self.reference_rejected_P
+
+
+def pair_result(loss_P: Tensor, chosen_P: Tensor, rejected_P: Tensor, sums: PairSums) -> LossSum:
+    """The loss's sum and the family's metrics, means over pairs. chosen_P, rejected_P: the implicit rewards.
+
+    implicit_reward_chosen, implicit_reward_rejected, implicit_margin; preference_accuracy, the share of pairs whose
+    chosen side has the larger one, ties half; chosen_logprob and rejected_logprob per token, because a falling one of
+    the chosen is the known failure of DPO (arXiv 2402.13228). And `kl_metric`, over tokens.
+    """
+    with torch.no_grad():
+        margin_P, num_pairs = chosen_P - rejected_P, loss_P.new_tensor(float(len(loss_P)))
+        right_P = 0.5 * (1 + margin_P.sign())
+        values = {
+            "implicit_reward_chosen": chosen_P,
+            "implicit_reward_rejected": rejected_P,
+            "implicit_margin": margin_P,
+            "preference_accuracy": right_P,
+            "chosen_logprob": sums.chosen_P / sums.chosen_lengths_P.clamp(min=1),
+            "rejected_logprob": sums.rejected_P / sums.rejected_lengths_P.clamp(min=1),
+        }
+        metrics = {name: (value.sum(), num_pairs) for name, value in values.items()} | kl_metric(sums.micro)
+    return LossSum(loss_P.sum(), metrics)
+
+
+def check_positive(**options: float) -> None:
+    """Raise `ConfigError` for an option of the loss that is not above 0 and finite."""
+    for name, value in options.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"loss.{name} is {value}; it must be above 0 and finite.")

@@ -1,0 +1,1 @@
+"""Learner ranks under DeepSpeed, and the group that drives them."""

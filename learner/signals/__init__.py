@@ -1,0 +1,1 @@
+"""How scored groups become rows and the signal that a loss reads."""

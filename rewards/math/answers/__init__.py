@@ -1,0 +1,1 @@
+"""Answers: units, words, spelling, and whether two answers are the same."""

@@ -1,0 +1,1 @@
+"""Formulas: from text to a tree, and whether two trees have the same value."""

@@ -1,0 +1,262 @@
+"""What stands between the operators of a formula: numbers, symbols, brackets, functions, roots, fractions, matrices.
+
+    atom      number | symbol | constant | bracket list bracket | "|" list "|" | function | command
+    function  name ("_" base)? ("^" exponent)? (bracket | factors up to the next function)
+
+`volley.rewards.math.expressions.grammar` has the operators, and inherits this; both together are the reader of a text.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from fractions import Fraction
+
+from volley.rewards.math.expressions.formula import (
+    ATOMS,
+    CLOSING,
+    FUNCTIONS,
+    GREEK,
+    MARKED,
+    MATRICES,
+    MAX_DIGITS,
+    NAMES,
+    OPENING,
+    SEPARATORS,
+    SET_BRACKETS,
+    WHOLE,
+    Node,
+    NotAFormulaError,
+    Tokens,
+    number,
+)
+
+_MIXED = re.compile(r" ([0-9]{1,9})/([0-9]{1,9})(?![0-9.])")
+_REPEATING = re.compile(r"\\(?:overline|bar|dot) ?\{([0-9]{1,20})\}")
+_BEGIN = re.compile(r"\s*\{([A-Za-z]+\*?)\}(?:\s*\{[lcr|]*\})?")
+_SUBSCRIPT = re.compile(r"\s*_\s*(?:\{([A-Za-z0-9 +\-,*]{1,12})\}|([A-Za-z0-9]))")
+_BLACKBOARD = re.compile(r"\s*(?:\{\s*([RZNQC])\s*\}|([RZNQC]))(\^\s*\{?[-+*]\}?|_\s*\{?[-+*]\}?)?")
+_LETTERS = re.compile(r"\s*\{?\s*([A-Za-z]{1,4})\s*\}?")
+_PRIMES = re.compile(r"'{1,3}")
+_ROW_END = ("&", "\\\\", "\\end")
+
+
+class Atoms(Tokens, ABC):
+    """Reads one atom; what is inside of it is read by the operators, which a subclass knows. All raise
+    NotAFormulaError."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._closing: list[str] = []
+
+    @abstractmethod
+    def list_until(self, *closing: str) -> Node: ...
+
+    @abstractmethod
+    def sum(self) -> Node: ...
+
+    @abstractmethod
+    def power(self) -> Node: ...
+
+    @abstractmethod
+    def exponent(self) -> Node: ...
+
+    def starts_atom(self, token: str) -> bool:
+        if token == "" or token in self._closing or token in SEPARATORS or token == "degrees":
+            return False
+        if token == "U" and left_is_bracket(self.text, self.place):
+            return False
+        return token[0].isalnum() or token[0] == "." or token in OPENING or token in ATOMS
+
+    def atom(self) -> Node:
+        token = self.take()
+        if token[0] in "0123456789.":
+            return self._number(token)
+        if token in CLOSING:
+            return self._bracketed(token)
+        if token in WHOLE:
+            closing, name = WHOLE[token]
+            inside = self._inside(closing)
+            self.expect(closing)
+            return Node("function", (inside,), name=name)
+        word = token.removeprefix("\\")
+        word = NAMES.get(word, word)
+        if word in FUNCTIONS and token != "\\sqrt":
+            return self._function(word)
+        if token.startswith("\\"):
+            return self._command(word)
+        if token.isalpha() and len(token) == 1:
+            if token in "ei" and _SUBSCRIPT.match(self.text, self.place) is None:
+                return Node("constant", name=token)
+            return self._symbol(token)
+        raise NotAFormulaError
+
+    def _inside(self, *closing: str) -> Node:
+        self.deeper()
+        self._closing.extend(closing)
+        inside = self.list_until(*closing)
+        del self._closing[-len(closing) :]
+        self.back()
+        return inside
+
+    def _bracketed(self, opening: str) -> Node:
+        closing = CLOSING[opening]
+        if opening in SET_BRACKETS and self.peek() in closing:
+            self.take()
+            return Node("set")
+        inside = self._inside(*closing)
+        name = opening + self.expect(*closing)
+        parts = inside.parts if inside.op == "list" else (inside,)
+        if opening in SET_BRACKETS:
+            return Node("set", parts)
+        if opening == "{":  # these braces are not seen on paper
+            return inside
+        name = "()" if opening == "\\langle" else "[]" if opening == "\\lbrack" else name
+        if inside.op == "list":
+            if name in ("(]", "[)") and len(parts) != 2:
+                raise NotAFormulaError
+            return Node("tuple", parts, name=name)
+        if name in ("(]", "[)"):
+            raise NotAFormulaError
+        return inside
+
+    def _number(self, token: str) -> Node:
+        if len(token) > MAX_DIGITS:
+            raise NotAFormulaError
+        value = Fraction(token.replace(",", ""))
+        places = len(token.partition(".")[2]) if "e" not in token.lower() else 0
+        if "." in token and (repeating := self.match(_REPEATING)):
+            period = Fraction(int(repeating[1]), 10 ** len(repeating[1]) - 1)
+            return number(value + period / 10**places)
+        if value.denominator == 1 and "." not in token:
+            if mixed := self.match(_MIXED):
+                part = Fraction(int(mixed[1]), int(mixed[2]))
+                if part >= 1:
+                    raise NotAFormulaError
+                return number(value + part)
+            if self.peek() == "\\frac":
+                return self._mixed(value)
+        return Node("number", number=value, name=str(places) if places else "")
+
+    def _mixed(self, whole: Fraction) -> Node:
+        """`3\\frac{1}{4}` is 3.25; any other fraction behind a number multiplies it."""
+        part = self.atom()
+        if all(each.op == "number" for each in part.parts):
+            value = part.parts[0].number / part.parts[1].number
+            if 0 < value < 1:
+                return number(whole + value)
+        return Node("product", (number(whole), part))
+
+    def _argument(self) -> Node:
+        """Of `\\frac` and its like: a group, or one digit, letter or command."""
+        rest = self.text[self.place :].lstrip()
+        if rest[:1] and rest[0] in "0123456789":
+            self.place = len(self.text) - len(rest) + 1
+            return number(int(rest[0]))
+        return self.atom()
+
+    def _function(self, word: str) -> Node:
+        base, exponent = None, None
+        if word == "log" and self.peek() == "_":
+            self.take()
+            base = self._argument()
+        if self.peek() == "^":
+            self.take()
+            exponent = self.exponent()
+        self.deeper()
+        argument = self.atom() if self.peek() in OPENING - {"|"} else self._bare_argument()
+        self.back()
+        if exponent == signed("-", number(1)) and f"arc{word}" in FUNCTIONS:
+            return Node("function", (argument,), name=f"arc{word}")
+        if word == "lg":
+            base = number(10)
+        if word == "cbrt":
+            return Node("root", (argument, number(3)))
+        name = "log" if base else "ln" if word == "log" else word
+        function = Node("function", (argument, base) if base else (argument,), name=name)
+        return Node("power", (function, exponent)) if exponent else function
+
+    def _bare_argument(self) -> Node:
+        """`\\sin 2x \\cos y` is sin(2x) cos(y): factors up to the next function, sign or division."""
+        argument = self.power()
+        while self.starts_atom(token := self.peek()) and token.removeprefix("\\") not in FUNCTIONS:
+            if token[0].isdigit() or token in CLOSING:
+                break
+            argument = Node("product", (argument, self.power()))
+        return argument
+
+    def _command(self, word: str) -> Node:
+        if word in ("frac", "binom", "dbinom", "tbinom"):
+            self.deeper()
+            parts = (self._argument(), self._argument())
+            self.back()
+            return Node("quotient" if word == "frac" else "binomial", parts)
+        if word == "sqrt":
+            return self._root()
+        if word == "begin":
+            return self._matrix()
+        if word in ("pi", "infty"):
+            return Node("constant", name=word) if word == "pi" else Node("infinity")
+        if word in ("emptyset", "varnothing"):
+            return Node("set")
+        if word == "mathbb":
+            match = self.match(_BLACKBOARD)
+            if match is None:
+                raise NotAFormulaError
+            return Node("numbers", name=(match[1] or match[2]) + (match[3] or "").replace("{", "").replace("}", ""))
+        if word in MARKED:
+            match = self.match(_LETTERS)
+            if match is None:
+                raise NotAFormulaError
+            return Node("symbol", name=f"{word} {match[1]}")
+        if word in GREEK:
+            return self._symbol(word)
+        raise NotAFormulaError
+
+    def _symbol(self, name: str) -> Node:
+        if match := self.match(_SUBSCRIPT):
+            name += "_" + (match[1] or match[2]).replace(" ", "")
+        if primes := self.match(_PRIMES):
+            name += primes[0]
+        return Node("symbol", name=name)
+
+    def _root(self) -> Node:
+        index = number(2)
+        self.deeper()
+        if self.peek() == "[":
+            self.take()
+            index = self._inside("]")
+            self.expect("]")
+        radicand = self._argument()
+        self.back()
+        return Node("root", (radicand, index))
+
+    def _matrix(self) -> Node:
+        begin = self.match(_BEGIN)
+        if begin is None or begin[1] not in MATRICES:
+            raise NotAFormulaError
+        self.deeper()
+        self._closing.append("\\end")
+        rows: list[list[Node]] = [[]]
+        while True:
+            rows[-1].append(self.sum())
+            token = self.expect(*_ROW_END)
+            if token == "\\\\" and self.peek() == "\\end":
+                token = self.take()
+            if token == "\\\\":
+                rows.append([])
+            if token == "\\end":
+                break
+        end = self.match(_BEGIN)
+        if end is None or end[1] != begin[1] or len({len(row) for row in rows}) != 1:
+            raise NotAFormulaError
+        self._closing.pop()
+        self.back()
+        return Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
+
+
+def left_is_bracket(text: str, place: int) -> bool:
+    """Whether a bracket stands before a place: `(0,1) U (2,3)` is a union, `2U` a product."""
+    return text[:place].rstrip().endswith((")", "]", "}"))
+
+
+def signed(sign: str, inside: Node) -> Node:
+    return Node({"-": "minus", "\\pm": "plus-minus", "\\mp": "minus-plus"}[sign], (inside,))

@@ -1,0 +1,161 @@
+"""Sets of real numbers: intervals, finite sets, solved inequalities, and what unions and differences make of them.
+
+Two sets are equal if they agree at every boundary that either of them names, between any two of these, and beyond them;
+so `1 < x \\le 2`, `x \\in (1, 2]` and `(1, 3) \\setminus (2, 3)` are one set, and no set has to be simplified.
+"""
+
+from fractions import Fraction
+from functools import cmp_to_key
+from itertools import pairwise
+from typing import Any
+
+from volley.rewards.math.expressions.evaluate import value_of
+from volley.rewards.math.expressions.formula import Node
+from volley.rewards.math.expressions.value import NoValueError, as_real, mean, order
+
+_COMPARES = frozenset(["<", ">", "<=", ">=", "!="])
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_OPERATIONS = frozenset(["union", "intersection", "difference"])
+_LOW, _HIGH = "low", "high"
+
+
+class NotARealSetError(Exception):
+    """The formula is no set of real numbers, or an inequality that is not solved for its symbol."""
+
+
+def is_set(node: Node) -> bool:
+    """Whether a formula can be nothing but a set of numbers; a pair in brackets may be one too."""
+    if node.op == "relation":
+        return bool(_COMPARES & set(node.name.split()))
+    if node.op == "list":
+        return all(is_set(part) for part in node.parts)
+    return node.op in ("numbers", *_OPERATIONS) or (node.op == "tuple" and node.name in ("(]", "[)"))
+
+
+def same_set(one: Node, other: Node) -> bool:
+    """Whether two formulas are the same set of real numbers, in the same symbol where both name one."""
+    if one.op == other.op == "numbers":
+        return one.name == other.name
+    try:
+        first, second = _RealSet(_upright(one)), _RealSet(_upright(other))
+        if first.symbols | second.symbols != (first.symbols or second.symbols):
+            return False
+        samples = _samples([*first.boundaries, *second.boundaries])
+        return all(first.contains(sample) == second.contains(sample) for sample in samples)
+    except (NotARealSetError, NoValueError):
+        return False
+
+
+class _RealSet:
+    """A set with the boundaries and the symbol that it names. Raises NotARealSetError, NoValueError."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.boundaries: list[Any] = []
+        self.symbols: set[Node] = set()
+        self._values: dict[int, Any] = {}
+        self._collect(node)
+
+    def contains(self, sample: Any) -> bool:
+        return self._holds(self._node, sample)
+
+    def _collect(self, node: Node) -> None:
+        if node.op == "tuple" and len(node.parts) == 2:
+            low, high = (self._boundary(part) for part in node.parts)
+            if (
+                _order(low, high) > 0
+                or (low is _LOW and node.name[0] == "[")
+                or (high is _HIGH and node.name[1] == "]")
+            ):
+                raise NotARealSetError
+        elif node.op == "set":
+            for part in node.parts:
+                self._boundary(part)
+        elif node.op in _OPERATIONS or node.op == "list":
+            for part in node.parts:
+                self._collect(part)
+        elif node.op == "relation" and node.name == "in":
+            self.symbols.add(_symbol(node.parts[0]) or node)
+            self._collect(node.parts[1])
+        elif node.op == "relation":
+            symbols = [symbol for part in node.parts if (symbol := _symbol(part))]
+            if len(symbols) != 1 or not set(node.name.split()) <= _COMPARES:
+                raise NotARealSetError
+            self.symbols.update(symbols)
+            for part in node.parts:
+                if not _symbol(part):
+                    self._boundary(part)
+        elif node != Node("numbers", name="R"):
+            raise NotARealSetError
+
+    def _boundary(self, node: Node) -> Any:
+        value = _HIGH if node.op == "infinity" else _LOW if _is_minus_infinity(node) else as_real(value_of(node))
+        self._values[id(node)] = value
+        if not isinstance(value, str):
+            self.boundaries.append(value)
+        return value
+
+    def _holds(self, node: Node, sample: Any) -> bool:
+        if node.op == "tuple":
+            low, high = (_order(self._values[id(part)], sample) for part in node.parts)
+            return (low < 0 or (low == 0 and node.name[0] == "[")) and (high > 0 or (high == 0 and node.name[1] == "]"))
+        if node.op == "set":
+            return any(_order(self._values[id(part)], sample) == 0 for part in node.parts)
+        if node.op == "union" or (node.op == "list" and node.name == "or"):
+            return any(self._holds(part, sample) for part in node.parts)
+        if node.op == "intersection" or node.op == "list":
+            return all(self._holds(part, sample) for part in node.parts)
+        if node.op == "difference":
+            return self._holds(node.parts[0], sample) and not self._holds(node.parts[1], sample)
+        if node.op == "relation" and node.name == "in":
+            return self._holds(node.parts[1], sample)
+        if node.op == "relation":
+            values = [sample if _symbol(part) else self._values[id(part)] for part in node.parts]
+            signs = node.name.split()
+            return all(_compare(sign, _order(*values[i : i + 2])) for i, sign in enumerate(signs))
+        return True
+
+
+def _upright(node: Node) -> Node:
+    """Inequalities of `-x` as those of `x`: -x > -1 is x < 1."""
+    parts = tuple(map(_upright, node.parts))
+    if node.op == "relation" and any(part.op == "minus" and _symbol(part.parts[0]) for part in parts):
+        signs = " ".join(_FLIPPED.get(sign, sign) for sign in node.name.split())
+        return node._replace(parts=tuple(map(_negative, parts)), name=signs)
+    return node._replace(parts=parts)
+
+
+def _negative(node: Node) -> Node:
+    return node.parts[0] if node.op == "minus" else Node("minus", (node,))
+
+
+def _compare(sign: str, order: int) -> bool:
+    return {"<": order < 0, ">": order > 0, "<=": order <= 0, ">=": order >= 0, "!=": order != 0}[sign]
+
+
+def _symbol(node: Node) -> Node | None:
+    node = node.parts[0] if node.op == "lone" else node
+    return node if node.op == "symbol" else None
+
+
+def _is_minus_infinity(node: Node) -> bool:
+    return node.op == "minus" and node.parts[0].op == "infinity"
+
+
+def _order(one: Any, other: Any) -> int:
+    """-1, 0 or 1: what two values or ends of the line are to each other. Values that differ by rounding are equal."""
+    if isinstance(one, str) or isinstance(other, str):
+        return 0 if one is other else -1 if one is _LOW or other is _HIGH else 1
+    return order(one, other)
+
+
+def _samples(boundaries: list[Any]) -> list[Any]:
+    """Every boundary, a number between any two that follow each other, and one on either side."""
+    distinct: list[Any] = []
+    for value in sorted(boundaries, key=cmp_to_key(order)):
+        if not distinct or _order(distinct[-1], value):
+            distinct.append(value)
+    if not distinct:
+        return [Fraction(0)]
+    between = [mean(low, high) for low, high in pairwise(distinct)]
+    return [distinct[0] - 1, *distinct, *between, distinct[-1] + 1]

@@ -1,0 +1,1 @@
+"""What samples: the engine protocol, vLLM in process and in worker processes, and the pool over several engines."""

@@ -1,0 +1,191 @@
+"""An engine that lives in another process, as the loop sees it: `Engine` on this side, a `RolloutWorker` on the other.
+
+Every request that was handed over either finishes or fails with `EngineLost`, whose message says which worker, which
+phase, and what was waited for. A worker is lost when a call to it fails, when it says that its engine died, when it
+does not answer, and when its engine makes no step for `stall_s` although requests are in flight: a frozen engine
+answers every cheaper probe.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from volley.rollout.engines.engine import EngineLost, Sampling
+from volley.rollout.engines.worker import Collected, Request, WorkerFacts
+from volley.rollout.transport.stream import TensorMeta
+from volley.rollout.types import Completion, LoadedWeights
+
+POLL_S = 1.0
+IDLE_POLL_S = 10.0
+ANSWER_S = 30.0
+"""How long a worker may take to answer a call that costs it nothing."""
+
+
+class RemoteEngine:
+    """name: said in every error. call: (method, *arguments) -> its result, on the worker. stall_s: see above.
+    on_lost: called once, with this engine and the reason."""
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[..., Awaitable[Any]],
+        stall_s: float = 120.0,
+        on_lost: "Callable[[RemoteEngine, str], None]" = lambda engine, reason: None,
+        num_ranks: int = 1,
+    ) -> None:
+        self.name = name
+        self.version = 0
+        self.capacity: float = 1
+        self.num_ranks = num_ranks
+        self.lost = ""
+        self.process_ids: tuple[int, ...] = ()
+        self._call = call
+        self._stall_s = stall_s
+        self._on_lost = on_lost
+        self._num_requests = 0
+        self._queued: list[Request] = []
+        self._futures: dict[tuple[int, int], asyncio.Future[Completion]] = {}
+        self._num_steps = -1
+        self._progress_at = 0.0
+        self._pushing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._collector: asyncio.Task[None] | None = None
+
+    async def start(self, deadline_s: float) -> None:
+        """Wait until the worker's model is loaded. Raises `EngineLost`."""
+        facts: WorkerFacts = await self._ask("start", deadline_s, "start")
+        self.process_ids, self.capacity = facts.process_ids, facts.capacity
+
+    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+        """As `Engine.submit`; what is submitted in one turn of the event loop travels together."""
+        if self.lost:
+            raise EngineLost(self.lost)
+        loop = asyncio.get_running_loop()
+        self._num_requests += 1
+        if not self._queued:
+            self._spawn(self._flush())
+        if not self._futures:
+            self._progress_at = loop.time()
+        self._queued.append(Request(self._num_requests, tuple(token_ids), sampling, seed))
+        futures: list[asyncio.Future[Completion]] = [loop.create_future() for _ in range(sampling.num_samples)]
+        self._futures |= {(self._num_requests, sample): future for sample, future in enumerate(futures)}
+        if self._collector is None:
+            self._collector = loop.create_task(self._collect(), name=f"collect from {self.name}")
+        return futures
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """As `Engine.logprobs`."""
+        return list(await self._ask("logprobs", self._stall_s, "logprobs", sequences))
+
+    async def connect(self, init_info: dict[str, Any], deadline_s: float) -> str:
+        """See `RolloutWorker.connect`."""
+        return str(await self._ask("connect", deadline_s, "connect", init_info))
+
+    async def receive(self, metas: Sequence[TensorMeta]) -> tuple[str, str]:
+        """See `RolloutWorker.receive`. Takes as long as the push does; whoever drives it gives up what hangs."""
+        self._pushing = True
+        try:
+            checksum, error = await self._ask("receive", None, "receive", metas)
+            return checksum, error
+        finally:
+            self._pushed()
+
+    async def commit(self, version: int, deadline_s: float) -> LoadedWeights:
+        """See `RolloutWorker.commit`; nothing is generated between it and `resume`."""
+        self._pushing = True
+        loaded: LoadedWeights = await self._ask("commit", deadline_s, "commit", version)
+        return loaded
+
+    async def resume(self, deadline_s: float) -> None:
+        """See `RolloutWorker.resume`."""
+        try:
+            self.version = int(await self._ask("resume", deadline_s, "resume"))
+        finally:
+            self._pushed()
+
+    def lose(self, reason: str) -> None:
+        """Give the worker up: everything in flight fails with `EngineLost`."""
+        if self.lost:
+            return
+        self.lost = f"rollout worker {self.name}: {reason}"
+        error = EngineLost(self.lost)
+        self._stop()
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            if not future.done():
+                future.set_exception(error)
+        self._on_lost(self, self.lost)
+
+    async def close(self) -> None:
+        """Stop asking; whoever started the worker ends it."""
+        self._stop()
+        for future in self._futures.values():
+            future.cancel()
+
+    async def _ask(self, phase: str, deadline_s: float | None, method: str, *arguments: Any) -> Any:
+        if self.lost:
+            raise EngineLost(self.lost)
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._call(method, *arguments)
+        except TimeoutError:
+            self.lose(f"{phase}: no answer within {deadline_s:g} s")
+        except Exception as error:
+            self.lose(f"{phase}: {_first_line(error)}")
+        raise EngineLost(self.lost)
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(0)
+        queued, self._queued = self._queued, []
+        with contextlib.suppress(EngineLost):
+            await self._ask("submit", ANSWER_S, "submit", queued)
+
+    async def _collect(self) -> None:
+        confirmed: tuple[tuple[int, int], ...] = ()
+        while not self.lost:
+            wait_s = POLL_S if self._futures else IDLE_POLL_S
+            try:
+                collected: Collected = await self._ask("collect", wait_s + ANSWER_S, "collect", confirmed, wait_s)
+            except EngineLost:
+                return
+            for finished in collected.finished:
+                # Not there when it came before: a delivery may repeat itself.
+                future = self._futures.pop((finished.number, finished.sample), None)
+                if future is None or future.done():
+                    continue
+                if finished.completion is None:
+                    future.set_exception(RuntimeError(f"rollout worker {self.name}: {finished.error}"))
+                else:
+                    future.set_result(finished.completion)
+            confirmed = tuple((finished.number, finished.sample) for finished in collected.finished)
+            self._watch(collected)
+
+    def _watch(self, collected: Collected) -> None:
+        now = asyncio.get_running_loop().time()
+        if collected.dead:
+            self.lose(f"generate: its engine died ({collected.dead})")
+        elif collected.num_steps != self._num_steps or not self._futures or self._pushing:
+            self._num_steps, self._progress_at = collected.num_steps, now
+        elif now - self._progress_at > self._stall_s:
+            waiting = sorted({number for number, _ in self._futures})[:5]
+            self.lose(f"generate: its engine made no step for {self._stall_s:g} s; waiting for requests {waiting}")
+
+    def _pushed(self) -> None:
+        self._pushing = False
+        self._progress_at = asyncio.get_running_loop().time()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _stop(self) -> None:
+        current = asyncio.current_task()
+        for task in (self._collector, *self._tasks):
+            if task is not None and task is not current:
+                task.cancel()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -1,0 +1,290 @@
+"""vLLM in this process behind the `Engine` protocol, and what it shares with the engine of a cluster's worker.
+
+One thread owns the engine; the event loop hands it requests and gets completions back. A request takes part from the
+first engine step after the loop's turn in which it was submitted, and an idle engine forgets its prefix cache before it
+starts again: so what is computed depends on the requests and the weights, never on the clock.
+
+vLLM is asked for `processed_logprobs`: log-probs of the distribution that it really sampled from.
+
+Left out: LoRA, speculative decoding, multi-modal prompts; engines of other processes (`async_vllm_engine`).
+"""
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from volley.rollout.config import RolloutConfig
+from volley.rollout.engines.engine import Sampling
+from volley.rollout.errors import ConfigError
+from volley.rollout.types import Completion
+
+T = TypeVar("T")
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_len: int, seed: int) -> dict[str, Any]:
+    return {
+        "model": model_dir,
+        "dtype": DTYPES[dtype],
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        # Whole prompts fit into a step beside a full batch of decoding sequences.
+        "max_num_batched_tokens": max(2 * max_model_len, 16 * config.max_num_seqs, 2048),
+        # vLLM 0.32 rewinds the generator of a request whose prompt it cuts in two; a generator of the CPU cannot be.
+        "enable_chunked_prefill": None if torch.cuda.is_available() else False,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager,
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        # It lets the batch of a step depend on when the last one was done, and so its rounding on the clock.
+        "async_scheduling": False,
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }
+
+
+def sampling_params(sampling: Sampling, seed: int) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop) or None,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        # Text is decoded once at the end, unless stop strings have to be looked for on the way.
+        detokenize=bool(sampling.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def logprob_params() -> Any:
+    """Of a request that only asks for its prompt's log-probs, at temperature 1."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+@dataclass(frozen=True)
+class Era:
+    """The time between two loads of weights. number: raised with every load, also where a version comes twice or none
+    is known yet. version: served in it, as far as it is known when it begins."""
+
+    number: int = 0
+    version: int = 0
+
+    def next(self, version: int) -> "Era":
+        return Era(self.number + 1, version)
+
+    def prompt(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        """For the engine. The salt keeps blocks that were computed under other weights out of the prefix cache's
+        reach."""
+        return {"prompt_token_ids": list(token_ids), "cache_salt": f"weights-{self.number}"}
+
+
+def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered: Era) -> Completion:
+    """entered: when the engine was handed the request. One that waited in it while weights were loaded may have found
+    blocks of that time in the prefix cache, so its first version is no later than that."""
+    token_ids = tuple(output.token_ids)
+    spans = output.weight_versions
+    return Completion(
+        token_ids,
+        tuple(output.logprobs.logprobs),
+        output.text if has_stop_strings else tokenizer.decode(token_ids, skip_special_tokens=True),
+        "length" if output.finish_reason == "length" else "stop",
+        min(entered.version, _version(spans[0].version)),
+        _version(spans[-1].version),
+    )
+
+
+def _version(label: str) -> int:
+    """vLLM calls the weights that it was started with "default"."""
+    return 0 if label == "default" else int(label)
+
+
+def read_prompt_logprobs(token_ids: Sequence[int], output: Any) -> list[float]:
+    return [output.prompt_logprobs[i][token_ids[i]].logprob for i in range(1, len(token_ids))]
+
+
+def load_into_model(vllm_config: Any, model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Load checkpoint-format weights into a live vLLM model, layer by layer and in place.
+
+    The CPU backend keeps a packed copy of the output matrix for its GEMM; with tied embeddings the reload leaves that
+    copy as it was (measured: log-probs off by up to 0.48), so embeddings are packed again.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+    from vllm.model_executor.model_loader.reload.inplace import reload_weights
+
+    with torch.no_grad(), set_current_vllm_config(vllm_config):
+        reload_weights(vllm_config, model, iter(weights), None, True)
+        for layer in model.modules():
+            if isinstance(layer, VocabParallelEmbedding):
+                layer.quant_method.process_weights_after_loading(layer)
+
+
+def _load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    load_into_model(worker.vllm_config, worker.model_runner.get_model(), weights)
+
+
+class VllmEngine:
+    """The engine in this process. Start the learner first: vLLM joins its process group of one.
+
+    max_model_len: prompt + completion tokens at most. dtype: "bf16" or "fp32". num_threads: of the engine's own
+    thread. Raises what vLLM raises when the model does not load.
+    """
+
+    def __init__(
+        self, model_dir: str, tokenizer: Any, config: RolloutConfig, dtype: str, max_model_len: int, seed: int = 0
+    ) -> None:
+        self.version = 0
+        # It queues by itself, and a synchronous run wants all requests in one engine step.
+        self.capacity = math.inf
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        self._turn = asyncio.Lock()
+        self._era = Era()
+        self._queued: list[tuple[str, Sequence[int], Any]] = []
+        self._futures: dict[str, asyncio.Future[Any]] = {}
+        self._reads: dict[str, Callable[[Any, Era], Any]] = {}
+        self._entered: dict[str, Era] = {}
+        self._aborted: list[str] = []
+        self._num_requests = 0
+        self._pump_task: asyncio.Task[None] | None = None
+        self._interrupt = False
+        args = engine_args(model_dir, config, dtype, max_model_len, seed)
+        self._engine = self._thread.submit(self._start, args).result()
+
+    @staticmethod
+    def _start(args: dict[str, Any]) -> Any:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
+        return LLMEngine.from_engine_args(EngineArgs(**args))
+
+    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+        return [
+            self._enqueue(
+                token_ids,
+                sampling_params(sampling, (seed + i) % 2**63),
+                lambda output, era: read_completion(output.outputs[0], self._tokenizer, bool(sampling.stop), era),
+            )
+            for i in range(sampling.num_samples)
+        ]
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        def ask(ids: Sequence[int]) -> asyncio.Future[list[float]]:
+            return self._enqueue(ids, logprob_params(), lambda output, _: read_prompt_logprobs(ids, output))
+
+        return list(await asyncio.gather(*map(ask, sequences)))
+
+    async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Take new weights (names and tensors of a Hugging Face checkpoint). Requests in flight freeze meanwhile, keep
+        what they have, and go on under the new weights; their completions record both versions."""
+
+        def load() -> None:
+            self._era = self._era.next(version)
+            self._engine.collective_rpc(_load_into_worker, args=(weights,))
+            self._engine.set_weight_version(str(version))
+
+        await self._in_turn(load)
+        self.version = version
+
+    async def close(self) -> None:
+        if self._pump_task is not None:
+            self._pump_task.cancel()
+            await asyncio.gather(self._pump_task, return_exceptions=True)
+        self._fail(RuntimeError("the engine was closed"))
+        self._interrupt = True
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.engine_core.shutdown)
+        self._thread.shutdown(wait=False)
+
+    def _enqueue(self, token_ids: Sequence[int], params: Any, read: Callable[[Any, Era], T]) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        self._num_requests += 1
+        request_id = str(self._num_requests)
+        future: asyncio.Future[T] = loop.create_future()
+        self._futures[request_id] = future
+        self._reads[request_id] = read
+        self._queued.append((request_id, token_ids, params))
+        future.add_done_callback(lambda done: self._aborted.append(request_id) if done.cancelled() else None)
+        self._interrupt = True
+        if self._pump_task is None or self._pump_task.done():
+            self._pump_task = loop.create_task(self._pump(), name="vllm pump")
+        return future
+
+    async def _pump(self) -> None:
+        """Runs the engine as long as anything is asked of it."""
+        try:
+            while self._futures:
+                for request_id, result in await self._in_turn(self._run):
+                    future = self._futures.pop(request_id)
+                    if not future.done():
+                        future.set_result(result)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        """Run `work` in the engine's thread, between its steps; waiting callers are served in order."""
+        self._interrupt = True
+        async with self._turn:
+            self._interrupt = False
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _run(self) -> list[tuple[str, Any]]:
+        """In the engine's thread: take the queued requests, then step until something ended or somebody waits."""
+        engine = self._engine
+        self._abort_cancelled()
+        if not engine.has_unfinished_requests():
+            engine.reset_prefix_cache()
+        queued, self._queued = self._queued, []
+        for request_id, token_ids, params in queued:
+            self._entered[request_id] = self._era
+            engine.add_request(request_id, self._era.prompt(token_ids), params)
+        done: list[tuple[str, Any]] = []
+        while engine.has_unfinished_requests() and not done:
+            for output in engine.step():
+                if output.finished:
+                    name = output.request_id
+                    done.append((name, self._reads.pop(name)(output, self._entered.pop(name))))
+            if self._interrupt:
+                break
+        return done
+
+    def _abort_cancelled(self) -> None:
+        aborted, self._aborted = self._aborted, []
+        if aborted:
+            gone = set(aborted)
+            self._queued = [request for request in self._queued if request[0] not in gone]
+            self._engine.abort_request(aborted)
+            for request_id in aborted:
+                self._futures.pop(request_id, None)
+                self._reads.pop(request_id, None)
+                self._entered.pop(request_id, None)
+
+
+def dtype_of(config: RolloutConfig, learner_dtype: str) -> str:
+    """The engine's dtype: its own, or the learner's when "auto"."""
+    dtype = learner_dtype if config.dtype == "auto" else config.dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"rollout.dtype is '{dtype}'; it must be one of {', '.join(DTYPES)}.")
+    return dtype

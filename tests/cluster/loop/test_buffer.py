@@ -1,0 +1,190 @@
+"""The promises of the buffer: bounded age, oldest first, every prompt accounted for, nothing left running."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from volley.cluster.loop.buffer import GroupBuffer
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+
+
+def prompt_at(ordinal: int) -> Prompt:
+    return Prompt(ordinal, ordinal % 100, f"{ordinal}", (ordinal,), "")
+
+
+def group_of(prompt: Prompt, version: int, rewards: tuple[float, ...] = (0.0, 1.0)) -> ScoredGroup:
+    completion = Completion((1,), (-1.0,), "x", "stop", version, version)
+    return ScoredGroup(prompt, (completion,) * len(rewards), tuple(Score(r, {}) for r in rewards))
+
+
+def reason_against(group: ScoredGroup) -> str:
+    return "" if group.has_signal else "tied"
+
+
+class World:
+    """Rollouts of random length and random signal, and the weight version they start under."""
+
+    def __init__(self, seed: int, share_without_signal: float = 0.0, straggler: float = 0.0) -> None:
+        self._random = random.Random(seed)
+        self._without = share_without_signal
+        self._straggler = straggler
+        self.version = 0
+        self.running = 0
+
+    async def roll(self, prompt: Prompt) -> ScoredGroup:
+        version, self.running = self.version, self.running + 1
+        try:
+            slow = self._random.random() < self._straggler
+            for _ in range(60 if slow else self._random.randrange(4)):
+                await asyncio.sleep(0)
+        finally:
+            self.running -= 1
+        return group_of(prompt, version, (1.0, 1.0) if self._random.random() < self._without else (0.0, 1.0))
+
+
+async def drive(buffer: GroupBuffer, world: World, steps: int, per_step: int, check: Callable[..., None]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        buffer.start(tasks)
+        for step in range(steps):
+            groups = await buffer.take(per_step)
+            check(step, groups)
+            world.version = step + 1
+            await buffer.release(per_step)
+        buffer.stop()
+
+
+def balanced(counts: dict[str, int]) -> bool:
+    dropped = sum(number for name, number in counts.items() if name.startswith("dropped/"))
+    return counts["issued"] == counts["trained"] + counts["queued"] + counts["in_flight"] + dropped
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    staleness=st.integers(0, 3),
+    per_step=st.integers(1, 5),
+    without=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, per_step: int, without: float) -> None:
+    world = World(seed, without, straggler=0.1)
+    buffer = GroupBuffer(prompt_at, world.roll, per_step, staleness, reason_against, 2 * per_step)
+    seen: list[int] = []
+
+    def check(step: int, groups: list[ScoredGroup]) -> None:
+        assert len(groups) == per_step
+        assert all(0 <= world.version - group.first_version <= staleness for group in groups)
+        counts = buffer.accounting()
+        assert balanced(counts)
+        assert counts["queued"] + counts["in_flight"] <= (staleness + 1) * per_step
+        seen.extend(group.prompt.ordinal for group in groups)
+
+    asyncio.run(drive(buffer, world, 12, per_step, check))
+    assert len(set(seen)) == len(seen), "a prompt was trained on twice"
+    assert world.running == 0
+
+
+def test_without_replacement_groups_come_in_ticket_order() -> None:
+    world = World(3, straggler=0.3)
+    buffer = GroupBuffer(prompt_at, world.roll, 4, 2, lambda g: "", 0)
+    order: list[int] = []
+    asyncio.run(drive(buffer, world, 10, 4, lambda step, groups: order.extend(g.prompt.ordinal for g in groups)))
+    assert order == list(range(40))
+
+
+def test_synchronous_replacement_does_not_depend_on_the_clock() -> None:
+    def ordinals(seed: int) -> list[int]:
+        world = World(seed, straggler=0.5)  # other delays with every seed
+        taken: list[int] = []
+
+        async def roll(prompt: Prompt) -> ScoredGroup:
+            await world.roll(prompt)
+            return group_of(prompt, 0, (1.0, 1.0) if prompt.ordinal % 3 == 0 else (0.0, 1.0))
+
+        buffer = GroupBuffer(prompt_at, roll, 4, 0, reason_against, 3)
+        asyncio.run(drive(buffer, world, 8, 4, lambda step, groups: taken.extend(g.prompt.ordinal for g in groups)))
+        return taken
+
+    assert ordinals(1) == ordinals(2) == ordinals(3)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_each_step_is_told_what_was_replaced_on_the_way_to_it_and_why(staleness: int) -> None:
+    def why(group: ScoredGroup) -> str:
+        return {0: "tied", 1: "unscorable"}.get(group.prompt.ordinal % 5, "")
+
+    async def roll(prompt: Prompt) -> ScoredGroup:
+        await asyncio.sleep(0)
+        return group_of(prompt, 0)
+
+    buffer = GroupBuffer(prompt_at, roll, 4, staleness, why, 20)
+    told: Counter[str] = Counter()
+
+    def check(step: int, groups: list[ScoredGroup]) -> None:
+        told.update(buffer.replaced())
+        dropped = {name.removeprefix("dropped/"): n for name, n in buffer.accounting().items() if "dropped/" in name}
+        # Of those that are dropped the ones on the way to later steps are not told yet.
+        assert all(number <= dropped[reason] for reason, number in told.items())
+        assert staleness or told == dropped
+        assert not [group for group in groups if why(group)], "there were replacements enough"
+        assert balanced(buffer.accounting())
+
+    asyncio.run(drive(buffer, World(0), 6, 4, check))
+    assert told["tied"] > 0 < told["unscorable"]
+
+
+def test_replacements_run_out_and_the_run_goes_on() -> None:
+    world = World(0, share_without_signal=1.0)
+    buffer = GroupBuffer(prompt_at, world.roll, 2, 0, reason_against, 3)
+    sizes: list[int] = []
+    asyncio.run(drive(buffer, world, 3, 2, lambda step, groups: sizes.append(len(groups))))
+    assert sizes == [2, 2, 2]
+    assert buffer.accounting()["dropped/tied"] >= 9
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_restored_buffer_loses_and_doubles_nothing(staleness: int) -> None:
+    world = World(5, share_without_signal=0.2, straggler=0.2)
+    buffer = GroupBuffer(prompt_at, world.roll, 3, staleness, reason_against, 6)
+    trained: list[int] = []
+    asyncio.run(drive(buffer, world, 5, 3, lambda step, groups: trained.extend(g.prompt.ordinal for g in groups)))
+    saved = buffer.state()
+    again = GroupBuffer(prompt_at, world.roll, 3, staleness, reason_against, 6)
+    again.restore(saved)
+    assert balanced(again.accounting())
+    asyncio.run(drive(again, world, 5, 3, lambda step, groups: trained.extend(g.prompt.ordinal for g in groups)))
+    counts = again.accounting()
+    assert len(trained) == len(set(trained)) == counts["trained"] == 30
+    assert balanced(counts)
+    # What was issued is trained, dropped for want of signal, or waiting to be issued again: a whole range, no holes.
+    assert set(trained) | set(again.state()["again"]) <= set(range(again.state()["next_ordinal"]))
+
+
+def test_a_failing_rollout_cancels_everything() -> None:
+    world = World(0)
+
+    async def roll(prompt: Prompt) -> ScoredGroup:
+        if prompt.ordinal == 7:
+            raise RuntimeError("engine died")
+        return await world.roll(prompt)
+
+    buffer = GroupBuffer(prompt_at, roll, 4, 1, lambda g: "", 0)
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(drive(buffer, world, 10, 4, lambda step, groups: None))
+    assert "engine died" in str(caught.value.exceptions[0])
+    assert world.running == 0
+
+
+def test_a_stall_names_what_it_waited_for() -> None:
+    async def never(prompt: Prompt) -> ScoredGroup:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    buffer = GroupBuffer(prompt_at, never, 2, 0, lambda g: "", 0, stall_s=0.05)
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(drive(buffer, World(0), 1, 2, lambda step, groups: None))
+    assert "waiting for prompts [0, 1]" in str(caught.value.exceptions[0])

@@ -1,0 +1,288 @@
+"""The verifier: a table of right and wrong answers, its quick way, real data, and properties on arbitrary text."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from volley.rewards.item import Unscorable
+from volley.rewards.math.verifier import equivalent, extract, quick_reward, reward, verify
+
+RIGHT = [
+    # plain numbers
+    ("18", "18"),
+    ("$18$", "18"),
+    (r"\(18\)", "18"),
+    ("#### 18", "18"),
+    ("so\nA: 18", "18"),
+    ("She has 16 - 3 = 13 eggs.\n\n13", "13"),
+    ("The answer is 18", "18."),
+    ("The answer is 18. That was easy.", "18"),
+    ("The answer is 18 because 9 * 2 = 18", "18"),
+    ("**Answer:** 18", "18"),
+    ("The final answer is:\n\n$$18$$", "18"),
+    ("answer: 18 dollars", "18"),
+    (r"\boxed{18.00}", "18"),
+    (r"\boxed{$18}", "18"),
+    (r"\boxed{18} dollars", "18"),
+    ("The answer is $1,200.", "1200"),
+    ("#### 1{,}200", "1,200"),
+    (r"\boxed{1\,200}", "1200"),
+    ("\\boxed{\N{MINUS SIGN}5}", "-5"),
+    ("The answer is -$5.", "-5"),
+    (r"\boxed{2.5e-3}", "0.0025"),
+    (r"\boxed{2.5\times10^{-3}}", "0.0025"),
+    (r"\boxed{2^{10}}", "1024"),
+    (r"\boxed{١٨}", "18"),
+    # fractions, percentages, units
+    (r"\boxed{\frac12}", "0.5"),
+    (r"\boxed{\dfrac{2}{4}}", "1/2"),
+    (r"\boxed{-\frac{3}{4}}", "-0.75"),
+    (r"\boxed{3\frac{1}{4}}", "3.25"),
+    (r"\boxed{3 1/4}", "13/4"),
+    (r"\boxed{\frac{1}{2^{98}}}", "1/2^{98}"),
+    (r"\boxed{50\%}", "50"),
+    (r"\boxed{50\%}", "0.5"),
+    (r"\boxed{45^\circ}", "45"),
+    (r"\boxed{5\text{ cm}}", "5"),
+    (r"\boxed{5\text{ cm}}", "5 centimeters"),
+    # where the answer stands
+    ("<answer>85</answer>", "85"),
+    ("<think>7</think><answer>85</answer>", "85"),
+    ("<answer>85", "85"),
+    ("<answer>84</answer> no: \\boxed{85}", "85"),
+    (r"\boxed{84}, no, \boxed{85}", "85"),
+    (r"The answer is 84. #### 85", "85"),
+    (r"\boxed{1} and \boxed{2}", "1,2"),
+    (r"\boxed{1}, \boxed{2}, and \boxed{3}", "1,2,3"),
+    # words and choices
+    (r"\boxed{\text{(C)}}", "C"),
+    ("The answer is (B).", "B"),
+    (r"\boxed{Paris}", "paris"),
+    # equations
+    (r"\boxed{x=5}", "5"),
+    (r"\boxed{5}", "x=5"),
+    (r"\boxed{3 + 4 = 7}", "7"),
+    ("47+38=85", "85"),
+    (r"\boxed{y = 2x+1}", "2x+1"),
+    (r"\boxed{f(x)=x^2}", "x^2"),
+    # formulas
+    (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{1}{\sqrt2}"),
+    (r"\boxed{(x+1)^2}", "x^2+2x+1"),
+    (r"\boxed{2\sqrt{3}+1}", r"1+2\sqrt{3}"),
+    (r"\boxed{sqrt(2)}", r"\sqrt{2}"),
+    (r"\boxed{2π}", r"2\pi"),
+    (r"\boxed{\log_2 8}", "3"),
+    (r"\boxed{10!}", "3628800"),
+    (r"\boxed{\binom{5}{2}}", "10"),
+    (r"\boxed{e^{x^2}}", "e^{x^2}"),
+    (r"\boxed{\frac{\pi}{3}}", "1.047198"),
+    (r"\boxed{3\pm\sqrt{2}}", r"3+\sqrt2, 3-\sqrt2"),
+    (r"\boxed{\{1,2\}}", r"\{2,1\}"),
+    (r"\boxed{(1,2)}", "(1, 2)"),
+    (r"\boxed{\left(\frac{1}{2}, 3\right)}", "(0.5, 3)"),
+    (r"\boxed{[0,\infty)}", r"[0,\infty)"),
+    (r"\boxed{(-\infty, 2) \cup (3, \infty)}", r"(-\infty,2)\cup(3,\infty)"),
+    (r"\boxed{5 \ge x}", r"x \le 5"),
+    (r"\boxed{\begin{pmatrix}1&2\\3&4\end{pmatrix}}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+]
+WRONG = [
+    # no answer, or not the last one
+    ("", "18"),
+    ("so she sells 18 eggs and is happy about it. What a nice farm this one is, with many ducks.", "18"),
+    ("I think 18 and 19", "18"),
+    (r"\boxed{18} no \boxed{19}", "18"),
+    (r"\boxed{18}\boxed{19}", "18"),
+    (r"\boxed{}", "18"),
+    (r"\boxed{18", "18"),
+    ("#### 18\n\\boxed{", "18"),
+    ("The answer is 18. \\boxed{}", "18"),
+    ("The answer is 18 or 19", "18"),
+    ("The answer is not 73", "73"),
+    (r"\boxed{5 or 6}", "5"),
+    ("<answer>17</answer><answer>18</answer>", "18"),
+    ("A: 5\nB: 6\n", "6"),
+    # thinking
+    (r"<think>\boxed{18}", "18"),
+    (r"<think>\boxed{18}</think>", "18"),
+    ("<think>a</think>18<think>", "18"),
+    (r"<think>\boxed{18}</think>The answer is 19", "18"),
+    # nearly the same number
+    (r"\boxed{18}", "18000"),
+    (r"\boxed{1/2^{98}}", "1/2^{99}"),
+    (r"\boxed{\frac{\pi}{2^{98}}}", r"\frac{\pi}{2^{99}}"),
+    (r"\boxed{0.3333333333}", "1/3"),
+    (r"\boxed{3.14159265358979}", r"\pi"),
+    (r"\boxed{1000000.0000001}", "1000000"),
+    (r"\boxed{5000\%}", "0.5"),
+    (r"\boxed{12}", "1,2"),
+    (r"\boxed{1,200}", "1.2"),
+    (r"\boxed{1 8}", "18"),
+    (r"\boxed{1\$8}", "18"),
+    (r"\boxed{5 million}", "5"),
+    (r"\boxed{5 cm}", "5 m"),
+    (r"\boxed{5 cm^2}", "5 cm"),
+    ("The answer is 5 cents", "$5"),
+    # nearly the same formula
+    (r"\boxed{2t}", "2"),
+    (r"\boxed{2}", "2t"),
+    (r"\boxed{2x=5}", "5"),
+    (r"\boxed{3+1=5}", "5"),
+    (r"\boxed{y=5}", "x=5"),
+    (r"\boxed{(2,1)}", "(1,2)"),
+    (r"\boxed{(0,1)}", "[0,1]"),
+    (r"\boxed{1,2}", "1,3"),
+    (r"\boxed{1,2}", "1"),
+    (r"\boxed{x<5}", r"x\le 5"),
+    (r"\boxed{1:2}", "2:1"),
+    (r"\boxed{\begin{pmatrix}1&3\\2&4\end{pmatrix}}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+    (r"\boxed{\sum_{i=1}^{3} i}", "6"),
+    (r"\boxed{\int_0^1 2x dx}", "1"),
+    ("47+38", "85"),
+    ("#### 6*7", "42"),
+    (r"\boxed{(16-3-4)*2}", "18"),
+    (r"\boxed{3^{100}-3^{100}+7}", "7"),
+    (r"\boxed{|\log(0)|}", r"\pi"),
+    (r"\boxed{pairs}", "Paris"),
+    (r"\boxed{D}", "C"),
+    # an answer key that says nothing
+    ("18", ""),
+    (r"\boxed{}", ""),
+    (r"\boxed{\frac{1}{}", r"\frac{1}{"),
+]
+HOSTILE = [
+    "9**9**9**9",
+    "10^{10^{10}}",
+    "(9^{999})^{999}",
+    "((9^{99})^{99})^{99}",
+    "1000000!",
+    "9!!!!!!",
+    r"\binom{10000000}{5000000}",
+    "1e999999999",
+    "(" * 100_000,
+    "{" * 100_000 + "}" * 100_000,
+    r"\sqrt{" * 100 + "2" + "}" * 100,
+    r"\frac{1}{" * 60 + "2" + "}" * 60,
+    "__import__('os').system('touch {path}')",
+    r"\text{__import__('os').system('touch {path}')}",
+    "().__class__.__bases__[0].__subclasses__()",
+    "(lambda: open('{path}', 'w'))()",
+    "exec(open('{path}', 'w'))",
+    "\x00" * 100,
+    "1\x008",
+    "\u202e81",
+    "18\u200b",
+    "\ud800",
+    "$" * 5000,
+    "{0.__class__}",
+    "%s%s%n",
+    "NaN",
+    "inf",
+    r"\infty - \infty",
+    "1/0",
+    r"\frac{0}{0}",
+    "0^0",
+    "0^{-1}",
+]
+LATEX_LIKE = st.text(alphabet="0123456789xye+-*/^=_(){}[],. \\$%!<>|", max_size=24)
+
+
+@pytest.mark.parametrize(("response", "answer"), RIGHT)
+def test_right(response: str, answer: str) -> None:
+    assert verify(response, answer)
+
+
+@pytest.mark.parametrize(("response", "answer"), WRONG)
+def test_wrong(response: str, answer: str) -> None:
+    assert not verify(response, answer)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("gold", ["18", r"\sqrt{2}", "Paris", "x=5"])
+def test_hostile_answers_are_wrong_and_run_nothing(text: str, gold: str, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    text = text.replace("{path}", str(mark))
+    for response in (f"\\boxed{{{text}}}", f"<answer>{text}</answer>", f"The answer is {text}", text):
+        assert not verify(response, gold)
+    assert not equivalent(text, gold)
+    assert not equivalent(gold, text)
+    assert not mark.exists()
+
+
+def test_numbers_and_words_never_take_the_symbolic_engine() -> None:
+    assert quick_reward("", "The answer is 18", "18") == 1.0
+    assert quick_reward("", "The answer is x + 18", "18") == 0.0
+    assert quick_reward("", "The answer is Rome", "Paris") == 0.0
+    assert quick_reward("", r"The answer is \sqrt{324}", "18") is None
+
+
+@pytest.mark.parametrize(
+    "gold", [r"\frac{\sqrt{3}}{2}", "x^2+1", r"(-\infty, 2]", r"5\sqrt{2}\text{ cm}", r"3\pm\sqrt{2}"]
+)
+def test_the_same_formula_never_takes_a_process(gold: str) -> None:
+    assert quick_reward("", f"so ${gold}$ it is: $\\boxed{{{gold}}}$", gold) == 1.0
+    assert quick_reward("", f"so $\\boxed{{ {gold.replace('frac', 'dfrac')} }}$.", gold) == 1.0
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(LATEX_LIKE, LATEX_LIKE, st.booleans())
+def test_what_is_quick_is_the_same(text: str, other: str, is_same: bool) -> None:
+    response, gold = f"\\boxed{{{text}}}", text if is_same else other
+    try:
+        quick = quick_reward("", response, gold)
+    except Unscorable:
+        return
+    assert quick is None or quick == reward("", response, gold)
+
+
+def test_importing_the_verifier_is_light() -> None:
+    import subprocess
+
+    heavy = "{'sympy', 'math_verify', 'torch', 'transformers', 'numpy'}"
+    program = "import sys, volley.rewards.math.verifier, volley.rewards.scoring.scorer; "
+    program += f"sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_every_gold_answer_of_gsm8k_equals_itself(gsm8k: Path) -> None:
+    started, count = time.process_time(), 0
+    for name in ("train.jsonl", "test.jsonl"):
+        for line in (gsm8k / name).read_text().splitlines():
+            solution = json.loads(line)["answer"]
+            gold = solution.rpartition("####")[2].strip()
+            assert quick_reward("", solution, gold) == 1.0, gold
+            assert quick_reward("", f"<think>7</think>\\boxed{{{gold}}}", gold) == 1.0
+            assert quick_reward("", solution, f"{int(gold.replace(',', '')) + 1}") == 0.0
+            count += 1
+    assert count == 8792
+    assert time.process_time() - started < 10
+
+
+def test_agrees_with_the_labels_of_real_model_solutions(gsm8k: Path) -> None:
+    count = 0
+    for line in (gsm8k / "model_solutions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        gold = row["ground_truth"].rpartition("A: ")[2]
+        for solution in (value for value in row.values() if isinstance(value, dict)):
+            assert verify(solution["solution"], gold) == solution["is_correct"], (gold, solution["solution"][-80:])
+            count += 1
+    assert count == 2640
+
+
+@settings(max_examples=300, deadline=2000)
+@given(st.text(max_size=400), st.text(max_size=60))
+def test_never_raises_on_arbitrary_text(text: str, other: str) -> None:
+    assert verify(text, other) in (True, False)
+    assert equivalent(text, other) in (True, False)
+    found = extract(text)
+    assert found is None or 0 < len(found) <= 256
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(LATEX_LIKE, LATEX_LIKE)
+def test_never_raises_on_what_looks_like_latex(text: str, other: str) -> None:
+    assert verify(f"\\boxed{{{text}}}", other) in (True, False)

@@ -1,0 +1,50 @@
+"""Equality by evaluation against a second opinion: formulas that a computer algebra system has rewritten."""
+
+import random
+from typing import Any
+
+import sympy
+
+from volley.rewards.math.answers.answer import read
+from volley.rewards.math.answers.spelling import normal_form
+from volley.rewards.math.verifier import equivalent
+
+NUM_FORMULAS = 150
+X, Y, A = sympy.symbols("x y a")
+
+
+def formula(chance: random.Random, depth: int) -> Any:
+    if depth == 0:
+        number = sympy.Rational(chance.randrange(1, 9), chance.randrange(1, 9))
+        return chance.choice([X, Y, A, number, sympy.pi, sympy.E, sympy.sqrt(chance.choice([2, 3, 5]))])
+    one, other = formula(chance, depth - 1), formula(chance, depth - 1)
+    return chance.choice(
+        [
+            one + other,
+            one - other,
+            one * other,
+            one / (other + 2),
+            one ** chance.choice([2, 3, -1]),
+            chance.choice([sympy.sin, sympy.cos, sympy.tan, sympy.exp])(one),
+            sympy.sqrt(one**2 + 1),
+            sympy.log(one**2 + 2),
+        ]
+    )
+
+
+def test_rewritten_formulas_are_equal_and_shifted_ones_are_not() -> None:
+    chance, num_compared = random.Random(5), 0
+    for _ in range(NUM_FORMULAS):
+        one = formula(chance, chance.choice([1, 2, 2]))
+        if one.has(sympy.zoo, sympy.nan, sympy.oo):
+            continue
+        for rewritten in (sympy.expand(one), sympy.factor(one), sympy.together(one), sympy.expand(one, trig=True)):
+            given, shifted = sympy.latex(rewritten), sympy.latex(rewritten + sympy.Rational(1, 97))
+            gold = sympy.latex(one)
+            if max(len(gold), len(given), len(shifted)) > 250:
+                continue
+            assert read(normal_form(given)).is_readable, given
+            assert equivalent(gold, given), (gold, given)
+            assert not equivalent(gold, shifted), (gold, shifted)
+            num_compared += 1
+    assert num_compared > 3 * NUM_FORMULAS

@@ -1,0 +1,192 @@
+"""The scoring service's child processes: whose death takes whom along, what they reach, and that none is left."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rewards.boxed import is_alive, within
+from tests.rewards.scored import QUICK, children_of, completion, prompt, scores
+from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.types import Score
+
+pytestmark = pytest.mark.usefixtures("others")
+
+
+def test_without_user_functions_and_formulas_there_is_no_process() -> None:
+    async def main() -> float:
+        async with Scorer([RewardConfig("think_format")]) as scorer:
+            assert not children_of(os.getpid())
+            return (await scorer.score(prompt(), completion("<think>a</think>b"))).reward
+
+    assert asyncio.run(main()) == 1.0
+
+
+def test_a_caller_that_gives_up_leaves_the_scorer_whole(file: Path) -> None:
+    async def main() -> float:
+        async with Scorer([RewardConfig(f"{file}:acts")], ScorerConfig(workers=1, timeout_s=0.5)) as scorer:
+            tasks = [asyncio.ensure_future(scorer.score(prompt(), completion(text))) for text in ("hang", "a", "b")]
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return (await scorer.score(prompt(), completion("good"))).reward
+
+    assert asyncio.run(main()) == 0.5
+
+
+def test_closing_while_work_is_going_on(file: Path) -> None:
+    async def main() -> list[Any]:
+        scorer = Scorer([RewardConfig(f"{file}:acts")], ScorerConfig(workers=2, timeout_s=60))
+        await scorer.start()
+        pids = children_of(os.getpid())
+        assert len(pids) >= 2
+        tasks = [asyncio.ensure_future(scorer.score(prompt(), completion("hang"))) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        await scorer.close()
+        await scorer.close()
+        assert not any(is_alive(pid) for pid in pids)
+        with pytest.raises(RuntimeError, match="not running"):
+            await scorer.score(prompt(), completion("good"))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert all(isinstance(result, asyncio.CancelledError) for result in asyncio.run(main()))
+
+
+def test_a_cancelled_run_leaves_no_process(file: Path) -> None:
+    pids: list[int] = []
+
+    async def main() -> None:
+        async with Scorer([RewardConfig(f"{file}:acts")], ScorerConfig(workers=2, timeout_s=60)) as scorer:
+            pids.extend(children_of(os.getpid()))
+            await scorer.score(prompt(), completion("hang"))
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(main())
+        while not pids:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(cancelled())
+    assert len(pids) >= 2
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_what_an_item_started_dies_with_it(file: Path, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    (score,) = scores([RewardConfig(f"{file}:acts")], [f"breed {note}"])
+    assert "timed out" in score.unscorable
+    assert within(5, lambda: not is_alive(int(note.read_text())))
+
+
+def test_children_die_when_their_parent_is_killed(file: Path) -> None:
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from tests.rewards.scored import *
+
+async def main():
+    async with Scorer([RewardConfig("{file}:acts")], ScorerConfig(workers=2, timeout_s=600)) as scorer:
+        tasks = [asyncio.ensure_future(scorer.score(prompt(), completion("hang"))) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        print("ready", flush=True)
+        await asyncio.gather(*tasks)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        pids = children_of(parent.pid)
+        assert len(pids) == 2
+        assert all(map(is_alive, pids))
+        parent.send_signal(signal.SIGKILL)
+        assert within(5, lambda: not any(map(is_alive, pids)))
+
+
+FETCH = """
+import socket
+
+def fetch(prompt, response, answer):
+    with socket.socket() as connection:
+        connection.settimeout(5)
+        connection.connect(("127.0.0.1", int(answer)))
+    return 1.0
+"""
+
+
+def may_leave_the_network() -> bool:
+    return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+
+
+def reached(tmp_path: Path, network: bool) -> Score:
+    (tmp_path / "fetches.py").write_text(FETCH)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        config = ScorerConfig(workers=1, network=network)
+        terms = [RewardConfig(f"{tmp_path}/fetches.py:fetch")]
+        return scores(terms, ["a"], config, answer=str(server.getsockname()[1]))[0]
+
+
+def test_the_network_is_for_ones_own_functions_unless_the_recipe_forbids_it(tmp_path: Path) -> None:
+    assert reached(tmp_path, network=True).reward == 1.0
+    if not may_leave_the_network():
+        pytest.skip("this system lets nobody make a network namespace")
+    assert "Network is unreachable" in reached(tmp_path, network=False).unscorable
+
+
+@pytest.mark.parametrize("user", ["whoever this is", "one without rights"])
+def test_children_with_built_in_rewards_have_no_network_and_still_die_with_their_parent(user: str) -> None:
+    if not may_leave_the_network():
+        pytest.skip("this system lets nobody make a network namespace")
+    # Root may leave the network as it is; others must first become root of a namespace of their own.
+    weaken = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if user == "one without rights" else []
+    if weaken and subprocess.run([*weaken, "true"], capture_output=True).returncode:
+        pytest.skip("setpriv is not there, or this user has no right to give away: the other case is the same then")
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from tests.rewards.scored import *
+
+async def main():
+    async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
+        given = completion("\\\\boxed{{\\\\frac{{3}}{{\\\\sqrt{{3}}}}}}")
+        score = await scorer.score(prompt(answer="\\\\sqrt{{3}}"), given)
+        print(score.reward, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([*weaken, sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        score, pids = parent.stdout.readline(), children_of(parent.pid)
+        networks = [os.readlink(f"/proc/{pid}/ns/net") for pid in pids]
+        parent.send_signal(signal.SIGKILL)
+        assert score == "1.0\n"
+        assert len(pids) == 2
+        assert os.readlink("/proc/self/ns/net") not in networks
+        assert within(5, lambda: not any(map(is_alive, pids)))
+
+
+def test_a_polite_stop_of_all_processes_costs_no_item(file: Path) -> None:
+    """`ray job stop` signals every process of a job, and the step under way is still to be scored."""
+
+    async def main() -> list[Score]:
+        async with Scorer([RewardConfig(f"{file}:length")], QUICK) as scorer:
+            await scorer.score(prompt(), completion("warm"))
+            items = [asyncio.ensure_future(scorer.score(prompt(), completion("x" * n))) for n in range(200)]
+            await asyncio.sleep(0)
+            for pid in children_of(os.getpid()):
+                os.kill(pid, signal.SIGTERM)
+            return list(await asyncio.gather(*items))
+
+    found = asyncio.run(main())
+    assert [score.reward for score in found] == [float(n) for n in range(200)]
+    assert not any(score.unscorable for score in found)

@@ -1,0 +1,228 @@
+"""A worker asked from afar, without Ray between: what happens when calls fail, repeat, hang, or an engine freezes."""
+
+import asyncio
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from volley.rollout.engines import remote as remote_engine
+from volley.rollout.engines.engine import EngineLost, Sampling
+from volley.rollout.engines.fake import FakeEngine
+from volley.rollout.engines.remote import RemoteEngine
+from volley.rollout.engines.worker import Finished, RolloutWorker
+from volley.rollout.types import LoadedWeights
+
+
+class Wire:
+    """Carries calls to a worker in this process. before, after: what goes wrong on the way there and back."""
+
+    def __init__(self, delay: float = 0.002) -> None:
+        self.engine = FakeEngine(lambda ids, number: ([number % 50], str(number)), lambda number: delay)
+        self.worker = RolloutWorker(lambda: self.engine, "10.0.0.1")
+        self.calls: list[str] = []
+        self.before: Any = None
+        self.lost: list[str] = []
+
+    async def __call__(self, method: str, *arguments: Any) -> Any:
+        self.calls.append(method)
+        if self.before is not None:
+            await self.before(method)
+        return await getattr(self.worker, method)(*arguments)
+
+    def remote(self, stall_s: float = 5.0) -> RemoteEngine:
+        return RemoteEngine("0.0", self, stall_s, lambda engine, reason: self.lost.append(reason))
+
+
+def futures(engine: RemoteEngine, prompts: int, size: int = 3) -> list[asyncio.Future[Any]]:
+    return [future for p in range(prompts) for future in engine.submit((p,), Sampling(size), 10 * p)]
+
+
+def test_samples_are_those_of_the_engine_itself_and_travel_in_batches() -> None:
+    async def everything() -> None:
+        wire = Wire()
+        engine = wire.remote()
+        await engine.start(5)
+        ours = await asyncio.gather(*futures(engine, 20))
+        direct = FakeEngine(lambda ids, number: ([number % 50], str(number)))
+        assert ours == await asyncio.gather(*(f for p in range(20) for f in direct.submit((p,), Sampling(3), 10 * p)))
+        assert wire.calls.count("submit") == 1
+        assert wire.calls.count("collect") < 20
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_repeated_calls_change_nothing() -> None:
+    """Every call is made twice, and every third answer of `collect` is lost."""
+
+    async def everything() -> None:
+        wire = Wire()
+        numbers = random.Random(0)
+
+        async def twice(method: str, *arguments: Any) -> Any:
+            first = await wire(method, *arguments)
+            if method == "collect" and numbers.random() < 0.3:
+                return type(first)((), first.num_steps)
+            return await wire(method, *arguments) if method == "submit" else first
+
+        engine = RemoteEngine("0.0", twice)
+        await engine.start(5)
+        assert len(await asyncio.gather(*futures(engine, 30))) == 90
+        assert wire.engine.num_requests == 30
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_a_completion_delivered_twice_counts_once() -> None:
+    """Every answer of `collect` brings once more what an earlier one brought, under other requests' eyes."""
+
+    async def everything() -> None:
+        wire = Wire()
+        delivered: list[Finished] = []
+
+        async def again(method: str, *arguments: Any) -> Any:
+            answer = await wire(method, *arguments)
+            if method != "collect":
+                return answer
+            earlier = tuple(replace(each, completion=None, error="a second delivery was read") for each in delivered)
+            delivered.extend(answer.finished)
+            return replace(answer, finished=(*earlier, *answer.finished, *answer.finished))
+
+        engine = RemoteEngine("0.0", again)
+        await engine.start(5)
+        first = await asyncio.gather(*futures(engine, 5))
+        second = await asyncio.gather(*futures(engine, 5))
+        assert first == second
+        assert len(delivered) == len({(each.number, each.sample) for each in delivered}) == 30
+        assert wire.engine.num_requests == 10
+        assert not engine._futures
+        assert not wire.lost
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_version_and_digest_are_those_that_the_engine_says() -> None:
+    async def everything() -> None:
+        wire = Wire()
+        engine = wire.remote()
+        await engine.start(5)
+        assert await engine.receive([]) == ("fake", "")
+        assert await engine.commit(3, 5) == LoadedWeights(3, "fake")
+        assert (engine.version, wire.engine.version) == (0, 0)
+        await engine.resume(5)
+        assert (engine.version, wire.engine.version) == (3, 3)
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_an_engine_that_waits_between_commit_and_resume_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "POLL_S", 0.05)
+
+    class Paused(FakeEngine):
+        num_steps = 7  # type: ignore[assignment]
+
+    async def everything() -> None:
+        wire = Wire()
+        wire.engine = Paused(lambda ids, number: ([1], ""), lambda number: 1.0)
+        engine = wire.remote(stall_s=0.3)
+        await engine.start(5)
+        waiting = futures(engine, 1)
+        await engine.commit(1, 5)
+        assert len(await asyncio.gather(*waiting)) == 3
+        await engine.close()
+
+    asyncio.run(everything())
+
+
+def test_a_failed_call_loses_the_worker_with_its_name_and_phase() -> None:
+    async def everything() -> None:
+        wire = Wire(delay=10)
+        engine = wire.remote()
+        await engine.start(5)
+        waiting = futures(engine, 2)
+
+        async def die(method: str) -> None:
+            raise ConnectionError("the actor died")
+
+        await asyncio.sleep(0.01)
+        wire.before = die
+        with pytest.raises(EngineLost, match=r"rollout worker 0\.0: commit: ConnectionError: the actor died"):
+            await engine.commit(3, 1.0)
+        for future in waiting:
+            with pytest.raises(EngineLost, match="commit"):
+                await future
+        assert len(wire.lost) == 1
+        with pytest.raises(EngineLost):
+            engine.submit((1,), Sampling(1), 0)
+
+    asyncio.run(everything())
+
+
+def test_an_engine_that_makes_no_step_is_lost_and_one_that_works_long_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "POLL_S", 0.05)
+
+    class Frozen(FakeEngine):
+        num_steps = 7  # type: ignore[assignment]
+
+    async def everything(kind: type[FakeEngine]) -> list[Any]:
+        wire = Wire()
+        wire.engine = kind(lambda ids, number: ([1], ""), lambda number: 0.6)
+        engine = wire.remote(stall_s=0.3)
+        await engine.start(5)
+        result = await asyncio.gather(*futures(engine, 1), return_exceptions=True)
+        await engine.close()
+        return result
+
+    frozen = asyncio.run(everything(Frozen))
+    assert all(isinstance(each, EngineLost) for each in frozen)
+    assert "made no step for 0.3 s; waiting for requests [1]" in str(frozen[0])
+    assert not any(isinstance(each, BaseException) for each in asyncio.run(everything(FakeEngine)))
+
+
+def test_a_worker_that_does_not_answer_is_lost() -> None:
+    async def everything() -> None:
+        wire = Wire()
+        engine = wire.remote()
+
+        async def hang(method: str) -> None:
+            await asyncio.sleep(60)
+
+        wire.before = hang
+        with pytest.raises(EngineLost, match=r"start: no answer within 0.05 s"):
+            await engine.start(0.05)
+        assert wire.lost
+
+    asyncio.run(everything())
+
+
+def test_the_death_of_the_engine_inside_the_worker_is_seen() -> None:
+    class Dying(FakeEngine):
+        async def _sample(self, *args: object) -> Any:
+            self.is_dead = True
+            raise RuntimeError("core died")
+
+    async def everything() -> None:
+        wire = Wire()
+        wire.engine = Dying(lambda ids, number: ([1], ""))
+        engine = wire.remote()
+        await engine.start(5)
+        with pytest.raises(EngineLost, match=r"its engine died .*core died"):
+            await asyncio.gather(*futures(engine, 1))
+
+    asyncio.run(everything())
+
+
+def test_the_worker_tells_the_group_its_own_address() -> None:
+    async def everything() -> None:
+        wire = Wire()
+        engine = wire.remote()
+        await engine.start(5)
+        assert await engine.connect({"address": "", "rank_offset": 1}, 5) == ""
+        assert wire.engine.connections == [{"address": "10.0.0.1", "rank_offset": 1}]
+
+    asyncio.run(everything())
