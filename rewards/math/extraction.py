@@ -8,11 +8,11 @@ to take the last number anywhere would reward a model for listing numbers.
 
 import re
 
-from volley.rewards.math.answers.answer import is_number, read
-from volley.rewards.math.answers.spelling import normal_form
-from volley.rewards.math.answers.verdict import same
-from volley.rewards.math.statement import ANCHOR, behind_anchor, concluded, confirmed, first_line
-from volley.rewards.math.visible import closing_brace, visible
+from volley.rewards.math.answers.answer import is_number, parse_answer
+from volley.rewards.math.answers.equality import equal_answers
+from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.hidden_text import find_closing_brace, remove_hidden_text
+from volley.rewards.math.statement import ANCHOR, answer_in_context, final_conclusion, read_first_line, read_sentence
 from volley.rewards.think_format import after_thinking
 
 MAX_TAIL = 65_536
@@ -45,7 +45,7 @@ def extract(response: str, truncated: bool = False) -> str | None:
     text = after_thinking(response) if isinstance(response, str) else None
     if text is None:
         return None
-    text = visible(text[-MAX_TAIL:], MAX_ANSWER)
+    text = remove_hidden_text(text[-MAX_TAIL:], MAX_ANSWER)
     boxes = list(_BOX.finditer(text))
     found = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
     found = _unquoted(found.strip()) if found else ""
@@ -68,7 +68,7 @@ def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
     contents: list[str] = []
     next_start = last_end = 0
     for box in reversed(boxes[-MAX_BOXES:]):
-        end = closing_brace(text, box.end(), MAX_ANSWER) if box[1] else -1
+        end = find_closing_brace(text, box.end(), MAX_ANSWER) if box[1] else -1
         if contents and (end < 0 or not _joins(text[end + 1 : next_start])):
             break
         content = text[box.end() : end].strip() if end >= 0 else ""
@@ -77,7 +77,7 @@ def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
         contents.insert(0, content)
         next_start = box.start()
         last_end = last_end or end + 1
-    return confirmed(text, next_start, last_end, ", ".join(contents))
+    return answer_in_context(text, next_start, last_end, ", ".join(contents))
 
 
 def _joins(gap: str) -> bool:
@@ -94,16 +94,16 @@ def _unboxed(text: str, truncated: bool) -> str | None:
         return _tagged(text, tag_place, truncated)  # any other mark stands inside
     last = max(tag_place, hash_place, anchor_place)
     if last < 0:
-        return (None if truncated else concluded(whole)) or _bare(whole)
+        return (None if truncated else final_conclusion(whole)) or _bare(whole)
     if last == tag_place:
         return _tagged(text, tag_place, truncated)
     if last == hash_place:
         start = hash_place + 4
-        content, end = first_line(whole, start)
+        content, end = read_first_line(whole, start)
     else:
         start = anchor_place
-        content, end = behind_anchor(whole, start)
-    return confirmed(whole, start, end, content)
+        content, end = read_sentence(whole, start)
+    return answer_in_context(whole, start, end, content)
 
 
 def _tagged(text: str, place: int, truncated: bool) -> str | None:
@@ -112,21 +112,21 @@ def _tagged(text: str, place: int, truncated: bool) -> str | None:
     parts = [piece.partition("</answer>") for piece in text.split("<answer>")[1:]]
     if truncated and not parts[-1][1]:
         return None
-    contents = [_stated(content) for content, _, _ in parts[-MAX_TAGS:]]
-    last = read(normal_form(contents[-1]))
-    if not all(same(last, read(spelling)) for spelling in set(map(normal_form, contents))):
+    contents = [_tag_content(content) for content, _, _ in parts[-MAX_TAGS:]]
+    last = parse_answer(normalize(contents[-1]))
+    if not all(equal_answers(last, parse_answer(spelling)) for spelling in set(map(normalize, contents))):
         return None
     end = len(text) - len(parts[-1][2])
-    return confirmed(text, place, end, contents[-1])
+    return answer_in_context(text, place, end, contents[-1])
 
 
-def _stated(text: str) -> str:
+def _tag_content(text: str) -> str:
     """What a tag holds, or what its sentence states."""
     anchor = ANCHOR.search(text[:MAX_ANSWER])
     if anchor is None or "\n" in text[: anchor.start()].strip():
         return _unquoted(text.strip())
-    content, end = behind_anchor(text, anchor.end())
-    return _unquoted((confirmed(text, anchor.end(), end, content) or "").strip())
+    content, end = read_sentence(text, anchor.end())
+    return _unquoted((answer_in_context(text, anchor.end(), end, content) or "").strip())
 
 
 def _bare(text: str) -> str | None:
@@ -137,10 +137,10 @@ def _bare(text: str) -> str | None:
     line = display[0] if display else stripped.rpartition("\n")[2].strip()
     if len(line) > MAX_BARE and not display:
         return None
-    form = normal_form(line)
+    form = normalize(line)
     if line != stripped:
-        return confirmed(stripped, len(stripped) - len(line), len(stripped), line) if is_number(form) else None
-    answer = read(form)
+        return answer_in_context(stripped, len(stripped) - len(line), len(stripped), line) if is_number(form) else None
+    answer = parse_answer(form)
     if answer.tree is None and answer.words and (len(form.split()) > MAX_WORDS or _TALK.match(form)):
         return line if form[0].isdigit() else None
     return line if answer.tree or answer.words or answer.choice or answer.clock or answer.base else None

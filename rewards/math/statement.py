@@ -7,9 +7,9 @@ answer counts: a bounded piece of text just before and just after it.
 
 import re
 
-from volley.rewards.math.answers.answer import read
-from volley.rewards.math.answers.spelling import normal_form
-from volley.rewards.math.answers.verdict import same
+from volley.rewards.math.answers.answer import parse_answer
+from volley.rewards.math.answers.equality import equal_answers
+from volley.rewards.math.answers.normalization import normalize
 
 MAX_BEFORE = 160
 MAX_AFTER = 100
@@ -104,7 +104,7 @@ _OR_BEFORE = re.compile(rf"(?<![\w.,^/{{}}])({_NUMBER})[\s$*)]{{0,6}},?\s*{_OR}{
 _IS_WORDS = re.compile(r"[\s(]*[A-Za-z][A-Za-z\s]*[)\s.]*")
 
 
-def confirmed(text: str, start: int, end: int, content: str) -> str | None:
+def answer_in_context(text: str, start: int, end: int, content: str) -> str | None:
     """The answer that stands at `text[start:end]`, read as `content`: with the other one where the text says "or"; None
     where it takes the answer back."""
     before, after = text[max(0, start - MAX_BEFORE) : start], text[end : end + MAX_AFTER]
@@ -116,8 +116,8 @@ def confirmed(text: str, start: int, end: int, content: str) -> str | None:
     found = [_OR_AFTER.match(after), _OR_BEFORE.search(before[-MAX_OR:]) if "or" in before[-MAX_OR:].lower() else None]
     others = [match[1] for match in found if match]
     if others:
-        answer = read(normal_form(content))
-        others = [other for other in others if not same(answer, read(normal_form(other)))]
+        answer = parse_answer(normalize(content))
+        others = [other for other in others if not equal_answers(answer, parse_answer(normalize(other)))]
     return ", ".join([content, *others])
 
 
@@ -129,9 +129,9 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
     return False
 
 
-def behind_anchor(text: str, start: int) -> tuple[str, int]:
+def read_sentence(text: str, start: int) -> tuple[str, int]:
     """What a sentence states that begins at `start`, behind its anchor, and the index of its end."""
-    start, stated = _skipped(text, start), ""
+    start, stated = _skip_lead_in(text, start), ""
     if display := _DISPLAY.match(text, start):
         start, stated = display.end(), " ".join(display[0].split())
     line_end = text.find("\n", start)
@@ -140,17 +140,17 @@ def behind_anchor(text: str, start: int) -> tuple[str, int]:
     return stated + _BOLD.sub("", sentence), start + len(sentence)
 
 
-def concluded(text: str) -> str | None:
+def final_conclusion(text: str) -> str | None:
     """The formula that a response ends with as its conclusion, behind "is", "that", "therefore" or a colon; or the
     number that a last sentence with "therefore" or the like ends with. None for a text that does not end so."""
     tail = text.strip()[-MAX_CONCLUSION:]
     found = next((match for pattern in _CONCLUSIONS if (match := pattern.search(tail))), None)
-    return confirmed(tail, found.start(1), found.end(1), " ".join(found[1].split())) if found else None
+    return answer_in_context(tail, found.start(1), found.end(1), " ".join(found[1].split())) if found else None
 
 
-def first_line(text: str, start: int) -> tuple[str, int]:
+def read_first_line(text: str, start: int) -> tuple[str, int]:
     """The first line behind `start` with anything on it, with all lines of a display, and the index of its end."""
-    start, stated = _skipped(text, start, is_sentence=False), ""
+    start, stated = _skip_lead_in(text, start, is_sentence=False), ""
     if display := _DISPLAY.match(text, start):
         start, stated = display.end(), " ".join(display[0].split())
     line_end = text.find("\n", start)
@@ -158,7 +158,7 @@ def first_line(text: str, start: int) -> tuple[str, int]:
     return stated + text[start:line_end], line_end
 
 
-def _skipped(text: str, start: int, is_sentence: bool = True) -> int:
+def _skip_lead_in(text: str, start: int, is_sentence: bool = True) -> int:
     """Where the answer begins: behind what only leads to it."""
     for _ in range(4):
         found = _LEAD.match(text, start) or (_SUBJECT.match(text, start) if is_sentence else None)

@@ -18,11 +18,11 @@ from typing import Any
 
 from volley.rewards.item import Unscorable
 from volley.rewards.math import extraction
-from volley.rewards.math.answers.answer import Answer, read
-from volley.rewards.math.answers.spelling import normal_form
-from volley.rewards.math.answers.verdict import quick, same
-from volley.rewards.math.answers.worked_out import is_copied
-from volley.rewards.math.expressions.value import OutOfTimeError, limited_time
+from volley.rewards.math.answers.answer import Answer, parse_answer
+from volley.rewards.math.answers.equality import equal_answers, quick_equal_answers
+from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.unfinished import is_unfinished
+from volley.rewards.math.expressions.limits import TimeLimitError, time_limit
 from volley.rewards.think_format import with_opened_thinking
 
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
@@ -45,13 +45,13 @@ def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S)
     other is (`worked_out`). False after `limit_s` seconds of work. Where it matters which is the true one (a
     rounded decimal), that is `a`."""
     try:
-        with limited_time(limit_s):
-            gold, given = read(normal_form(_as_text(a))), read(normal_form(_as_text(b)))
-            if not (gold.is_readable and given.is_readable and same(gold, given, _exact(tolerance))):
+        with time_limit(limit_s):
+            gold, given = parse_answer(normalize(_as_text(a))), parse_answer(normalize(_as_text(b)))
+            if not (gold.is_readable and given.is_readable and equal_answers(gold, given, _exact(tolerance))):
                 return False
             if gold.tree is None or given.tree is None or gold.choice or given.choice:
                 return True
-            return not is_copied(given.tree, gold.tree)
+            return not is_unfinished(given.tree, gold.tree)
     except Exception:
         return False
 
@@ -59,8 +59,8 @@ def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S)
 def extract(response: str, truncated: bool = False) -> str | None:
     """The answer that a response gives, as it spells it; None where it gives none: see `extraction`."""
     try:
-        return found("", response, "", truncated=truncated)
-    except OutOfTimeError:
+        return extract_answer("", response, "", truncated=truncated)
+    except TimeLimitError:
         return None
 
 
@@ -78,14 +78,18 @@ def reward(
     may be from the gold one. A gold answer that is a number is read as its text. limit_s: seconds of work after which a
     response is unscorable, to within milliseconds. Raises `Unscorable` then, and for a gold answer that is neither
     number nor formula nor words."""
-    with limited_time(limit_s):
-        return judge(found(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance, limit_s=limit_s)
+    with time_limit(limit_s):
+        return grade_extracted(
+            extract_answer(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance, limit_s=limit_s
+        )
 
 
-def judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, limit_s: float = LIMIT_S, **row: Any) -> float:
+def grade_extracted(
+    text: str | None, /, answer: str, *, tolerance: float = 0.0, limit_s: float = LIMIT_S, **row: Any
+) -> float:
     """`reward` of a response in which `found` has found this."""
-    with limited_time(limit_s):
-        verdict = _verdict(text, _as_text(answer), tolerance, same)
+    with time_limit(limit_s):
+        verdict = _verdict(text, _as_text(answer), tolerance, equal_answers)
     assert verdict is not None
     return verdict
 
@@ -95,27 +99,29 @@ def quick_reward(
 ) -> float | None:
     """`reward` where it takes microseconds; None where formulas must be evaluated, or would have to be parsed only to
     find that out."""
-    return quick_judge(found(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance)
+    return quick_grade_extracted(
+        extract_answer(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance
+    )
 
 
-def quick_judge(text: str | None, /, answer: str, *, tolerance: float = 0.0, **row: Any) -> float | None:
+def quick_grade_extracted(text: str | None, /, answer: str, *, tolerance: float = 0.0, **row: Any) -> float | None:
     """`quick_reward` of a response in which `found` has found this. Most are decided as they stand: whole numbers, and
     formulas that are not spelt alike."""
     answer = _as_text(answer)
     if text is not None:
-        gold = _stated(answer)
+        gold = _gold_text(answer)
         if not tolerance and _WHOLE.fullmatch(text) and _WHOLE.fullmatch(gold):
             return float(int(text) == int(gold))
-        if _FORMULA.search(text) and _FORMULA.search(gold) and _squeezed(text) != _squeezed(gold):
+        if _FORMULA.search(text) and _FORMULA.search(gold) and _without_spacing(text) != _without_spacing(gold):
             return None
-    return _verdict(text, answer, tolerance, quick)
+    return _verdict(text, answer, tolerance, quick_equal_answers)
 
 
-def found(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
-    """What `reward` takes for the response's answer, None where there is none. Raises OutOfTimeError."""
+def extract_answer(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
+    """What `reward` takes for the response's answer, None where there is none. Raises TimeLimitError."""
     if not isinstance(response, str):
         return None
-    with limited_time(LIMIT_S):
+    with time_limit(LIMIT_S):
         return extraction.extract(with_opened_thinking(prompt, response), truncated)
 
 
@@ -127,7 +133,7 @@ _FORMULA = re.compile(
 """What stands in no number and few words, so that two of them are not worth a quick look."""
 
 
-def _squeezed(text: str) -> str:
+def _without_spacing(text: str) -> str:
     """Without what formulas are most often spelt differently by."""
     return text.replace(" ", "").replace("dfrac", "frac")
 
@@ -135,7 +141,7 @@ def _squeezed(text: str) -> str:
 def _verdict(
     text: str | None, answer: str, tolerance: float, compare: Callable[[Answer, Answer, Fraction], bool | None]
 ) -> float | None:
-    given = read(normal_form(text)) if text is not None else None
+    given = parse_answer(normalize(text)) if text is not None else None
     verdict: bool | None = False
     if given is not None and (given.tree or given.words or given.choice or given.clock or given.base):
         verdict = compare(_gold(answer), given, _exact(tolerance))
@@ -163,23 +169,23 @@ def _as_text(answer: object) -> str:
 
 
 def _gold(answer: str) -> Answer:
-    return read(_gold_form(answer))
+    return parse_answer(_gold_form(answer))
 
 
 @lru_cache(1024)
 def _gold_form(answer: str) -> str:
     """The gold answer's one spelling; many responses share it."""
-    return normal_form(_stated(answer))
+    return normalize(_gold_text(answer))
 
 
-def _stated(answer: str) -> str:
+def _gold_text(answer: str) -> str:
     """The gold answer as it stands there. A worked solution, as data sets have them, counts for its box or for what
     follows its `####`."""
-    return _of_solution(answer) if "\\boxed" in answer or "####" in answer else answer.strip()
+    return _extract_from_solution(answer) if "\\boxed" in answer or "####" in answer else answer.strip()
 
 
 @lru_cache(1024)
-def _of_solution(solution: str) -> str:
+def _extract_from_solution(solution: str) -> str:
     return extraction.extract(solution) or ""
 
 

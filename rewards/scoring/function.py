@@ -51,13 +51,13 @@ CHEAP: dict[str, Reward] = {
 }
 # Of those that judge an answer, what they take for it; None where there is none.
 READS: dict[str, Callable[..., str | None]] = {
-    "math": math.found,
+    "math": math.extract_answer,
     "json_schema": json_schema.found,
     "code": code.found,
     "verifier": verifier.found,
 }
 # Of those, what judges such an answer without its response: as CHEAP does, and in full.
-JUDGES: dict[str, tuple[Reward, Reward]] = {"math": (math.quick_judge, math.judge)}
+JUDGES: dict[str, tuple[Reward, Reward]] = {"math": (math.quick_grade_extracted, math.grade_extracted)}
 ALWAYS_CHEAP = frozenset({"think_format", "length", "length_band", "repetition"})
 # Built in too, but no plain functions: see volley.rewards.scoring.group_terms.
 GROUP_TERMS = ("judge", "reward_model", "length_group")

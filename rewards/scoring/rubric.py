@@ -13,7 +13,7 @@ from typing import Any
 
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item, Unscorable
-from volley.rewards.math.expressions.value import OutOfTimeError, limited_time
+from volley.rewards.math.expressions.limits import TimeLimitError, time_limit
 from volley.rewards.scoring.function import (
     ALWAYS_CHEAP,
     BUILT_IN,
@@ -107,7 +107,7 @@ class Rubric:
             return Reading(is_known=False)
         started = time.perf_counter()
         try:
-            with limited_time(CHEAP_S):
+            with time_limit(CHEAP_S):
                 text = self._reads(item)
         except Exception:
             return Reading(is_known=False)
@@ -142,9 +142,9 @@ class Rubric:
         def call() -> Any:
             nonlocal undecided
             try:
-                with limited_time(CHEAP_S):
+                with time_limit(CHEAP_S):
                     value = function()
-            except OutOfTimeError:
+            except TimeLimitError:
                 value = None
             undecided = value is None
             return value

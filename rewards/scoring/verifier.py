@@ -15,7 +15,7 @@ def exact_words(prompt: str, response: str, answer: str, *, truncated: bool = Fa
     gold = answer.casefold().split()
     if not gold:
         raise Unscorable("the row's answer is empty")
-    given = math.found(prompt, response, answer, truncated=truncated)
+    given = math.extract_answer(prompt, response, answer, truncated=truncated)
     return float(given is not None and given.casefold().split() == gold)
 
 
@@ -33,9 +33,9 @@ QUICK: dict[str, Callable[..., float | None]] = {
 }
 # What each takes for the response's answer.
 READS: dict[str, Callable[..., str | None]] = {
-    "math": math.found,
+    "math": math.extract_answer,
     "json_schema": json_schema.found,
-    "exact_words": math.found,
+    "exact_words": math.extract_answer,
     "code": code.found,
 }
 

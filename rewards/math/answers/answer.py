@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from volley.rewards.math.answers.measures import CURRENCIES
-from volley.rewards.math.answers.number_words import SMALL, leading_number
+from volley.rewards.math.answers.known_units import CURRENCIES
+from volley.rewards.math.answers.number_words import SMALL_NUMBERS, leading_number
 from volley.rewards.math.answers.units import SCALES, split_unit, split_units, unit_name
 from volley.rewards.math.expressions import compare
 from volley.rewards.math.expressions.formula import FUNCTIONS, GREEK, NAMES, WORDS, Node, number
@@ -33,7 +33,7 @@ _CHOICE = re.compile(
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
 _BASE = re.compile(
     r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60}|[A-F]{2,60}|[a-f]{2,60})\)?"
-    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(SMALL)}) ?\}}?"
+    rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(SMALL_NUMBERS)}) ?\}}?"
 )
 _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
@@ -102,7 +102,7 @@ class Answer:
 
 
 @lru_cache(4096)
-def read(text: str) -> Answer:
+def parse_answer(text: str) -> Answer:
     """The answer that a normal form is; one that is not readable for what is none."""
     text = _HEDGES.sub("", text, count=1) if _HEDGES.match(text) else text
     text = _NEGATIVE.sub("-", text, count=1)
@@ -134,7 +134,7 @@ def read(text: str) -> Answer:
 
 def is_number(text: str) -> bool:
     """Whether a normal form is a number written out."""
-    tree = read(text).tree
+    tree = parse_answer(text).tree
     return tree is not None and compare.is_rational(tree) and tree.op not in ("list", "set", "tuple", "matrix")
 
 
@@ -205,7 +205,7 @@ def _base(text: str) -> Answer | None:
     match = _BASE.fullmatch(text)
     if match is None:
         return None
-    base = int(match[2]) if match[2].isdigit() else SMALL.index(match[2])
+    base = int(match[2]) if match[2].isdigit() else SMALL_NUMBERS.index(match[2])
     digits = match[1].lstrip("0").upper() or "0"
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None

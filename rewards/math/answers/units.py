@@ -6,7 +6,7 @@ not converted: to convert is part of the task.
 
 import re
 
-from volley.rewards.math.answers.measures import CURRENCIES, LETTERS, NAMES, measure
+from volley.rewards.math.answers.known_units import CURRENCIES, LETTERS, NAMES, known_unit
 
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _TEMPERATURES = ("f", "c", "k", "fahrenheit", "celsius", "kelvin")
@@ -47,7 +47,7 @@ _AS_FRACTION = re.compile(
 )
 
 
-def with_words(text: str) -> str:
+def spell_out_unit(text: str) -> str:
     """A text with the unit at its end in words, where LaTeX shows that its letters are a unit and no symbols:
     `\\frac34\\text{ m}` is 3/4 of a metre, `\\frac34 m` a product."""
     if text.rfind("frac") >= 2 and (match := _AS_FRACTION.search(text)):
@@ -75,7 +75,7 @@ def unit_name(text: str, spaced: bool) -> str | None:
     if match is None or any(word in NOT_UNITS for word in re.findall("[a-z]+", text.lower())):
         return None
     word, power = match[1], match[2] or match[3] or ""
-    known = measure(word)
+    known = known_unit(word)
     if not spaced and not _is_glued(word, power):
         return None
     if len(word) < 2 and known is None:
@@ -84,10 +84,10 @@ def unit_name(text: str, spaced: bool) -> str | None:
     if known == "degree" and words[1:] and words[1][0] in "fck" and words[1] in _TEMPERATURES:
         return f"degree {words[1][0]}"
     place = match.end()
-    if word.lower() in _ADJECTIVES and (part := _PART.match(text, place)) and part[1] == " " and measure(part[3]):
-        known, power, place = measure(part[3]), _ADJECTIVES[word.lower()], part.end()
+    if word.lower() in _ADJECTIVES and (part := _PART.match(text, place)) and part[1] == " " and known_unit(part[3]):
+        known, power, place = known_unit(part[3]), _ADJECTIVES[word.lower()], part.end()
     name = (known or word.lower()) + (f"^{power}" if power else "")
-    while known and (part := _PART.match(text, place)) and (other := measure(part[3])):
+    while known and (part := _PART.match(text, place)) and (other := known_unit(part[3])):
         power = part[4] or part[5] or _ADJECTIVES.get(part[2] or "", "")
         is_below = part[1].strip() in ("/", "per", "a", "an")
         if part[1] == " " and power[:1] == "-":
@@ -99,11 +99,11 @@ def unit_name(text: str, spaced: bool) -> str | None:
 
 def _is_glued(word: str, power: str) -> bool:
     if len(word) > 2:
-        return measure(word) is not None
+        return known_unit(word) is not None
     return word == "¢" or word in _GLUED or word.lower() in _GLUED or (word == "m" and power in ("2", "3"))
 
 
-def is_measure(unit: str) -> bool:
+def is_known_unit(unit: str) -> bool:
     return _base(unit) in NAMES or unit in NAMES or unit.startswith("degree ")
 
 
@@ -111,12 +111,12 @@ def _base(unit: str) -> str:
     return re.split(r"[/^*]", unit, maxsplit=1)[0]
 
 
-def agree(unit: str, other: str) -> bool:
+def compatible_units(unit: str, other: str) -> bool:
     """Whether two units may name the same thing: equal, one says less (pounds sterling, pounds; units, centimetres), or
     one is no measure (or missing)."""
     if f"{unit} ".startswith(f"{other} ") or f"{other} ".startswith(f"{unit} "):
         return True
-    if not (is_measure(unit) and is_measure(other)):
+    if not (is_known_unit(unit) and is_known_unit(other)):
         return True
     bases = [_base(each) for each in (unit, other)]
     if bases[0] == bases[1] in CURRENCIES.values() and bases[0] in (unit, other):
@@ -130,14 +130,14 @@ def split_unit(formula: str) -> tuple[str, str]:
     if match is None:
         return formula, ""
     word = re.split("[ /*^]", match[2], maxsplit=1)[0]
-    is_unit = measure(word) or len(word) >= 4 or word.lower() in ("of", "sq")
-    name = unit_name(match[2], True) if is_unit and measure(word) != "degree" else None
+    is_unit = known_unit(word) or len(word) >= 4 or word.lower() in ("of", "sq")
+    name = unit_name(match[2], True) if is_unit and known_unit(word) != "degree" else None
     return (match[1], name) if name else (formula, "")
 
 
 def split_units(items: str) -> tuple[str, str]:
     """A list and the one unit behind each of its numbers: `3 cm and 5 cm` is `3 and 5` and `cm`; "" where not all have
     it."""
-    found = [measure(word) for word in _LISTED.findall(items)]
+    found = [known_unit(word) for word in _LISTED.findall(items)]
     is_each = len(found) == len(_SEPARATOR.split(items)) > 1 == len(set(found))
     return (_LISTED.sub("", items), found[0] or "") if is_each else (items, "")

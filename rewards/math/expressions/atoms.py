@@ -39,7 +39,7 @@ _PRIMES = re.compile(r"'{1,3}")
 _ROW_END = ("&", "\\\\", "\\end")
 
 
-class Atoms(Tokens, ABC):
+class AtomParser(Tokens, ABC):
     """Reads one atom; what is inside of it is read by the operators, which a subclass knows. All raise
     NotAFormulaError."""
 
@@ -62,7 +62,7 @@ class Atoms(Tokens, ABC):
     def starts_atom(self, token: str) -> bool:
         if token == "" or token in self._closing or token in SEPARATORS or token == "degrees":
             return False
-        if token == "U" and left_is_bracket(self.text, self.place):
+        if token == "U" and follows_bracket(self.text, self.position):
             return False
         return token[0].isalnum() or token[0] == "." or token in OPENING or token in ATOMS
 
@@ -84,17 +84,17 @@ class Atoms(Tokens, ABC):
         if token.startswith("\\"):
             return self._command(word)
         if token.isalpha() and len(token) == 1:
-            if token in "ei" and _SUBSCRIPT.match(self.text, self.place) is None:
+            if token in "ei" and _SUBSCRIPT.match(self.text, self.position) is None:
                 return Node("constant", name=token)
             return self._symbol(token)
         raise NotAFormulaError
 
     def _inside(self, *closing: str) -> Node:
-        self.deeper()
+        self.enter()
         self._closing.extend(closing)
         inside = self.list_until(*closing)
         del self._closing[-len(closing) :]
-        self.back()
+        self.leave()
         return inside
 
     def _bracketed(self, opening: str) -> Node:
@@ -147,9 +147,9 @@ class Atoms(Tokens, ABC):
 
     def _argument(self) -> Node:
         """Of `\\frac` and its like: a group, or one digit, letter or command."""
-        rest = self.text[self.place :].lstrip()
+        rest = self.text[self.position :].lstrip()
         if rest[:1] and rest[0] in "0123456789":
-            self.place = len(self.text) - len(rest) + 1
+            self.position = len(self.text) - len(rest) + 1
             return number(int(rest[0]))
         return self.atom()
 
@@ -161,10 +161,10 @@ class Atoms(Tokens, ABC):
         if self.peek() == "^":
             self.take()
             exponent = self.exponent()
-        self.deeper()
+        self.enter()
         argument = self.atom() if self.peek() in OPENING - {"|"} else self._bare_argument()
-        self.back()
-        if exponent == signed("-", number(1)) and f"arc{word}" in FUNCTIONS:
+        self.leave()
+        if exponent == apply_sign("-", number(1)) and f"arc{word}" in FUNCTIONS:
             return Node("function", (argument,), name=f"arc{word}")
         if word == "lg":
             base = number(10)
@@ -185,9 +185,9 @@ class Atoms(Tokens, ABC):
 
     def _command(self, word: str) -> Node:
         if word in ("frac", "binom", "dbinom", "tbinom"):
-            self.deeper()
+            self.enter()
             parts = (self._argument(), self._argument())
-            self.back()
+            self.leave()
             return Node("quotient" if word == "frac" else "binomial", parts)
         if word == "sqrt":
             return self._root()
@@ -220,20 +220,20 @@ class Atoms(Tokens, ABC):
 
     def _root(self) -> Node:
         index = number(2)
-        self.deeper()
+        self.enter()
         if self.peek() == "[":
             self.take()
             index = self._inside("]")
             self.expect("]")
         radicand = self._argument()
-        self.back()
+        self.leave()
         return Node("root", (radicand, index))
 
     def _matrix(self) -> Node:
         begin = self.match(_BEGIN)
         if begin is None or begin[1] not in MATRICES:
             raise NotAFormulaError
-        self.deeper()
+        self.enter()
         self._closing.append("\\end")
         rows: list[list[Node]] = [[]]
         while True:
@@ -249,14 +249,14 @@ class Atoms(Tokens, ABC):
         if end is None or end[1] != begin[1] or len({len(row) for row in rows}) != 1:
             raise NotAFormulaError
         self._closing.pop()
-        self.back()
+        self.leave()
         return Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
 
 
-def left_is_bracket(text: str, place: int) -> bool:
+def follows_bracket(text: str, place: int) -> bool:
     """Whether a bracket stands before a place: `(0,1) U (2,3)` is a union, `2U` a product."""
     return text[:place].rstrip().endswith((")", "]", "}"))
 
 
-def signed(sign: str, inside: Node) -> Node:
+def apply_sign(sign: str, inside: Node) -> Node:
     return Node({"-": "minus", "\\pm": "plus-minus", "\\mp": "minus-plus"}[sign], (inside,))

@@ -4,9 +4,9 @@ from fractions import Fraction
 from functools import reduce
 
 from volley.rewards.math.expressions.formula import Node, number, symbols
-from volley.rewards.math.expressions.identity import exists, ratio_of, rounds_to, same_value
-from volley.rewards.math.expressions.intervals import is_set, same_set
-from volley.rewards.math.expressions.signs import both_signs
+from volley.rewards.math.expressions.identity_testing import constant_ratio, equal_expressions, is_defined, rounds_to
+from volley.rewards.math.expressions.intervals import equal_sets, is_set
+from volley.rewards.math.expressions.plus_minus import plus_minus_values
 
 MAX_VALUES = 40
 _PI = Node("constant", name="pi")
@@ -20,28 +20,29 @@ def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
     """Whether two answers are the same. tolerance: how far numbers may be apart."""
     if gold == given:
         return has_value(gold)
-    (name, one), (given_name, other) = _unnamed(gold), _unnamed(given)
+    (name, one), (given_name, other) = _split_name(gold), _split_name(given)
     if name and given_name:
         if (name, one) == (other, given_name) and one.op == "symbol":
             return True
-        return _same_name(name, given_name) and _all_equal(one, other, tolerance)
+        return _matching_names(name, given_name) and _equal_chains(one, other, tolerance)
     for name_of, value, equation in ((name, one, other), (given_name, other, one)):
         if name_of and _is_equation(equation):
             # A line may be written in any form, but an equation that was to be solved is not its solution.
-            return bool(symbols(value)) and _same_equation(_minus(name_of, value), _sides(equation))
-    return _all_equal(one, other, tolerance)
+            sides = _difference_of_sides(equation)
+            return bool(symbols(value)) and _equivalent_equations(_minus(name_of, value), sides)
+    return _equal_chains(one, other, tolerance)
 
 
 def has_value(node: Node) -> bool:
     """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
     if node.op in ("sum", "product", "minus"):
-        node = _folded(node)
+        node = _combine_matrices(node)
     if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
         return all(has_value(part) for part in node.parts)
-    values = both_signs(node)
+    values = plus_minus_values(node)
     if len(values) > 1:
         return all(has_value(value) for value in values)
-    return exists(node)
+    return is_defined(node)
 
 
 def is_rational(node: Node) -> bool:
@@ -49,7 +50,7 @@ def is_rational(node: Node) -> bool:
     return node.op in _RATIONAL and all(is_rational(part) for part in node.parts)
 
 
-def _unnamed(node: Node) -> tuple[Node | None, Node]:
+def _split_name(node: Node) -> tuple[Node | None, Node]:
     """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `5 = x`, `x \\in {5}`, `x = 5, 6`
     and `x = 5, x = 6`. None where there is none."""
     if node.op == "relation" and node.name == "=" and node.parts[1].op == "symbol" and not symbols(node.parts[0]):
@@ -60,7 +61,7 @@ def _unnamed(node: Node) -> tuple[Node | None, Node]:
             value = Node("relation", tuple(values), name=" ".join(others)) if others else values[0]
             return name.parts[0], value
     if node.op == "list":
-        pairs = [_unnamed(part) for part in node.parts]
+        pairs = [_split_name(part) for part in node.parts]
         names = [name for name, _ in pairs if name]
         alone = [value for name, value in pairs if not name]
         is_headed = len(names) == 1 and pairs[0][0] and not any(value.op == "relation" for value in alone)
@@ -69,7 +70,7 @@ def _unnamed(node: Node) -> tuple[Node | None, Node]:
     return None, node
 
 
-def _same_name(one: Node, other: Node) -> bool:
+def _matching_names(one: Node, other: Node) -> bool:
     """`y` and `f(x)` name the same thing in front of a formula in x."""
     functions = [each for each in (one, other) if each.op == "product" and each.parts[0].op == "symbol"]
     return one == other or (len(functions) == 1 and Node("symbol", name="y") in (one, other))
@@ -79,18 +80,18 @@ def _is_equation(node: Node) -> bool:
     return node.op == "relation" and set(node.name.split()) <= {"=", "~"}
 
 
-def _all_equal(gold: Node, given: Node, tolerance: Fraction) -> bool:
+def _equal_chains(gold: Node, given: Node, tolerance: Fraction) -> bool:
     """Compare, where one of them is a chain of equal values, every one of these."""
-    gold, given = _folded(gold), _folded(given)
+    gold, given = _combine_matrices(gold), _combine_matrices(given)
     if _is_equation(gold) and _is_equation(given):
         if len(gold.parts) == len(given.parts) == 2 and symbols(gold):
-            return _same_equation(_sides(gold), _sides(given))
-        return _same_in_order(gold.parts, given.parts, tolerance)
+            return _equivalent_equations(_difference_of_sides(gold), _difference_of_sides(given))
+        return _equal_in_order(gold.parts, given.parts, tolerance)
     if _is_equation(given):
-        return all(_same_shape(gold, part, tolerance) for part in _without_roundings(given))
+        return all(_equal_by_shape(gold, part, tolerance) for part in _without_roundings(given))
     if _is_equation(gold):
-        return all(_same_shape(part, given, tolerance) for part in gold.parts)
-    return _same_shape(gold, given, tolerance)
+        return all(_equal_by_shape(part, given, tolerance) for part in gold.parts)
+    return _equal_by_shape(gold, given, tolerance)
 
 
 def _without_roundings(chain: Node) -> tuple[Node, ...]:
@@ -103,53 +104,58 @@ def _without_roundings(chain: Node) -> tuple[Node, ...]:
     return tuple(kept)
 
 
-def _same_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
+def _equal_by_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if gold == given:
         return has_value(gold)
     if is_set(gold) or is_set(given):
-        if same_set(gold, given) or _same_inequality(gold, given):
+        if equal_sets(gold, given) or _equivalent_inequalities(gold, given):
             return True
         if not gold.op == given.op == "list" or (gold.name == "or") != (given.name == "or"):
             return False
-    gold, given = _spread(gold), _spread(given)
+    gold, given = _expand_plus_minus(gold), _expand_plus_minus(given)
     kinds = {gold.op, given.op}
     if kinds == {"tuple"}:
-        return gold.name == given.name and _same_in_order(gold.parts, given.parts, tolerance)
+        return gold.name == given.name and _equal_in_order(gold.parts, given.parts, tolerance)
     if kinds == {"tuple", "list"}:
         # Coordinates may be listed without brackets, and named.
         brackets = gold.name if gold.op == "tuple" else given.name
-        return brackets == "()" and _same_in_order(_coordinates(gold), _coordinates(given), tolerance)
+        return brackets == "()" and _equal_in_order(_coordinates(gold), _coordinates(given), tolerance)
     if kinds <= {"list", "set"}:
         is_multiset = kinds == {"list"}
-        return _same_members(gold.parts, given.parts, is_multiset, tolerance)
+        return _equal_members(gold.parts, given.parts, is_multiset, tolerance)
     if kinds & {"list", "set"}:
-        parts, other = (gold.parts, given) if gold.op in ("list", "set") else (given.parts, gold)
-        return len(parts) == 1 and _all_equal(*((parts[0], other) if other is given else (other, parts[0])), tolerance)
+        if gold.op in ("list", "set"):
+            return len(gold.parts) == 1 and _equal_chains(gold.parts[0], given, tolerance)
+        return len(given.parts) == 1 and _equal_chains(gold, given.parts[0], tolerance)
     if kinds == {"matrix"}:
         rows = [tuple(part.parts for part in each.parts) for each in (gold, given)]
         is_same_size = [len(row) for row in rows[0]] == [len(row) for row in rows[1]]
-        return is_same_size and all(_same_in_order(a, b, tolerance) for a, b in zip(*rows, strict=True))
+        return is_same_size and all(_equal_in_order(a, b, tolerance) for a, b in zip(*rows, strict=True))
     if kinds == {"ratio"} and len(gold.parts) == len(given.parts):
         first, second = gold.parts[0], given.parts[0]
         pairs = zip(gold.parts[1:], given.parts[1:], strict=True)
-        return all(same_value(_times(one, second), _times(other, first), tolerance) for one, other in pairs)
+        return all(equal_expressions(_times(one, second), _times(other, first), tolerance) for one, other in pairs)
     if kinds & _SHAPES:
         return False
-    return same_value(gold, given, tolerance)
+    return equal_expressions(gold, given, tolerance)
 
 
 def _is_minus_infinity(node: Node) -> bool:
     return node.op == "minus" and node.parts[0].op == "infinity"
 
 
-def _folded(node: Node) -> Node:
+def _combine_matrices(node: Node) -> Node:
     """A sum or product of matrices, or of a number and a matrix, as one matrix."""
     if node.op not in ("sum", "product", "minus"):
         return node
-    if node.op == "product" and not _has_matrix(node.parts[0]) and (matrix := _folded(node.parts[1])).op == "matrix":
+    if (
+        node.op == "product"
+        and not _has_matrix(node.parts[0])
+        and (matrix := _combine_matrices(node.parts[1])).op == "matrix"
+    ):
         scaled = [tuple(_times(node.parts[0], entry) for entry in row.parts) for row in matrix.parts]
         return Node("matrix", tuple(Node("row", row) for row in scaled))
-    rows = [[row.parts for row in part.parts] for part in map(_folded, node.parts) if part.op == "matrix"]
+    rows = [[row.parts for row in part.parts] for part in map(_combine_matrices, node.parts) if part.op == "matrix"]
     if len(rows) != len(node.parts):
         return node
     if node.op == "minus":
@@ -170,17 +176,17 @@ def _has_matrix(node: Node) -> bool:
 
 def _coordinates(node: Node) -> tuple[Node, ...]:
     """The parts, in the order of their names and without them where these are different symbols: y = 2, x = 1."""
-    pairs = [_unnamed(part) for part in node.parts]
+    pairs = [_split_name(part) for part in node.parts]
     values = {name.name: value for name, value in pairs if name and name.op == "symbol"}
     return tuple(values[name] for name in sorted(values)) if len(values) == len(pairs) else node.parts
 
 
-def _same_in_order(gold: tuple[Node, ...], given: tuple[Node, ...], tolerance: Fraction) -> bool:
+def _equal_in_order(gold: tuple[Node, ...], given: tuple[Node, ...], tolerance: Fraction) -> bool:
     pairs = zip(gold, given, strict=False)
     return len(gold) == len(given) and all(equal(one, other, tolerance) for one, other in pairs)
 
 
-def _same_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: bool, tolerance: Fraction) -> bool:
+def _equal_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: bool, tolerance: Fraction) -> bool:
     """Whether each has its like in the other; of lists, as many of them."""
     if max(len(gold), len(given)) > MAX_VALUES or (is_multiset and len(gold) != len(given)):
         return False
@@ -194,12 +200,12 @@ def _same_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: 
     return all(any(equal(one, other, tolerance) for one in gold) for other in left)
 
 
-def _spread(node: Node) -> Node:
+def _expand_plus_minus(node: Node) -> Node:
     """A formula with a plus-minus as the list of its two values; a list with all values of its members."""
     if node.op in ("list", "set"):
-        values = tuple(value for part in node.parts for value in both_signs(part))
+        values = tuple(value for part in node.parts for value in plus_minus_values(part))
         return node._replace(parts=values)
-    values = both_signs(node)
+    values = plus_minus_values(node)
     return Node("list", values, name=",") if len(values) > 1 else node
 
 
@@ -215,21 +221,21 @@ def _times(left: Node, right: Node) -> Node:
     return Node("product", (left, right))
 
 
-def _sides(equation: Node) -> Node:
+def _difference_of_sides(equation: Node) -> Node:
     left, right = equation.parts if len(equation.parts) == 2 else (number(0), number(0))
     return _minus(left, right)
 
 
-def _same_equation(one: Node, other: Node) -> bool:
-    return ratio_of(one, other) is not None
+def _equivalent_equations(one: Node, other: Node) -> bool:
+    return constant_ratio(one, other) is not None
 
 
-def _same_inequality(gold: Node, given: Node) -> bool:
+def _equivalent_inequalities(gold: Node, given: Node) -> bool:
     """Inequalities that are not solved for a symbol: the same up to a factor."""
     if not gold.op == given.op == "relation" or len(gold.parts) != 2 or len(given.parts) != 2:
         return False
     flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
     if gold.name not in flipped or given.name not in flipped or not len(symbols(gold)) > 1:
         return False
-    ratio = ratio_of(_sides(gold), _sides(given))
+    ratio = constant_ratio(_difference_of_sides(gold), _difference_of_sides(given))
     return ratio is not None and given.name == (gold.name if ratio > 0 else flipped[gold.name])

@@ -12,17 +12,16 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from volley.rewards.math.expressions.formula import Node, symbols
+from volley.rewards.math.expressions.limits import check_limits, count_steps
 from volley.rewards.math.expressions.value import (
-    BITS,
-    ERROR,
+    PRECISION_BITS,
+    RELATIVE_ERROR,
     NoValueError,
     Value,
+    as_mp,
     as_real,
-    check_work,
-    context,
-    count_work,
     is_real,
-    rounded,
+    mp_context,
 )
 
 MAX_BITS_AT_POINT = 4096
@@ -33,28 +32,28 @@ MAX_ARGUMENT_BITS = 64
 MAX_FACTORIAL = 500
 GAMMA_STEPS = 10
 """What a value of the gamma function costs, in other operations."""
-ZERO = Fraction(1, 10**80)
+ZERO_THRESHOLD = Fraction(1, 10**80)
 
 _E = Node("constant", name="e")
 
 
-def value_of(node: Node) -> Value:
+def constant_value(node: Node) -> Value:
     """The value of a formula without symbols. Raises NoValueError."""
     return evaluate(node)[0]
 
 
 def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, is_real: bool = False) -> tuple[Value, Value]:
     """The value, and the largest summand met on the way, against which rounding errors are to be measured. is_real:
-    whatever would leave the real numbers has no value. Raises NoValueError; TooMuchWorkError within `bounded_work`,
-    OutOfTimeError within `limited_time`."""
-    check_work()
+    whatever would leave the real numbers has no value. Raises NoValueError; StepLimitError within `step_limit`,
+    TimeLimitError within `time_limit`."""
+    check_limits()
     work = _Evaluation(point or {}, is_real)
     try:
         value = work.value(node)
     except (ArithmeticError, ValueError, TypeError, RecursionError):
         raise NoValueError from None
     finally:
-        count_work(work.steps)
+        count_steps(work.steps)
     return value, work.scale
 
 
@@ -63,7 +62,7 @@ class _Evaluation:
         self._point = point
         self._is_real = is_real
         self._max_bits = MAX_BITS_AT_POINT if point else MAX_BITS
-        self._ctx = context()
+        self._ctx = mp_context()
         self.scale: Value = self._ctx.zero
         self.steps = 0
 
@@ -99,7 +98,7 @@ class _Evaluation:
     def _exponential(self, exponent: Value) -> Value:
         if self._magnitude(exponent) > 14:
             raise NoValueError
-        return self._ctx.exp(rounded(exponent))
+        return self._ctx.exp(as_mp(exponent))
 
     def _checked(self, value: Value) -> Value:
         if isinstance(value, Fraction):
@@ -108,7 +107,7 @@ class _Evaluation:
                 return value
             if not self._point:  # rational numbers are exact
                 raise NoValueError
-            return self._checked(rounded(value))
+            return self._checked(as_mp(value))
         if not self._ctx.isfinite(value) or (value and abs(self._magnitude(value)) > MAX_MAGNITUDE):
             raise NoValueError
         if value.imag == 0:
@@ -128,27 +127,27 @@ class _Evaluation:
             return left + right
         if left and right and abs(self._magnitude(left) - self._magnitude(right)) > MAX_GAP_BITS:
             raise NoValueError  # rounding would hide the smaller one
-        left, right = rounded(left), rounded(right)
+        left, right = as_mp(left), as_mp(right)
         size, total = max(abs(left), abs(right)), left + right
         self.scale = max(self.scale, size)
-        return total if abs(total) > size * ERROR else self._ctx.zero
+        return total if abs(total) > size * RELATIVE_ERROR else self._ctx.zero
 
     def _product(self, left: Value, right: Value) -> Value:
-        return rounded(left) * rounded(right) if type(left) is not type(right) else left * right
+        return as_mp(left) * as_mp(right) if type(left) is not type(right) else left * right
 
     def _quotient(self, left: Value, right: Value) -> Value:
         if self._is_zero(right):
             raise NoValueError
-        return rounded(left) / rounded(right) if type(left) is not type(right) else left / right
+        return as_mp(left) / as_mp(right) if type(left) is not type(right) else left / right
 
     def _is_zero(self, value: Value) -> bool:
-        return value == 0 if isinstance(value, Fraction) else bool(abs(value) < rounded(ZERO))
+        return value == 0 if isinstance(value, Fraction) else bool(abs(value) < as_mp(ZERO_THRESHOLD))
 
     def _minus(self, inside: Value) -> Value:
         return -inside
 
     def _degrees(self, inside: Value) -> Value:
-        return rounded(inside) * self._ctx.pi / 180
+        return as_mp(inside) * self._ctx.pi / 180
 
     def _ratio(self, *parts: Value) -> Value:
         if len(parts) != 2:
@@ -175,7 +174,7 @@ class _Evaluation:
         if isinstance(exponent, Fraction) and exponent.denominator > 1:
             return self._root_power(base, exponent)
         exponent = int(exponent) if isinstance(exponent, Fraction) else exponent
-        return self._ctx.power(rounded(base), exponent)
+        return self._ctx.power(as_mp(base), exponent)
 
     def _root(self, radicand: Value, index: Value) -> Value:
         if not isinstance(index, Fraction) or index == 0:
@@ -185,15 +184,15 @@ class _Evaluation:
     def _root_power(self, base: Value, exponent: Fraction) -> Value:
         numerator, index = exponent.numerator, exponent.denominator
         if index > MAX_MAGNITUDE:
-            return self._ctx.power(rounded(base), rounded(exponent))
+            return self._ctx.power(as_mp(base), as_mp(exponent))
         if isinstance(base, Fraction) and index == 2 and base > 0:
             above, below = math.isqrt(base.numerator), math.isqrt(base.denominator)
             if above * above == base.numerator and below * below == base.denominator:
                 return self._power(Fraction(above, below), Fraction(numerator))
         if is_real(base) and as_real(base) < 0 and index % 2:
-            root = -self._ctx.root(-rounded(as_real(base)), index)
+            root = -self._ctx.root(-as_mp(as_real(base)), index)
         else:
-            root = self._ctx.root(rounded(base), index)
+            root = self._ctx.root(as_mp(base), index)
         return self._ctx.power(root, numerator)
 
     def _factorial(self, inside: Value) -> Value:
@@ -204,7 +203,7 @@ class _Evaluation:
         if abs(inside) > MAX_FACTORIAL:
             raise NoValueError
         self.steps += GAMMA_STEPS
-        return self._ctx.gamma(rounded(inside) + 1)
+        return self._ctx.gamma(as_mp(inside) + 1)
 
     def _binomial(self, above: Value, below: Value) -> Value:
         if max(abs(above), abs(below)) > MAX_FACTORIAL:
@@ -214,7 +213,7 @@ class _Evaluation:
                 raise NoValueError
             return Fraction(math.comb(int(above), int(below)))
         self.steps += 3 * GAMMA_STEPS
-        return self._ctx.binomial(rounded(above), rounded(below))
+        return self._ctx.binomial(as_mp(above), as_mp(below))
 
     def _function(self, node: Node) -> Value:
         arguments = [self.value(part) for part in node.parts]
@@ -232,7 +231,7 @@ class _Evaluation:
         if self._magnitude(value) > (14 if node.name in ("exp", "sinh", "cosh", "tanh") else MAX_ARGUMENT_BITS):
             raise NoValueError
         if node.name in ("cot", "sec", "csc", "tan"):
-            sine, cosine = ctx.sin(rounded(value)), ctx.cos(rounded(value))
+            sine, cosine = ctx.sin(as_mp(value)), ctx.cos(as_mp(value))
             above, below = {
                 "tan": (sine, cosine),
                 "cot": (cosine, sine),
@@ -242,25 +241,25 @@ class _Evaluation:
             return self._quotient(above, below)
         name = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(node.name, node.name)
         if name not in ("sin", "cos"):
-            return getattr(ctx, name)(rounded(value))
+            return getattr(ctx, name)(as_mp(value))
         # Near a zero the result is a difference of what is near 1: its rounding error is that of the argument.
-        size, result = max(abs(rounded(value)), ctx.one), getattr(ctx, name)(rounded(value))
+        size, result = max(abs(as_mp(value)), ctx.one), getattr(ctx, name)(as_mp(value))
         self.scale = max(self.scale, size)
-        return result if abs(result) > size * ERROR else ctx.zero
+        return result if abs(result) > size * RELATIVE_ERROR else ctx.zero
 
     def _logarithm(self, value: Value) -> Value:
         if self._is_zero(value):
             raise NoValueError
-        return Fraction(0) if value == 1 else self._ctx.ln(rounded(value))
+        return Fraction(0) if value == 1 else self._ctx.ln(as_mp(value))
 
     def _whole(self, value: Value, name: str) -> Value:
         value = as_real(value)
         if isinstance(value, Fraction):
             return Fraction(math.floor(value) if name == "floor" else math.ceil(value))
-        if self._magnitude(value) > BITS // 2:
+        if self._magnitude(value) > PRECISION_BITS // 2:
             raise NoValueError
         nearest = int(self._ctx.nint(value))
-        if abs(value - nearest) < rounded(ZERO):
+        if abs(value - nearest) < as_mp(ZERO_THRESHOLD):
             return Fraction(nearest)
         return Fraction(int((self._ctx.floor if name == "floor" else self._ctx.ceil)(value)))
 

@@ -117,16 +117,16 @@ class Tokens:
     def __init__(self, text: str) -> None:
         self.text = text
         self.depth = 0
-        self._place = 0
+        self._position = 0
         self._peeked: tuple[str, int] | None = None
 
     @property
-    def place(self) -> int:
-        return self._place
+    def position(self) -> int:
+        return self._position
 
-    @place.setter
-    def place(self, place: int) -> None:
-        self._place = place
+    @position.setter
+    def position(self, place: int) -> None:
+        self._position = place
         self._peeked = None
 
     def peek(self) -> str:
@@ -137,8 +137,8 @@ class Tokens:
 
     def _next(self) -> tuple[str, int]:
         # Commas group thousands only outside of brackets, where "(1,234)" cannot be meant.
-        match = None if self.depth else _GROUPED.match(self.text, self._place)
-        match = match or _TOKEN.match(self.text, self._place)
+        match = None if self.depth else _GROUPED.match(self.text, self._position)
+        match = match or _TOKEN.match(self.text, self._position)
         if match is None:
             raise NotAFormulaError
         token, end = match[1] or "", match.end()
@@ -155,7 +155,7 @@ class Tokens:
         if token == "":
             raise NotAFormulaError
         assert self._peeked is not None
-        self.place = self._peeked[1]
+        self.position = self._peeked[1]
         return token
 
     def expect(self, *wanted: str) -> str:
@@ -166,16 +166,16 @@ class Tokens:
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         """What the pattern finds right here, which is then behind us."""
-        if found := pattern.match(self.text, self._place):
-            self.place = found.end()
+        if found := pattern.match(self.text, self._position):
+            self.position = found.end()
         return found
 
-    def deeper(self) -> None:
+    def enter(self) -> None:
         self.depth += 1
         self._peeked = None
         if self.depth > MAX_NESTING:
             raise NotAFormulaError
 
-    def back(self) -> None:
+    def leave(self) -> None:
         self.depth -= 1
         self._peeked = None

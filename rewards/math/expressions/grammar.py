@@ -16,12 +16,12 @@ where it is computed (`volley.rewards.math.expressions.evaluate`).
 What stands between the operators, the atoms, is in `volley.rewards.math.expressions.atoms`.
 
 Left out on purpose: sums, products, integrals, limits and derivatives, which are tasks, not answers; tasks that are
-made of the operators above are refused by `volley.rewards.math.answers.worked_out`.
+made of the operators above are refused by `volley.rewards.math.answers.unfinished`.
 """
 
 from functools import lru_cache
 
-from volley.rewards.math.expressions.atoms import Atoms, signed
+from volley.rewards.math.expressions.atoms import AtomParser, apply_sign
 from volley.rewards.math.expressions.formula import (
     LONE,
     MAX_CHARS,
@@ -40,14 +40,14 @@ def parse(text: str) -> Node | None:
     if not 0 < len(text) <= MAX_CHARS:
         return None
     try:
-        reader = _Reader(text)
+        reader = _Parser(text)
         tree = reader.list_until()
         return tree if reader.peek() == "" else None
     except (NotAFormulaError, RecursionError, ZeroDivisionError):
         return None
 
 
-class _Reader(Atoms):
+class _Parser(AtomParser):
     def list_until(self, *closing: str) -> Node:
         """Relations between separators; a single one stands for itself."""
         parts, words = [self._relation()], set()
@@ -63,9 +63,9 @@ class _Reader(Atoms):
 
     def _relation(self) -> Node:
         """A lone symbol in front of "=" is marked as the name of what follows."""
-        start = self.place
+        start = self.position
         parts, signs = [self._union()], []
-        if self.peek() in RELATIONS and LONE.fullmatch(self.text[start : self.place].strip()):
+        if self.peek() in RELATIONS and LONE.fullmatch(self.text[start : self.position].strip()):
             parts = [Node("lone", (parts[0],))]
         while self.peek() in RELATIONS:
             signs.append(RELATIONS[self.take()])
@@ -90,7 +90,7 @@ class _Reader(Atoms):
         while (sign := self.peek()) in ("+", "-", "\\pm", "\\mp"):
             self.take()
             right = self._product()
-            left = Node("sum", (left, right if sign == "+" else signed(sign, right)))
+            left = Node("sum", (left, right if sign == "+" else apply_sign(sign, right)))
         return left
 
     def _product(self) -> Node:
@@ -102,7 +102,7 @@ class _Reader(Atoms):
                 left = Node("product" if token == "*" else "quotient", (left, self._factor()))
             elif self.starts_atom(token):
                 # Digits right behind something are no factor: "1 8" is not 8, "x2" nothing that one writes. 3!7! is.
-                if token[0] in "0123456789." and self.text[self.place - 1 : self.place] != "!":
+                if token[0] in "0123456789." and self.text[self.position - 1 : self.position] != "!":
                     raise NotAFormulaError
                 left = Node("product", (left, self.power()))
             else:
@@ -111,10 +111,10 @@ class _Reader(Atoms):
     def _factor(self) -> Node:
         if (sign := self.peek()) in ("+", "-", "\\pm", "\\mp"):
             self.take()
-            self.deeper()
+            self.enter()
             inside = self._factor()
-            self.back()
-            return inside if sign == "+" else signed(sign, inside)
+            self.leave()
+            return inside if sign == "+" else apply_sign(sign, inside)
         return self.power()
 
     def power(self) -> Node:
@@ -122,9 +122,9 @@ class _Reader(Atoms):
         if self.peek() != "^":
             return base
         self.take()
-        self.deeper()
+        self.enter()
         exponent = self.exponent()
-        self.back()
+        self.leave()
         return self._postfix(Node("power", (base, exponent)))
 
     def _postfix(self, base: Node) -> Node:
@@ -141,14 +141,14 @@ class _Reader(Atoms):
     def exponent(self) -> Node:
         if self.peek() in ("-", "+"):
             sign = self.take()
-            self.deeper()
+            self.enter()
             inside = self.exponent()
-            self.back()
-            return signed("-", inside) if sign == "-" else inside
+            self.leave()
+            return apply_sign("-", inside) if sign == "-" else inside
         atom = self._postfix(self.atom())
         if self.peek() == "^":
             self.take()
-            self.deeper()
+            self.enter()
             atom = Node("power", (atom, self.exponent()))
-            self.back()
+            self.leave()
         return atom

@@ -9,9 +9,9 @@ from functools import cmp_to_key
 from itertools import pairwise
 from typing import Any
 
-from volley.rewards.math.expressions.evaluate import value_of
+from volley.rewards.math.expressions.evaluate import constant_value
 from volley.rewards.math.expressions.formula import Node
-from volley.rewards.math.expressions.value import NoValueError, as_real, mean, order
+from volley.rewards.math.expressions.value import NoValueError, as_real, compare_reals, midpoint
 
 _COMPARES = frozenset(["<", ">", "<=", ">=", "!="])
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -32,12 +32,12 @@ def is_set(node: Node) -> bool:
     return node.op in ("numbers", *_OPERATIONS) or (node.op == "tuple" and node.name in ("(]", "[)"))
 
 
-def same_set(one: Node, other: Node) -> bool:
+def equal_sets(one: Node, other: Node) -> bool:
     """Whether two formulas are the same set of real numbers, in the same symbol where both name one."""
     if one.op == other.op == "numbers":
         return one.name == other.name
     try:
-        first, second = _RealSet(_upright(one)), _RealSet(_upright(other))
+        first, second = _RealSet(_without_negated_symbols(one)), _RealSet(_without_negated_symbols(other))
         if first.symbols | second.symbols != (first.symbols or second.symbols):
             return False
         samples = _samples([*first.boundaries, *second.boundaries])
@@ -89,7 +89,7 @@ class _RealSet:
             raise NotARealSetError
 
     def _boundary(self, node: Node) -> Any:
-        value = _HIGH if node.op == "infinity" else _LOW if _is_minus_infinity(node) else as_real(value_of(node))
+        value = _HIGH if node.op == "infinity" else _LOW if _is_minus_infinity(node) else as_real(constant_value(node))
         self._values[id(node)] = value
         if not isinstance(value, str):
             self.boundaries.append(value)
@@ -116,9 +116,9 @@ class _RealSet:
         return True
 
 
-def _upright(node: Node) -> Node:
+def _without_negated_symbols(node: Node) -> Node:
     """Inequalities of `-x` as those of `x`: -x > -1 is x < 1."""
-    parts = tuple(map(_upright, node.parts))
+    parts = tuple(map(_without_negated_symbols, node.parts))
     if node.op == "relation" and any(part.op == "minus" and _symbol(part.parts[0]) for part in parts):
         signs = " ".join(_FLIPPED.get(sign, sign) for sign in node.name.split())
         return node._replace(parts=tuple(map(_negative, parts)), name=signs)
@@ -146,16 +146,16 @@ def _order(one: Any, other: Any) -> int:
     """-1, 0 or 1: what two values or ends of the line are to each other. Values that differ by rounding are equal."""
     if isinstance(one, str) or isinstance(other, str):
         return 0 if one is other else -1 if one is _LOW or other is _HIGH else 1
-    return order(one, other)
+    return compare_reals(one, other)
 
 
 def _samples(boundaries: list[Any]) -> list[Any]:
     """Every boundary, a number between any two that follow each other, and one on either side."""
     distinct: list[Any] = []
-    for value in sorted(boundaries, key=cmp_to_key(order)):
+    for value in sorted(boundaries, key=cmp_to_key(compare_reals)):
         if not distinct or _order(distinct[-1], value):
             distinct.append(value)
     if not distinct:
         return [Fraction(0)]
-    between = [mean(low, high) for low, high in pairwise(distinct)]
+    between = [midpoint(low, high) for low, high in pairwise(distinct)]
     return [distinct[0] - 1, *distinct, *between, distinct[-1] + 1]

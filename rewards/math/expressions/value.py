@@ -1,155 +1,88 @@
-"""Values of formulas: exact where they are rational, to 96 digits where they are not; comparing them, and how much work
-may go into them.
+"""Values of formulas, and how two of them are compared.
 
-Every result of an operation is bounded in size (`evaluate`), so the work for one formula is; the comparisons of
-two long lists of formulas are many, so all of them together have a bound of their own, in steps: whether an answer is
-right does not depend on the machine. Where the machine is so slow that even these take too long, a limit in seconds
-ends them, and then nothing is said about the answer; they are the thread's own, so that neighbours change no verdict.
-Both are looked at before each value, not by signals, so that they hold in any thread.
+A rational value is an exact `Fraction`. Any other value is an mpmath number with `PRECISION_BITS` bits (96 digits).
 """
 
-import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
-from volley.rewards.item import TIMED_OUT, Unscorable
+from volley.rewards.math.expressions.limits import extend_deadline
 
-BITS = 320
-ERROR = 1e-85
-RELIABLE = 1e-40
-MAX_STEPS = 20_000
-"""Of evaluation, for one verdict: a quarter of a second to one. Real answers take some hundreds."""
+PRECISION_BITS = 320
+RELATIVE_ERROR = 1e-85
+"""Rounding errors are below this share of the largest summand that was met during the evaluation."""
+RELIABLE_SIZE = 1e-40
+"""A result below this share of the largest summand has lost too many digits to be told from 0."""
 
-Value = Any  # Fraction, or an mpmath number where it is not rational
+Value = Any
+"""A Fraction, or an mpmath number where the value is not rational."""
 
-
-class _Left(threading.local):
-    """What this thread may still use, and by when."""
-
-    steps = math.inf
-    deadline = math.inf
-    limit_s = math.inf
-
-
-_left = _Left()
 _local = threading.local()
 
 
 class NoValueError(Exception):
-    """The formula has no value at this point, or one too large to compute."""
+    """The formula is undefined at this point, or its value is too large to compute."""
 
 
-class TooMuchWorkError(Exception):
-    """The steps that a verdict may take are used up."""
-
-
-class OutOfTimeError(Unscorable):
-    """The seconds that a verdict may take are over."""
-
-
-@contextmanager
-def bounded_work() -> Iterator[None]:
-    """Whatever this thread evaluates inside takes `MAX_STEPS` at most; then TooMuchWorkError is raised."""
-    _left.steps = MAX_STEPS
-    try:
-        yield
-    finally:
-        _left.steps = math.inf
-
-
-def limited_time(seconds: float) -> "_LimitedTime":
-    """Whatever this thread evaluates inside takes so much of its processor time at most, and one value more
-    (milliseconds); then OutOfTimeError is raised. Inside another limit, the one that ends first holds. Raises
-    ValueError for no time."""
-    if not seconds > 0:
-        raise ValueError(f"limit_s is {seconds}; it must be above 0")
-    return _LimitedTime(seconds)
-
-
-class _LimitedTime:
-    """No generator, because every response enters several."""
-
-    __slots__ = ("_before", "_seconds")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        self._before = _left.deadline, _left.limit_s
-        if (deadline := time.thread_time() + self._seconds) < self._before[0]:
-            _left.deadline, _left.limit_s = deadline, self._seconds
-
-    def __exit__(self, *_: object) -> None:
-        _left.deadline, _left.limit_s = self._before
-
-
-def check_work() -> None:
-    """Raises TooMuchWorkError and OutOfTimeError."""
-    if _left.steps <= 0:
-        raise TooMuchWorkError
-    if time.thread_time() > _left.deadline:
-        raise OutOfTimeError(f"{TIMED_OUT} {_left.limit_s:g} s")
-
-
-def count_work(steps: int) -> None:
-    _left.steps -= steps
-
-
-def context() -> Any:
-    """This thread's arithmetic: mpmath keeps the precision in it, so threads must not share one."""
+def mp_context() -> Any:
+    """The mpmath context of this thread. mpmath keeps its precision there, so threads must not share one."""
     if not hasattr(_local, "context"):
         started = time.thread_time()
         import mpmath
 
-        _left.deadline += time.thread_time() - started  # the first answer does not pay for it
+        extend_deadline(time.thread_time() - started)  # the import must not count against the first answer
         _local.context = mpmath.MPContext()
-        _local.context.prec = BITS
+        _local.context.prec = PRECISION_BITS
     return _local.context
 
 
-def same_value(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
-    """Whether two results of `evaluate` are the same number. Raises NoValueError where rounding may hide that."""
+def equal_values(one: tuple[Value, Value], other: tuple[Value, Value]) -> bool:
+    """Return whether two results of `evaluate` are the same number.
+
+    Each is a value and its scale, the largest summand met. Raises NoValueError where rounding may hide a difference.
+    """
     (a, scale_a), (b, scale_b) = one, other
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
-    a, b = rounded(a), rounded(b)
+    a, b = as_mp(a), as_mp(b)
     size = max(abs(a), abs(b))
     scale = max(size, scale_a, scale_b)
-    if abs(a - b) > scale * ERROR:
+    if abs(a - b) > scale * RELATIVE_ERROR:
         return False
-    if scale * ERROR < size < scale * RELIABLE:
+    if scale * RELATIVE_ERROR < size < scale * RELIABLE_SIZE:
         raise NoValueError
     return True
 
 
 def is_real(value: Value) -> bool:
-    return isinstance(value, Fraction) or value.imag == 0 or abs(value.imag) < abs(value.real) * ERROR
+    """Return whether a value is real, up to rounding errors."""
+    return isinstance(value, Fraction) or value.imag == 0 or abs(value.imag) < abs(value.real) * RELATIVE_ERROR
 
 
 def as_real(value: Value) -> Value:
-    """A value that can be ordered. Raises NoValueError."""
+    """Return the real part of a value that is real. Raises NoValueError for any other."""
     if not is_real(value):
         raise NoValueError
     return value if isinstance(value, Fraction) else value.real
 
 
-def order(one: Value, other: Value) -> int:
-    """-1, 0 or 1 as one real value is less than, equal to or greater than another, rounding errors left aside."""
-    if same_value((one, context().zero), (other, context().zero)):
+def compare_reals(one: Value, other: Value) -> int:
+    """Return -1, 0 or 1 if `one` is less than, equal to or greater than `other`, up to rounding errors."""
+    if equal_values((one, mp_context().zero), (other, mp_context().zero)):
         return 0
-    return -1 if rounded(one) < rounded(other) else 1
+    return -1 if as_mp(one) < as_mp(other) else 1
 
 
-def mean(one: Value, other: Value) -> Value:
-    return (one + other) / 2 if type(one) is type(other) else (rounded(one) + rounded(other)) / 2
+def midpoint(one: Value, other: Value) -> Value:
+    """Return the mean of two values, exact if both are exact."""
+    return (one + other) / 2 if type(one) is type(other) else (as_mp(one) + as_mp(other)) / 2
 
 
-def rounded(value: Value) -> Value:
+def as_mp(value: Value) -> Value:
+    """Convert a value to an mpmath number."""
     if not isinstance(value, Fraction):
         return value
-    ctx = context()
+    ctx = mp_context()
     return ctx.mpf(value.numerator) / value.denominator

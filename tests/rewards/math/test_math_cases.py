@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Unscorable
-from volley.rewards.math.answers.answer import read
-from volley.rewards.math.answers.spelling import normal_form
+from volley.rewards.math.answers.answer import parse_answer
+from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.verifier import equivalent, extract, quick_reward, reward, verify
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.types import Completion, Prompt, Score
@@ -148,7 +148,7 @@ FORMULA = st.recursive(
 @settings(max_examples=400, deadline=2000)
 @given(st.one_of(st.text(max_size=60), LATEX_LIKE, FORMULA_LIKE, FORMULA))
 def test_reflexive(text: str) -> None:
-    assert equivalent(text, text) == read(normal_form(text)).is_readable
+    assert equivalent(text, text) == parse_answer(normalize(text)).is_readable
 
 
 @settings(max_examples=400, deadline=2000)
@@ -161,7 +161,7 @@ def test_symmetric(pair: tuple[str, str]) -> None:
 @settings(max_examples=200, deadline=2000)
 @given(FORMULA, FORMULA)
 def test_sums_and_products_commute(one: str, other: str) -> None:
-    if read(normal_form(f"({one})+({other})")).is_readable:
+    if parse_answer(normalize(f"({one})+({other})")).is_readable:
         assert equivalent(f"({one})+({other})", f"({other})+({one})")
         assert equivalent(rf"({one}) \cdot ({other})", rf"({other}) \cdot ({one})")
         assert not equivalent(f"({one})+({other})", f"({other})+({one})+1")

@@ -16,10 +16,10 @@ import pytest
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Unscorable
 from volley.rewards.math import verifier as math
-from volley.rewards.math.expressions import value
+from volley.rewards.math.expressions import limits
 from volley.rewards.math.expressions.evaluate import evaluate
 from volley.rewards.math.expressions.grammar import parse
-from volley.rewards.math.expressions.value import MAX_STEPS, TooMuchWorkError, bounded_work, count_work
+from volley.rewards.math.expressions.limits import MAX_STEPS, StepLimitError, count_steps, step_limit
 from volley.rewards.math.verifier import equivalent, extract, reward, verify
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.types import Completion, Prompt, Score
@@ -208,10 +208,10 @@ def test_many_comparisons_of_long_answers_are_bounded_together(gold: str, given:
     assert not equivalent(gold, given)
     assert time.thread_time() - started < LIMIT_S
     assert not verify(f"\\boxed{{{given}}}", gold)
-    with bounded_work():
+    with step_limit():
         for _ in range(MAX_STEPS):
-            count_work(1)
-        with pytest.raises(TooMuchWorkError):
+            count_steps(1)
+        with pytest.raises(StepLimitError):
             evaluate(parse("1"))
     assert evaluate(parse("1"))[0] == 1
 
@@ -219,7 +219,7 @@ def test_many_comparisons_of_long_answers_are_bounded_together(gold: str, given:
 @pytest.mark.parametrize("limit_s", [0.05, None], ids=["a limit of one's own", "the usual limit"])
 def test_no_verdict_takes_longer_than_its_limit(limit_s: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any thread, also where the bound in steps does not come to its help."""
-    monkeypatch.setattr(value, "MAX_STEPS", 10**12)
+    monkeypatch.setattr(limits, "MAX_STEPS", 10**12)
     (gold, given), options = LONG[0], {} if limit_s is None else {"limit_s": limit_s}
 
     def try_all() -> float:
@@ -240,7 +240,7 @@ def test_no_verdict_takes_longer_than_its_limit(limit_s: float | None, monkeypat
 
 def test_extraction_that_takes_too_long_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It compares what stands in several `<answer>` tags."""
-    monkeypatch.setattr(value, "MAX_STEPS", 10**12)
+    monkeypatch.setattr(limits, "MAX_STEPS", 10**12)
     monkeypatch.setattr(math, "LIMIT_S", 0.05)
     tagged = "".join(f"<answer>{text}</answer>" for text in LONG[0])
     assert extract(tagged) is None

@@ -5,8 +5,8 @@ from typing import Any
 
 import sympy
 
-from volley.rewards.math.answers.answer import read
-from volley.rewards.math.answers.spelling import normal_form
+from volley.rewards.math.answers.answer import parse_answer
+from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.verifier import equivalent
 
 NUM_FORMULAS = 150
@@ -43,7 +43,7 @@ def test_rewritten_formulas_are_equal_and_shifted_ones_are_not() -> None:
             gold = sympy.latex(one)
             if max(len(gold), len(given), len(shifted)) > 250:
                 continue
-            assert read(normal_form(given)).is_readable, given
+            assert parse_answer(normalize(given)).is_readable, given
             assert equivalent(gold, given), (gold, given)
             assert not equivalent(gold, shifted), (gold, shifted)
             num_compared += 1

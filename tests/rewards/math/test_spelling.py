@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volley.rewards.math.answers.answer import is_number, read
-from volley.rewards.math.answers.spelling import normal_form
+from volley.rewards.math.answers.answer import is_number, parse_answer
+from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.verifier import equivalent
 
 
@@ -39,11 +39,11 @@ def test_spellings_of_an_integer(number: int, spelling: str) -> None:
     ],
 )
 def test_normal_form(text: str, form: str) -> None:
-    assert normal_form(text) == form
+    assert normalize(text) == form
 
 
 @pytest.mark.parametrize(
     "text", ["1/0", "2^{9999}", "1 000", "1,2345", "12,34", "0x10", "1_000", "--", "", "²", "1e9999"]
 )
 def test_what_is_no_exact_number(text: str) -> None:
-    assert not is_number(normal_form(text)) or not read(normal_form(text)).is_readable
+    assert not is_number(normalize(text)) or not parse_answer(normalize(text)).is_readable

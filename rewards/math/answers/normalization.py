@@ -9,7 +9,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from volley.rewards.math.answers.units import with_words
+from volley.rewards.math.answers.units import spell_out_unit
 
 MAX_CHARS = 256
 
@@ -104,17 +104,17 @@ _PLAIN = re.compile(r"-?[0-9]{1,80}(?:\.[0-9]{1,80})?")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 
 
-def normal_form(text: str) -> str:
+def normalize(text: str) -> str:
     """The one spelling of an answer, without the full stop at its end. "" for what is longer than `MAX_CHARS` or holds
     characters that are not what they seem."""
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return text
-    return _normal_form(text) if len(text) <= MAX_CHARS else ""
+    return _normalize(text) if len(text) <= MAX_CHARS else ""
 
 
 @lru_cache(4096)
-def _normal_form(text: str) -> str:
+def _normalize(text: str) -> str:
     if _UNSEEN.search(text):
         return ""
     if not text.isascii():
@@ -129,7 +129,7 @@ def _normal_form(text: str) -> str:
                 inside = text[len(left) : -len(right)]
                 if left not in inside:
                     text = inside
-    text = with_words(text)
+    text = spell_out_unit(text)
     for literal, pattern, replacement in _REPLACEMENTS:
         if literal in text:
             text = pattern.sub(replacement, text)

@@ -4,52 +4,52 @@ from fractions import Fraction
 from math import gcd
 
 from volley.rewards.math.answers.answer import DEGREE, Answer
-from volley.rewards.math.answers.units import agree, is_measure
-from volley.rewards.math.answers.worked_out import is_copied
+from volley.rewards.math.answers.unfinished import is_unfinished
+from volley.rewards.math.answers.units import compatible_units, is_known_unit
 from volley.rewards.math.expressions import compare
 from volley.rewards.math.expressions.formula import Node, number, symbols
-from volley.rewards.math.expressions.value import TooMuchWorkError, bounded_work
+from volley.rewards.math.expressions.limits import StepLimitError, step_limit
 
 
-def same(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
+def equal_answers(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
     """Whether two answers are the same; the gold one is the first. What takes more work than any real answer is not.
-    Raises OutOfTimeError within `limited_time`."""
+    Raises TimeLimitError within `time_limit`."""
     try:
-        with bounded_work():
-            return _same(gold, given, tolerance)
-    except TooMuchWorkError:
+        with step_limit():
+            return _equal_answers(gold, given, tolerance)
+    except StepLimitError:
         return False
 
 
-def _same(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+def _equal_answers(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     if gold.choice and given.choice:
-        return gold.choice == given.choice and (not (gold.words and given.words) or _same_content(gold, given))
+        return gold.choice == given.choice and (not (gold.words and given.words) or _equal_choice_contents(gold, given))
     if gold.clock and given.clock and (gold.clock[1] or given.clock[1] or not _is_ratio(gold)):
-        return _same_time(gold.clock, given.clock)
+        return _equal_times(gold.clock, given.clock)
     if gold.base or given.base:
-        return _same_numeral(gold, given)
+        return _equal_numerals(gold, given)
     if (gold.words.strip() or given.words.strip()) and (gold.words == given.words or not (gold.tree and given.tree)):
         return gold.words == given.words
-    if gold.tree is None or given.tree is None or not agree(gold.unit, given.unit):
+    if gold.tree is None or given.tree is None or not compatible_units(gold.unit, given.unit):
         return False
-    return _same_quantity(gold, given, tolerance)
+    return _equal_quantities(gold, given, tolerance)
 
 
-def quick(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool | None:
+def quick_equal_answers(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool | None:
     """`same` where it takes microseconds, None where formulas must be evaluated. True for equal formulas supposes
     that the gold one has a value."""
     one, other = gold.tree, given.tree
     if one is None or other is None:
-        return same(gold, given, tolerance)
+        return equal_answers(gold, given, tolerance)
     if gold == given and gold.is_formula:
         return True
     is_words = gold.words and given.words and not (gold.choice or given.choice)
     if is_words and (gold.words == given.words or (_is_letters(one) and _is_letters(other))):
-        return same(gold, given, tolerance)
+        return equal_answers(gold, given, tolerance)
     plain = compare.is_rational(one), compare.is_rational(other)
     is_lettered = gold.choice and given.choice and not (gold.words and given.words)
     if all(plain) or is_lettered:
-        return same(gold, given, tolerance)
+        return equal_answers(gold, given, tolerance)
     if gold.choice and given.choice:
         return None
     if any(plain) and "relation" not in (one.op, other.op):
@@ -63,7 +63,7 @@ def _is_letters(node: Node) -> bool:
     return node.op in ("symbol", "constant") or (node.op == "product" and all(map(_is_letters, node.parts)))
 
 
-def _same_content(gold: Answer, given: Answer) -> bool:
+def _equal_choice_contents(gold: Answer, given: Answer) -> bool:
     if gold.tree and given.tree:
         return compare.equal(gold.tree, given.tree)
     return gold.words == given.words
@@ -75,14 +75,14 @@ def _is_ratio(gold: Answer) -> bool:
     return len(parts) == 2 and gcd(*(int(part.number) for part in parts)) == 1
 
 
-def _same_time(gold: tuple[int, str], given: tuple[int, str]) -> bool:
+def _equal_times(gold: tuple[int, str], given: tuple[int, str]) -> bool:
     if gold[1] and given[1]:
         return gold[0] == given[0]
     is_full = (gold[1] and given[1]) or "24" in (gold[1], given[1])
     return gold[0] == given[0] if is_full else gold[0] % 720 == given[0] % 720
 
 
-def _same_numeral(gold: Answer, given: Answer) -> bool:
+def _equal_numerals(gold: Answer, given: Answer) -> bool:
     """The same digits in the same base, which may be left unsaid as a unit may; to give the value in another base is
     what the task asked for, so it is not the answer."""
     if gold.base and given.base:
@@ -91,19 +91,19 @@ def _same_numeral(gold: Answer, given: Answer) -> bool:
     return other.tree is not None and other.tree.op == "number" and str(other.tree.number) == numeral.digits
 
 
-def _same_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+def _equal_quantities(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     assert gold.tree is not None
     assert given.tree is not None
-    is_equal = _equal_quantity(gold, given, tolerance)
-    return is_equal and (given.tree.op == "number" or not is_copied(gold.tree, given.tree))
+    is_equal = _equal_numbers_and_units(gold, given, tolerance)
+    return is_equal and (given.tree.op == "number" or not is_unfinished(gold.tree, given.tree))
 
 
-def _equal_quantity(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+def _equal_numbers_and_units(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     one, other = gold.tree, given.tree
     assert one is not None
     assert other is not None
     share, plain = (gold, given) if gold.is_percent else (given, gold)
-    if gold.is_percent != given.is_percent and is_measure(plain.unit):
+    if gold.is_percent != given.is_percent and is_known_unit(plain.unit):
         return False
     if compare.equal(one, other, tolerance):
         return True

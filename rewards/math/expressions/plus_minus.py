@@ -5,7 +5,7 @@ from volley.rewards.math.expressions.formula import Node
 _SIGNED = {"plus-minus": (1, -1), "minus-plus": (-1, 1)}
 
 
-def both_signs(node: Node) -> tuple[Node, ...]:
+def plus_minus_values(node: Node) -> tuple[Node, ...]:
     """The two values of a formula with a plus-minus; of any other, the formula itself."""
     if not _has_signs(node):
         return (node,)

@@ -14,18 +14,18 @@ _COMMENT = re.compile(
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 
 
-def visible(text: str, max_inside: int) -> str:
+def remove_hidden_text(text: str, max_inside: int) -> str:
     """The text without its comments and phantoms. max_inside: characters that a phantom may hold; one that nothing
     closes within them hides all that follows."""
     if "%" in text or "<!--" in text or "\\iffalse" in text or "{comment}" in text:
         text = _COMMENT.sub("", text)
     while phantom := _PHANTOM.search(text):
-        end = closing_brace(text, phantom.end(), max_inside)
+        end = find_closing_brace(text, phantom.end(), max_inside)
         text = text[: phantom.start()] + (text[end + 1 :] if end >= 0 else "")
     return text
 
 
-def closing_brace(text: str, start: int, max_inside: int) -> int:
+def find_closing_brace(text: str, start: int, max_inside: int) -> int:
     """Index of the brace that closes the one before `start`; -1 if none does within `max_inside` characters."""
     depth, place, limit = 1, start, min(len(text), start + max_inside + 1)
     while place < limit:

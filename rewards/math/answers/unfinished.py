@@ -17,8 +17,8 @@ from fractions import Fraction
 
 from volley.rewards.math.expressions.evaluate import evaluate
 from volley.rewards.math.expressions.formula import Node, number, symbols
-from volley.rewards.math.expressions.signs import both_signs
-from volley.rewards.math.expressions.value import NoValueError, same_value
+from volley.rewards.math.expressions.plus_minus import plus_minus_values
+from volley.rewards.math.expressions.value import NoValueError, equal_values
 
 _STEPS = frozenset(["power", "root", "factorial", "binomial", "function"])
 _SIGNS = frozenset(["minus", "plus-minus", "minus-plus"])
@@ -26,7 +26,7 @@ _ENDS = frozenset(["infinity", "numbers"])
 _HOLDERS = frozenset(["list", "set", "tuple", "matrix", "row", "union", "intersection", "difference", "ratio"])
 
 
-def is_copied(gold: Node, given: Node) -> bool:
+def is_unfinished(gold: Node, given: Node) -> bool:
     """Whether the gold answer is plain numbers, and the given one, which means the same, a way to calculate them."""
     if given.op == "number" or given == gold or not all(map(_is_number, _values(gold))):
         return False
@@ -38,13 +38,13 @@ def _values(node: Node) -> Iterator[Node]:
     """The values that an answer is made of, without the symbols that name them. Of a chain of equal ones those that
     are worked out, if any is."""
     if node.op == "relation":
-        parts = tuple(part for part in node.parts if _unsigned(part).op not in ("lone", "symbol"))
+        parts = tuple(part for part in node.parts if _without_sign(part).op not in ("lone", "symbol"))
         if set(node.name.split()) <= {"=", "~"} and not any(map(symbols, parts)):
             parts = tuple(filter(_is_done, parts)) or parts
     elif node.op in _HOLDERS or (node.op == "product" and _is_scaled(node)):
         parts = node.parts
     else:
-        yield from both_signs(node)
+        yield from plus_minus_values(node)
         return
     for part in parts:
         yield from _values(part)
@@ -56,7 +56,7 @@ def _is_scaled(product: Node) -> bool:
     return matrix.op == "matrix" and _is_number(scalar)
 
 
-def _unsigned(node: Node) -> Node:
+def _without_sign(node: Node) -> Node:
     while node.op in _SIGNS:
         node = node.parts[0]
     return node
@@ -64,9 +64,9 @@ def _unsigned(node: Node) -> Node:
 
 def _is_number(node: Node) -> bool:
     """A plain number, as a gold answer is: rational and written as a decimal, a fraction or a * 10^n; or no end."""
-    node = _unsigned(node)
+    node = _without_sign(node)
     if node.op == "quotient":
-        return all(_unsigned(part).op == "number" for part in node.parts)
+        return all(_without_sign(part).op == "number" for part in node.parts)
     return node.op == "number" or node.op in _ENDS or _is_scientific(node)
 
 
@@ -74,13 +74,13 @@ def _is_scientific(node: Node) -> bool:
     if node.op != "product":
         return False
     power = node.parts[1]
-    is_ten = power.op == "power" and power.parts[0] == number(10) and _unsigned(power.parts[1]).op == "number"
-    return is_ten and _unsigned(node.parts[0]).op == "number"
+    is_ten = power.op == "power" and power.parts[0] == number(10) and _without_sign(power.parts[1]).op == "number"
+    return is_ten and _without_sign(node.parts[0]).op == "number"
 
 
 def _is_done(node: Node) -> bool:
     """Whether a value is a plain number, or one step from plain numbers, or a quotient of two of these."""
-    node = _unsigned(node)
+    node = _without_sign(node)
     if node.op != "quotient":
         return _is_step(node)
     above, below = node.parts
@@ -88,17 +88,17 @@ def _is_done(node: Node) -> bool:
 
 
 def _is_step(node: Node) -> bool:
-    node = _unsigned(node)
+    node = _without_sign(node)
     return _is_atom(node) or (node.op in _STEPS and all(map(_is_plain, node.parts)))
 
 
 def _is_plain(node: Node) -> bool:
-    node = _unsigned(node)
+    node = _without_sign(node)
     return _is_atom(node) or (node.op == "quotient" and all(map(_is_atom, node.parts)))
 
 
 def _is_atom(node: Node) -> bool:
-    node = _unsigned(node)
+    node = _without_sign(node)
     if node.op == "degrees":
         return _is_number(node.parts[0])
     return node.op in ("number", "constant") or node.op in _ENDS or _is_scientific(node)
@@ -112,6 +112,6 @@ def _is_exact(undone: Node, wanted: Iterable[Node]) -> bool:
         result = evaluate(undone)
         if isinstance(result[0], Fraction):
             return True
-        return any(same_value(result, evaluate(value)) for value in wanted if value.op not in _ENDS)
+        return any(equal_values(result, evaluate(value)) for value in wanted if value.op not in _ENDS)
     except NoValueError:
         return True

@@ -17,12 +17,11 @@ from typing import Any
 
 from volley.rewards.math.expressions.evaluate import evaluate
 from volley.rewards.math.expressions.formula import Node, symbols
-from volley.rewards.math.expressions.value import NoValueError, as_real, order
-from volley.rewards.math.expressions.value import same_value as same_result
+from volley.rewards.math.expressions.value import NoValueError, as_real, compare_reals, equal_values
 
 NUM_POINTS = 36
-ENOUGH = 4
-LEAST = 3
+MAX_AGREEING = 4
+MIN_AGREEING = 3
 # A rounded gold answer shows this many decimals at least: for an irrational number, a fraction, a longer decimal.
 IRRATIONAL_PLACES = 2
 RATIONAL_PLACES = 3
@@ -31,14 +30,14 @@ DECIMAL_PLACES = 5
 _PRIMES = (37, 41, 43, 47, 53, 59, 61)
 
 
-def exists(node: Node) -> bool:
+def is_defined(node: Node) -> bool:
     """Whether an expression has a value that is small enough to be computed, at some point at least."""
     names = sorted(symbols(node))
-    points = (*_points(names), *_whole_points(names)) if names else ({},)
-    return any(_exists_at(node, point) for point in points)
+    points = (*_random_points(names), *_integer_points(names)) if names else ({},)
+    return any(_is_defined_at(node, point) for point in points)
 
 
-def _exists_at(node: Node, point: dict[str, Fraction]) -> bool:
+def _is_defined_at(node: Node, point: dict[str, Fraction]) -> bool:
     try:
         evaluate(node, point)
     except NoValueError:
@@ -46,20 +45,20 @@ def _exists_at(node: Node, point: dict[str, Fraction]) -> bool:
     return True
 
 
-def same_value(gold: Node, given: Node, tolerance: Fraction) -> bool:
+def equal_expressions(gold: Node, given: Node, tolerance: Fraction) -> bool:
     """Whether two expressions are the same number or the same function, of which a constant is one. That a formula in x
-    is no answer to a plain number, because it is the task, is for `volley.rewards.math.answers.worked_out` to say."""
+    is no answer to a plain number, because it is the task, is for `volley.rewards.math.answers.unfinished` to say."""
     if gold == given:
-        return exists(gold)
+        return is_defined(gold)
     names = symbols(gold) | symbols(given)
     if names:
-        return _same_function(gold, given, sorted(names))
+        return _equal_functions(gold, given, sorted(names))
     try:
         one, other = evaluate(gold), evaluate(given)
-        if same_result(one, other):
+        if equal_values(one, other):
             return True
         if tolerance:
-            return order(abs(as_real(one[0]) - as_real(other[0])), tolerance) <= 0
+            return compare_reals(abs(as_real(one[0]) - as_real(other[0])), tolerance) <= 0
         return _rounds_to(gold, as_real(one[0]), given, as_real(other[0]))
     except NoValueError:
         return False
@@ -73,7 +72,7 @@ def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> boo
     else:
         is_longer = places >= DECIMAL_PLACES and given_places > places
         is_rounded = is_longer or (places >= RATIONAL_PLACES and _is_repeating(value))
-    return is_rounded and order(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
+    return is_rounded and compare_reals(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
 
 
 def rounds_to(exact: Node, decimal: Node) -> bool:
@@ -83,7 +82,7 @@ def rounds_to(exact: Node, decimal: Node) -> bool:
         return False
     try:
         difference = as_real(evaluate(exact)[0]) - as_real(evaluate(decimal)[0])
-        return order(abs(difference) * 2, Fraction(1, 10**places)) <= 0
+        return compare_reals(abs(difference) * 2, Fraction(1, 10**places)) <= 0
     except NoValueError:
         return False
 
@@ -103,22 +102,22 @@ def _is_repeating(value: Fraction) -> bool:
     return denominator > 1
 
 
-def _same_function(gold: Node, given: Node, names: list[str]) -> bool:
+def _equal_functions(gold: Node, given: Node, names: list[str]) -> bool:
     is_real = not (_is_complex(gold) or _is_complex(given))
-    for points, stays_real in ((_points, is_real), (_whole_points, is_real), (_points, False)):
+    for points, stays_real in ((_random_points, is_real), (_integer_points, is_real), (_random_points, False)):
         num_agreeing = 0
         for point in points(names):
             try:
                 one, other = evaluate(gold, point, stays_real), evaluate(given, point, stays_real)
-                is_same = same_result(one, other)
+                is_same = equal_values(one, other)
             except NoValueError:
                 continue
             if not is_same:
                 return False
             num_agreeing += 1
-            if num_agreeing == ENOUGH:
+            if num_agreeing == MAX_AGREEING:
                 return True
-        if num_agreeing >= LEAST:
+        if num_agreeing >= MIN_AGREEING:
             return True
     return False
 
@@ -127,12 +126,12 @@ def _is_complex(node: Node) -> bool:
     return (node.op == "constant" and node.name == "i") or any(map(_is_complex, node.parts))
 
 
-def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+def _random_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
     return (dict(zip(names, values, strict=True)) for values in _rational_values(len(names)))
 
 
-def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    return (dict(zip(names, values, strict=True)) for values in _whole_values(len(names)))
+def _integer_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    return (dict(zip(names, values, strict=True)) for values in _integer_values(len(names)))
 
 
 @lru_cache(64)
@@ -153,23 +152,23 @@ def _rational_values(number: int) -> list[list[Fraction]]:
 
 
 @lru_cache(64)
-def _whole_values(number: int) -> list[list[Fraction]]:
+def _integer_values(number: int) -> list[list[Fraction]]:
     """For what is defined at whole numbers only, such as (-1)^n."""
     chance = random.Random(0)
     return [[Fraction(chance.randrange(1, 9) + index) for _ in range(number)] for index in range(NUM_POINTS)]
 
 
-def ratio_of(one: Node, other: Node) -> Fraction | None:
+def constant_ratio(one: Node, other: Node) -> Fraction | None:
     """The number that `one` is always `other` times; None if there is none."""
     names = sorted(symbols(one) | symbols(other))
     found: list[tuple[Any, Any]] = []
-    for point in _points(names):
+    for point in _random_points(names):
         try:
             ratio = evaluate(Node("quotient", (one, other)), point, True)
-            is_same = not found or same_result(found[0], ratio)
+            is_same = not found or equal_values(found[0], ratio)
         except NoValueError:
             continue
         if not ratio[0] or not is_same:
             return None
         found.append(ratio)
-    return found[0][0] if len(found) >= LEAST else None
+    return found[0][0] if len(found) >= MIN_AGREEING else None

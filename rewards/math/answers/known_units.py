@@ -92,10 +92,10 @@ def _spellings() -> dict[str, str]:
     return found
 
 
-MEASURES = _spellings()
-NAMES = frozenset([*MEASURES.values(), *CURRENCIES.values()])
+UNIT_BY_SPELLING = _spellings()
+NAMES = frozenset([*UNIT_BY_SPELLING.values(), *CURRENCIES.values()])
 
 
-def measure(word: str) -> str | None:
+def known_unit(word: str) -> str | None:
     """The name of the unit that a word is, None if it is none that is told apart."""
-    return MEASURES.get(word) or MEASURES.get(word.lower())
+    return UNIT_BY_SPELLING.get(word) or UNIT_BY_SPELLING.get(word.lower())
