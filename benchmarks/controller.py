@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from volley.cluster.launch.launcher import tune_interpreter
+from volley.cluster.launch.environment import tune_interpreter
 from volley.cluster.loop.buffer import GroupBuffer
 from volley.cluster.loop.roller import Roller
 from volley.rollout.engines.engine import Sampling

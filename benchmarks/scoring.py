@@ -133,7 +133,7 @@ class Prepared:
 
 def step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
     """kinds: what makes responses, one after the other in turn."""
-    from volley.cluster.launch.launcher import prepare_environment
+    from volley.cluster.launch.environment import prepare_environment
     from volley.cluster.recipe.config import parse_recipe
 
     prepare_environment(parse_recipe({"name": "step", "model": "demo", "data": {"train": "none"}, "steps": 1}))
@@ -144,7 +144,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
     from transformers import AutoTokenizer
 
     from volley.cluster.cli.demo import make_model, make_tokenizer
-    from volley.cluster.launch.launcher import tune_interpreter
+    from volley.cluster.launch.environment import tune_interpreter
     from volley.cluster.loop.roller import Roller
     from volley.rollout.config import RolloutConfig
     from volley.rollout.engines.engine import Sampling

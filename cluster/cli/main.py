@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from volley.cluster.cli.cluster_commands import add_cluster_commands
 from volley.cluster.cli.data_commands import add_data_commands
 from volley.cluster.on_ray.probe import check_recipe
-from volley.cluster.on_ray.token import discard_own_token
+from volley.cluster.on_ray.token import discard_own_token, prepare_token
 from volley.cluster.recipe.config import RUNS, Recipe, load_recipe, read_content
 from volley.cluster.recipe.stages import stage_names, train_all
 from volley.cluster.storage.directory import RunDirectory, find_run
@@ -133,10 +133,11 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(plan_text(parts))
         return 0
+    from volley.cluster.cli.launchers import make_launcher
     from volley.cluster.run.training import Training
 
     try:
-        asyncio.run(Training(parts, directory, _say).run(resume))
+        asyncio.run(Training(parts, make_launcher(parts, _say), directory, _say).run(resume))
     finally:
         directory.close()
     return 0
@@ -168,8 +169,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not recipe.data.test:
         raise ConfigError("eval needs test data; add data.test to the recipe or give data.test=FILE.")
     _environment(recipe)
-    from volley.cluster.loop.evaluate import evaluate_model
     from volley.cluster.recipe.build import build
+    from volley.cluster.run.evaluate_model import evaluate_model
 
     result = asyncio.run(evaluate_model(build(recipe)))
     if options.json:
@@ -208,9 +209,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _environment(recipe: Recipe) -> None:
-    from volley.cluster.launch.launcher import prepare_environment
+    from volley.cluster.launch.environment import prepare_environment
 
     prepare_environment(recipe)
+    if recipe.launcher == "ray":
+        prepare_token(recipe)
 
 
 def _say(text: str) -> None:

@@ -1,1 +1,1 @@
-"""Where learner and engines run: the launcher protocol and the local launcher."""
+"""Where learner and engines run: the launcher interface, and the launcher for one process."""

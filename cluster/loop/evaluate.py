@@ -16,16 +16,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from volley.cluster.loop.group_metrics import no_answer_share
 from volley.cluster.loop.roller import Roller
 from volley.cluster.recipe.config import EvalConfig
-from volley.cluster.storage.metrics import no_answer_share
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.types import Prompt, ScoredGroup
-
-if TYPE_CHECKING:
-    from volley.cluster.recipe.build import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +105,3 @@ def _mean(values: Sequence[float]) -> float:
 def _mean_of_known(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
-
-
-async def evaluate_model(parts: "Parts") -> Evaluation:
-    """Start an engine with the recipe's model, evaluate it, and stop the engine (`volley eval`)."""
-    from volley.cluster.launch.launcher import start_engine
-    from volley.rewards.scoring.scorer import Scorer
-    from volley.rollout.engines.pool import RolloutPool
-
-    recipe = parts.recipe
-    async with Scorer(recipe.rewards, recipe.scorer) as scorer:
-        pool = RolloutPool([start_engine(parts)])
-        try:
-            roller = Roller(pool, scorer, recipe.seed)
-            return await evaluate(
-                roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
-            )
-        finally:
-            await pool.close()

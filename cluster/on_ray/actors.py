@@ -9,7 +9,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from volley.cluster.launch.launcher import environment, start_rank, tune_interpreter
+from volley.cluster.launch.environment import environment, tune_interpreter
+from volley.cluster.launch.start import start_rank
 from volley.cluster.recipe.config import Recipe
 from volley.rollout.engines.worker import RolloutWorker
 from volley.rollout.errors import LostError

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from volley.cluster.loop.evaluate import Evaluation
+from volley.cluster.loop.group_metrics import group_metrics, residual
 from volley.cluster.loop.loop import Step
 from volley.cluster.loop.roller import Roller
 from volley.cluster.loop.rounds import told_apart
 from volley.cluster.recipe.config import Recipe
 from volley.cluster.run.progress import Progress
 from volley.cluster.storage.directory import RunDirectory
-from volley.cluster.storage.metrics import METRICS, RunLog, group_metrics, read_rows, residual
+from volley.cluster.storage.metrics import METRICS, RunLog, read_rows
 from volley.rollout.data.parquet import write_groups
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from volley.cluster.launch.launcher import make_launcher, tune_interpreter
+from volley.cluster.launch.environment import tune_interpreter
+from volley.cluster.launch.protocol import Launcher
 from volley.cluster.loop.against_start import Start, warnings
 from volley.cluster.loop.buffer import GroupBuffer
 from volley.cluster.loop.dataset_source import DatasetGroups, DatasetSource
@@ -41,8 +42,9 @@ CLOSE_TIMEOUT_S = 10.0
 class Training:
     """The parts of a run, put together. Use `run()`."""
 
-    def __init__(self, parts: Parts, directory: RunDirectory, say: Callable[[str], None]) -> None:
+    def __init__(self, parts: Parts, launcher: Launcher, directory: RunDirectory, say: Callable[[str], None]) -> None:
         self._parts = parts
+        self._launcher = launcher
         self._recipe = parts.recipe
         self._directory = directory
         self._say = say
@@ -57,7 +59,6 @@ class Training:
         restored = checkpoint.latest(self._directory.checkpoints, self._say) if resume else None
         if restored is not None:
             self._check_lineage(restored.state)
-        self._launcher = make_launcher(parts, self._say)
         await self._launcher.prepare()
         self._directory.open(recipe)
         async with Scorer(recipe.rewards, recipe.scorer) as scorer:

@@ -7,13 +7,12 @@ line is on disk before the next step starts, so a killed run has every finished 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from volley.cluster.recipe.config import Recipe, dump_recipe
 from volley.rollout.errors import ConfigError
-from volley.rollout.types import Score, ScoredGroup
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -78,53 +77,6 @@ def truncate(path: Path, step: int) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     temporary.rename(path)
-
-
-def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-    """What a step's samples say. version: of the weights that are about to learn from them. Rewards are averaged over
-    scorable completions; a term or accuracy that is nowhere known is left out.
-
-    Where the policy answers, everything is of its own answers only, not of a data set's beside them (SPIN). Where all
-    is from a data set, samples, tokens and rewards (1 and 0) are the data's, and what would describe a policy's answers
-    is left out: length, share cut off, share of groups without signal.
-    """
-    everything = [each for group in groups for each in zip(group.completions, group.scores, strict=True)]
-    sampled = [each for each in everything if each[0].is_sampled]
-    completions = [completion for completion, _ in sampled or everything]
-    scores = [score for _, score in sampled or everything]
-    metrics = {
-        "samples": len(completions),
-        "completion_tokens": sum(len(completion.token_ids) for completion in completions),
-        "reward_mean": _mean([score.reward for score in scores]),
-        "accuracy": _mean([score.accuracy for score in scores]),
-        "no_answer_share": no_answer_share(scores),
-        "staleness_max": version - min(group.first_version for group in groups),
-        "unscorable": sum(bool(score.unscorable) for score in scores),
-    }
-    if sampled:
-        metrics["response_length_mean"] = _mean([float(len(completion.token_ids)) for completion in completions])
-        metrics["truncated_share"] = _mean([float(completion.truncated) for completion in completions])
-        metrics["zero_variance_share"] = _mean([float(not group.has_signal) for group in groups])
-    for name in sorted({name for score in scores for name in score.terms}):
-        metrics[f"reward/{name}"] = _mean([score.terms[name] for score in scores if name in score.terms])
-    return metrics
-
-
-def no_answer_share(scores: Sequence[Score]) -> float:
-    """Of the judged ones, those in which the verifier found no answer; NaN where it does not tell what it found."""
-    judged = [score for score in scores if not math.isnan(score.accuracy) and score.extracted is not None]
-    return _mean([float(score.is_answerless) for score in judged])
-
-
-def residual(accounting: Mapping[str, int]) -> int:
-    """issued - (trained + dropped + queued + in flight): 0, or prompts got lost."""
-    return accounting["issued"] - sum(count for name, count in accounting.items() if name != "issued")
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Over the known values; NaN where there is none."""
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _start_wandb(recipe: Recipe) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from volley.cluster.cli.doctor import Check, print_checks, run_checks
-from volley.cluster.launch.launcher import LocalLauncher
+from volley.cluster.launch.local import LocalLauncher
 
 
 def test_a_machine_that_runs_the_tests_is_fit_to_train() -> None:
@@ -47,7 +47,7 @@ def test_the_demo_learns_in_fp32_where_bf16_crawls(instructions: str, found: str
     ("dtype", "is_slow", "warns"), [("bf16", True, True), ("bf16", False, False), ("fp32", True, False)]
 )
 def test_a_run_says_that_bf16_crawls(dtype: str, is_slow: bool, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("volley.cluster.launch.launcher.is_slow_in_bf16", lambda: is_slow)
+    monkeypatch.setattr("volley.cluster.launch.local.is_slow_in_bf16", lambda: is_slow)
     parts = SimpleNamespace(recipe=SimpleNamespace(learner=SimpleNamespace(dtype=dtype)))
     said: list[str] = []
     asyncio.run(LocalLauncher(cast(Any, parts), said.append).prepare())

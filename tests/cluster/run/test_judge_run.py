@@ -13,10 +13,10 @@ import pytest
 from volley.cluster.cli.main import _explain
 from volley.cluster.loop.buffer import GroupBuffer
 from volley.cluster.loop.evaluate import Evaluation
+from volley.cluster.loop.group_metrics import group_metrics
 from volley.cluster.loop.loop import Step, train
 from volley.cluster.loop.roller import Roller
 from volley.cluster.recipe.config import Recipe, parse_recipe
-from volley.cluster.storage.metrics import group_metrics
 from volley.learner.losses import LOSSES
 from volley.learner.signals.batch import Batch, Update
 from volley.rewards.judge.fake_endpoint import MODEL, Endpoint, Reply

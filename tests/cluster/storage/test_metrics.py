@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from volley.cluster.loop.group_metrics import group_metrics
 from volley.cluster.recipe.config import parse_recipe
 from volley.cluster.run.progress import Progress
-from volley.cluster.storage.metrics import RunLog, group_metrics, read_rows
+from volley.cluster.storage.metrics import RunLog, read_rows
 from volley.rollout.errors import ConfigError
 from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
 

@@ -1,0 +1,16 @@
+"""The launcher that a recipe names. The only place that knows all launchers."""
+
+from collections.abc import Callable
+
+from volley.cluster.launch.local import LocalLauncher
+from volley.cluster.launch.protocol import Launcher
+from volley.cluster.recipe.build import Parts
+
+
+def make_launcher(parts: Parts, notify: Callable[[str], None]) -> Launcher:
+    """Create the launcher of the recipe. It starts nothing yet."""
+    if parts.recipe.launcher == "ray":
+        from volley.cluster.on_ray.launcher import RayLauncher
+
+        return RayLauncher(parts, notify)
+    return LocalLauncher(parts, notify)

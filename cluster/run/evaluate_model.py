@@ -1,0 +1,22 @@
+"""Evaluate a model without training it (`volley eval`)."""
+
+from volley.cluster.launch.start import start_engine
+from volley.cluster.loop.evaluate import Evaluation, evaluate
+from volley.cluster.loop.roller import Roller
+from volley.cluster.recipe.build import Parts
+from volley.rewards.scoring.scorer import Scorer
+from volley.rollout.engines.pool import RolloutPool
+
+
+async def evaluate_model(parts: Parts) -> Evaluation:
+    """Start an engine with the recipe's model, evaluate it on the test data, and stop the engine."""
+    recipe = parts.recipe
+    async with Scorer(recipe.rewards, recipe.scorer) as scorer:
+        pool = RolloutPool([start_engine(parts)])
+        try:
+            roller = Roller(pool, scorer, recipe.seed)
+            return await evaluate(
+                roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
+            )
+        finally:
+            await pool.close()
