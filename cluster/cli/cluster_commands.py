@@ -49,14 +49,14 @@ def add_cluster_commands(commands: Any) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from volley.cluster.on_ray.jobs import up
+    from volley.cluster.on_ray.head import up
 
     up(options.port, options.dashboard_port, options.metrics_port, options.num_cpus)
     return 0
 
 
 def _down(options: argparse.Namespace) -> int:
-    from volley.cluster.on_ray.jobs import down
+    from volley.cluster.on_ray.head import down
 
     down()
     return 0

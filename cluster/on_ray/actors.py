@@ -1,7 +1,8 @@
-"""What runs in the processes of a Ray cluster: a rollout worker, a learner rank; and how they are called."""
+"""The actors of a run on Ray (rollout worker, learner rank, control), and how to call and place them."""
 
 import asyncio
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +13,63 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from volley.cluster.launch.environment import environment, tune_interpreter
 from volley.cluster.launch.start import start_rank
 from volley.cluster.recipe.config import Recipe
+from volley.learner.losses.common import Loss
 from volley.rollout.engines.worker import RolloutWorker
 from volley.rollout.errors import LostError
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What a rollout worker needs to build its engine."""
+
+    recipe: Recipe
+    model: str
+    """Directory of the model."""
+    tokenizer: Any
+    max_model_len: int
+    """Prompt and completion tokens at most."""
+    transport: str
+    """Weight-transfer backend: "gloo" or "nccl"."""
+    exports_metrics: bool
+    """Whether vLLM's own metrics are exported through Ray."""
 
 
 class WorkerActor:
     """A `RolloutWorker` as an actor; asynchronous, so all calls run on one event loop."""
 
-    def __init__(
-        self, model: str, tokenizer: Any, recipe: Any, max_model_len: int, transport: str, metrics: bool
-    ) -> None:
+    def __init__(self, spec: EngineSpec) -> None:
         from volley.rollout.engines.vllm import dtype_of
+
+        recipe = spec.recipe
 
         def build() -> Any:
             from volley.rollout.engines.async_vllm import AsyncVllmEngine
 
             dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
             tune_interpreter()
-            engine = (model, tokenizer, recipe.rollout, dtype, max_model_len, recipe.seed, transport)
-            return AsyncVllmEngine(*engine, ray_metrics=metrics)
+            engine = (spec.model, spec.tokenizer, recipe.rollout, dtype, spec.max_model_len, recipe.seed)
+            return AsyncVllmEngine(*engine, spec.transport, ray_metrics=spec.exports_metrics)
 
         self._worker = RolloutWorker(build, ray.util.get_node_ip_address())
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await getattr(self._worker, method)(*arguments)
 
-    async def last(self) -> None:
-        """Never returns: whoever waits for it learns when the actor dies."""
+    async def block(self) -> None:
+        """Never returns; the call fails when the actor dies."""
         await asyncio.Event().wait()
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """What every learner rank needs to load its share of the model."""
+
+    recipe: Recipe
+    loss: Loss
+    model: Path
+    """Directory of the model."""
+    records_reference: bool
+    """See `LearnerRank`."""
 
 
 class RankActor:
@@ -50,24 +80,22 @@ class RankActor:
         self._address = ray.util.get_node_ip_address()
         self._listener: Any = None
 
-    def meet(self) -> tuple[str, int]:
-        """On rank 0: where all ranks will meet."""
+    def open_rendezvous(self) -> tuple[str, int]:
+        """On rank 0: open the port where all ranks will meet; returns its address."""
         from volley.rollout.transport.stream import listen
 
         self._listener = listen(self._address)
         return self._listener.getsockname()[:2]
 
-    def start(
-        self, recipe: Any, loss: Any, model: Path, records_reference: bool, rank: int, address: str, port: int
-    ) -> None:
+    def start(self, spec: RankSpec, rank: int, address: str, port: int) -> None:
         tune_interpreter()
         self._rank = start_rank(
-            recipe,
-            loss,
-            model,
-            records_reference,
+            spec.recipe,
+            spec.loss,
+            spec.model,
+            spec.records_reference,
             rank=rank,
-            num_ranks=recipe.learner.ranks,
+            num_ranks=spec.recipe.learner.ranks,
             address=address,
             port=port,
             own_address=self._address,
@@ -78,47 +106,48 @@ class RankActor:
         return getattr(self._rank, method)(*arguments)
 
     @ray.method(concurrency_group="watch")
-    def beat(self) -> None:
-        """A sign of life, which a frozen process does not give."""
+    def heartbeat(self) -> None:
+        """Returns unless the process hangs."""
 
     @ray.method(concurrency_group="watch")
-    def last(self) -> None:
-        """See `WorkerActor.last`; in a thread of its own."""
+    def block(self) -> None:
+        """See `WorkerActor.block`; in a thread of its own."""
         threading.Event().wait()
 
 
 class ControlActor:
-    """Where `volley scale` leaves word for a run's driver: how many rollout workers are wanted."""
+    """Holds the number of rollout workers that `volley scale` asked for until the run's driver reads it."""
 
     def __init__(self) -> None:
         self._workers: int | None = None
 
-    def ask(self, workers: int) -> None:
+    def request(self, workers: int) -> None:
         self._workers = workers
 
     def take(self) -> int | None:
-        """What was asked for since the last call, None for nothing."""
+        """The number requested since the last call; None if there was no request."""
         workers, self._workers = self._workers, None
         return workers
 
 
 def control_name(run: str) -> str:
-    """Of a run's `ControlActor`."""
+    """The actor name of a run's `ControlActor`."""
     return f"{run}:control"
 
 
-async def call(name: str, actor: Any, method: str, *arguments: Any) -> Any:
-    return await answer(f"{name}: {method}", actor.call.remote(method, *arguments))
+async def call_actor(name: str, actor: Any, method: str, *arguments: Any) -> Any:
+    """The result of a method of the actor's worker or rank. name: of the actor, for errors."""
+    return await await_actor(f"{name}: {method}", actor.call.remote(method, *arguments))
 
 
-async def call_beside(name: str, actor: Any, method: str, *arguments: Any) -> Any:
-    """As `call`, of a `RankActor` that is busy."""
+async def call_busy_rank(name: str, actor: Any, method: str, *arguments: Any) -> Any:
+    """As `call_actor`, for a `RankActor` that is busy in another call: the call runs in a thread of its own."""
     remote = actor.call.options(concurrency_group="watch").remote
-    return await answer(f"{name}: {method}", remote(method, *arguments))
+    return await await_actor(f"{name}: {method}", remote(method, *arguments))
 
 
-async def answer(what: str, reference: Any) -> Any:
-    """The result of an actor's call; what it raised there is raised here, its death is a `LostError`."""
+async def await_actor(what: str, reference: Any) -> Any:
+    """The result of an actor's call. An exception in the actor is raised here; its death raises `LostError`."""
     try:
         return await reference
     except ray.exceptions.RayTaskError as error:
@@ -132,20 +161,31 @@ def first_line(error: BaseException) -> str:
 
 
 def reserve(bundles: list[dict[str, float]], strategy: str) -> PlacementGroup:
-    """Places for actors; a resource of 0 is not asked for."""
+    """Reserve resources for actors; resources of 0 are left out."""
     return placement_group([{name: n for name, n in bundle.items() if n} for bundle in bundles], strategy=strategy)
 
 
-def actor_options(
-    recipe: Recipe, role: str, cpus: float, gpus: float, group: PlacementGroup, bundle: int, num_processes: int = 1
-) -> dict[str, Any]:
-    """Of an actor in a reserved place, with a name that says run and role, and threads for the cores that it owns.
-    num_processes: that compute side by side in it and share these cores."""
-    variables = {**environment(recipe, max(1, int(cpus / num_processes))), "VLLM_LOGGING_LEVEL": "ERROR"}
+@dataclass(frozen=True)
+class Place:
+    """A reserved place for one actor."""
+
+    group: PlacementGroup
+    bundle: int
+    """Index of the bundle in the group."""
+    cpus: float
+    gpus: float
+    num_processes: int = 1
+    """Processes of the actor that compute at the same time and share its CPUs."""
+
+
+def actor_options(recipe: Recipe, role: str, place: Place) -> dict[str, Any]:
+    """Ray options of an actor: its place, a name made of run and role, and one thread per CPU that it owns."""
+    threads = max(1, int(place.cpus / place.num_processes))
+    variables = {**environment(recipe, threads), "VLLM_LOGGING_LEVEL": "ERROR"}
     return {
         "name": f"{recipe.name}:{role}",
-        "num_cpus": cpus,
-        "num_gpus": gpus,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, bundle),
+        "num_cpus": place.cpus,
+        "num_gpus": place.gpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
         "runtime_env": {"env_vars": variables},
     }

@@ -1,7 +1,7 @@
-"""The Ray cluster under a run: connect to one or start a private one, safely.
+"""Connect to the Ray cluster of a run, or start a private one, with authentication.
 
-Ray runs the code of whoever reaches it, so nothing here starts or uses a cluster without token authentication, unless
-the recipe says `cluster.allow_unauthenticated: true` or the cluster is at a loopback address.
+Ray runs code from anyone who can connect to it. A cluster without token authentication is therefore neither started nor
+used, unless the recipe sets `cluster.allow_unauthenticated: true` or the cluster is at a loopback address.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from volley.rollout.errors import ConfigError
 
 NAMESPACE = "volley"
 NAME_S = 5.0
+"""How long the actors of a run whose driver was killed may still exist."""
 
 
 def connect(recipe: Recipe) -> None:
@@ -30,7 +31,7 @@ def connect(recipe: Recipe) -> None:
         with _readable_errors(address):
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
         return
-    # Its agent would take a tenth of a core to collect what nobody looks at.
+    # The metrics agent takes a tenth of a core, and a private cluster has no dashboard that shows its metrics.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     cores = len(os.sched_getaffinity(0))
     wanted = recipe.rollout.workers * max(recipe.cluster.worker_cpus, 1) + recipe.learner.ranks * max(
@@ -39,7 +40,7 @@ def connect(recipe: Recipe) -> None:
     ray.init(
         address="local",
         namespace=NAMESPACE,
-        # More processes than cores is slow, but on one machine it is the user's own choice.
+        # More processes than cores is slow, but on a single machine the user may choose it.
         num_cpus=max(cores, int(wanted + 0.999)),
         include_dashboard=False,
         log_to_driver=False,
@@ -50,8 +51,8 @@ def connect(recipe: Recipe) -> None:
 
 
 def _end_with_this_process() -> None:
-    """Let a private cluster end with a driver that was killed: Ray's agents outlive their raylet (measured: a minute at
-    least). A shell waits for this process to be gone, and then ends what is left."""
+    """End a private cluster even when its driver was killed: Ray's agents outlive their raylet by at least a minute
+    (measured). A shell waits until this process has ended, and then kills the processes of the cluster."""
     started = [str(child.pid) for child in psutil.Process().children(recursive=True)]
     token = own_token()
     wait = (
@@ -79,14 +80,14 @@ def nodes() -> Sequence[Mapping[str, float]]:
 
 
 def wait_for_name(run: str) -> None:
-    """Until no actor of a run of this name lives. One whose driver was killed is gone within seconds; so another run
-    is meant. Raises `ConfigError`."""
+    """Wait until no actor of a run with this name is alive. Raises `ConfigError` if they do not end within `NAME_S`:
+    then they belong to another run that is alive."""
     deadline = time.monotonic() + NAME_S
     while taken := [name for name in ray.util.list_named_actors() if name.startswith(f"{run}:")]:
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"a run named '{run}' is on this cluster already ({taken[0]}), from this or another directory; wait "
-                "for it, stop it, or give this one another name (name=...)."
+                f"a run named '{run}' already exists on this cluster ({taken[0]}), started from this or another "
+                "directory; wait for it, stop it, or give this run another name (name=...)."
             )
         time.sleep(0.2)
 
@@ -99,7 +100,7 @@ def _readable_errors(address: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "ersion mismatch" in text:
             raise ConfigError(
-                f"cluster.address: {address} runs other versions than this client ({text[:300]}); install the same Ray "
-                "and Python on both sides."
+                f"cluster.address: {address} runs different versions than this client ({text[:300]}); install the same "
+                "versions of Ray and Python on both sides."
             ) from None
         raise ConfigError(f"cluster.address: cannot join the cluster at {address} ({text[:300]}).") from None

@@ -1,13 +1,14 @@
-"""A run's rollout workers on Ray: started, watched, replaced when lost, more or fewer when asked.
+"""The rollout workers of a run on Ray: started, watched, replaced when lost, added or removed by `volley scale`.
 
-A worker that dies or hangs is taken out of the pool (its requests go to the others), killed, and started again in its
-place. A new one waits in `joining` until a push that was verified has reached it.
+A worker that dies or hangs is removed from the pool (its requests go to the other workers), killed, and started again
+in the same place. A new worker waits in `joining` until a verified push has reached it.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,23 +16,31 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from volley.cluster.on_ray.actors import ControlActor, WorkerActor, actor_options, answer, call, control_name, reserve
-from volley.cluster.on_ray.placement import Needs
-from volley.cluster.recipe.build import Parts
+from volley.cluster.on_ray.actors import (
+    ControlActor,
+    EngineSpec,
+    Place,
+    WorkerActor,
+    actor_options,
+    await_actor,
+    call_actor,
+    control_name,
+    reserve,
+)
+from volley.cluster.on_ray.placement import ResourcePlan
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.errors import LostError
 
-ROOM_S = 10.0
-"""How long a worker that was asked for waits for its place before the user is told."""
+NOTIFY_WAITING_S = 10.0
+"""How long a worker that was requested waits for its resources before the user is notified."""
 HEALTHY_S = 300.0
-"""A worker that lived so long has its restarts counted anew."""
+"""After this lifetime of a worker, its count of consecutive failures starts again from zero."""
 CONTROL_POLL_S = 2.0
 
 
 class Slot:
-    """A place for a rollout worker, and who is in it. retired: nobody is to come after, by wish or after too many
-    failures."""
+    """A reserved place for a rollout worker, and the worker in it."""
 
     def __init__(self, index: int, group: PlacementGroup) -> None:
         self.index = index
@@ -39,43 +48,49 @@ class Slot:
         self.actor: Any = None
         self.engine: RemoteEngine | None = None
         self.generation = 0
+        """How many workers were in this slot before the current one."""
         self.failures = 0
+        """Consecutive failures."""
         self.started_at = 0.0
         self.retired = False
+        """Set when no further worker is to be started here, after `volley scale` or too many failures."""
+
+
+@dataclass(frozen=True)
+class FleetCallbacks:
+    """What the fleet tells its owner."""
+
+    notify: Callable[[str], None]
+    """Shows a line to the user."""
+    on_joining: Callable[[], Any]
+    """Awaited when a worker begins to wait in `joining`."""
+    on_fatal: Callable[[BaseException], None]
+    """Called with the error that ends the run."""
 
 
 class RayFleet:
-    """pool: the workers that serve. joining: those that wait for a verified push. restarts: so far. on_joining: called
-    when one begins to wait. give_up: called with what the run cannot go on without. say: tells the user."""
+    """Starts and replaces the rollout workers of one run."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        needs: Needs,
-        transport: str,
-        shows_metrics: bool,
-        say: Callable[[str], None],
-        on_joining: Callable[[], Any],
-        give_up: Callable[[BaseException], None],
-    ) -> None:
+    def __init__(self, spec: EngineSpec, plan: ResourcePlan, callbacks: FleetCallbacks) -> None:
         self.pool = RolloutPool()
+        """The workers that serve."""
         self.joining: list[RemoteEngine] = []
+        """Workers that wait for a verified push."""
         self.restarts = 0
-        self._parts = parts
-        self._recipe = parts.recipe
-        self._needs = needs
-        self._transport = transport
-        self._shows_metrics = shows_metrics
-        self._say = say
-        self._on_joining = on_joining
-        self._give_up = give_up
-        self._slots = [self._slot(index) for index in range(needs.workers)]
+        """Workers restarted so far."""
+        self._spec = spec
+        self._recipe = spec.recipe
+        self._plan = plan
+        self._notify = callbacks.notify
+        self._on_joining = callbacks.on_joining
+        self._on_fatal = callbacks.on_fatal
+        self._slots = [self._slot(index) for index in range(plan.workers)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
     @property
     def groups(self) -> list[PlacementGroup]:
-        """What is reserved for the workers."""
+        """The reservations of all workers."""
         return [slot.group for slot in self._slots]
 
     @property
@@ -84,18 +99,17 @@ class RayFleet:
 
     @property
     def live(self) -> list[RemoteEngine]:
-        """The workers that serve, in the order of their places."""
+        """The workers that serve, in the order of their slots."""
         serving = self.pool.engines
         return [slot.engine for slot in self._slots if slot.engine is not None and slot.engine in serving]
 
     async def start(self) -> None:
-        """Load the model into all workers. They serve at once: they hold what the learner starts with, from the same
-        files."""
+        """Load the model into all workers. They serve at once: they load the same files as the learner."""
         await asyncio.gather(*(self._start_worker(slot) for slot in self._slots))
         for slot in self._slots:
             assert slot.engine is not None
             self.pool.add(slot.engine)
-        # Beside the driver: anywhere else it could be lost alone.
+        # On the driver's node: on another node it could be lost while the run continues.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         control = ray.remote(ControlActor).options(
             name=control_name(self._recipe.name), num_cpus=0, scheduling_strategy=here
@@ -104,21 +118,21 @@ class RayFleet:
         self._spawn(self._follow_control())
 
     def admit(self, engine: RemoteEngine, version: int) -> None:
-        """Let one that waited serve: it holds `version`."""
+        """Let a worker that was waiting serve; it holds weights `version`."""
         if engine in self.joining:
             self.joining.remove(engine)
             self.pool.add(engine)
-            self._say(f"rollout worker {engine.name} serves version {version}")
+            self._notify(f"rollout worker {engine.name} serves version {version}")
 
     async def close(self) -> None:
-        """Ask nothing more of anybody."""
+        """Stop calling the workers."""
         self._closing = True
         for task in self._tasks:
             task.cancel()
         await self.pool.close()
 
     def kill(self) -> None:
-        """End all workers and give their places back."""
+        """Kill all workers and release their resources."""
         for slot in self._slots:
             with contextlib.suppress(Exception):
                 ray.kill(slot.actor)
@@ -126,51 +140,31 @@ class RayFleet:
                 remove_placement_group(slot.group)
 
     def _slot(self, index: int) -> Slot:
-        return Slot(index, reserve([{"CPU": self._needs.worker_cpus, "GPU": self._needs.worker_gpus}], "STRICT_PACK"))
+        return Slot(index, reserve([{"CPU": self._plan.worker_cpus, "GPU": self._plan.worker_gpus}], "STRICT_PACK"))
 
     async def _start_worker(self, slot: Slot) -> None:
         """Start a worker in the slot and wait until its model is loaded. Raises `EngineLost`."""
-        recipe, needs = self._recipe, self._needs
+        recipe, plan = self._recipe, self._plan
         name = f"{slot.index}.{slot.generation}"
         slot.started_at = time.monotonic()
-        slot.actor = (
-            ray.remote(WorkerActor)
-            .options(
-                **actor_options(
-                    recipe,
-                    f"rollout-{name}",
-                    needs.worker_cpus,
-                    needs.worker_gpus,
-                    slot.group,
-                    0,
-                    recipe.rollout.tensor_parallel,
-                ),
-                max_concurrency=100_000,
-            )
-            .remote(
-                str(self._parts.model.path),
-                self._parts.tokenizer,
-                recipe,
-                self._parts.max_model_len,
-                self._transport,
-                self._shows_metrics,
-            )
-        )
+        place = Place(slot.group, 0, plan.worker_cpus, plan.worker_gpus, recipe.rollout.tensor_parallel)
+        options = actor_options(recipe, f"rollout-{name}", place)
+        slot.actor = ray.remote(WorkerActor).options(**options, max_concurrency=100_000).remote(self._spec)
         slot.engine = RemoteEngine(
             name,
-            partial(call, f"rollout worker {name}", slot.actor),
+            partial(call_actor, f"rollout worker {name}", slot.actor),
             recipe.cluster.stall_s,
-            lambda engine, reason: self._lost(slot, reason),
+            lambda engine, reason: self._on_lost(slot, reason),
             recipe.rollout.tensor_parallel,
         )
         await slot.engine.start(recipe.cluster.start_s)
 
-    def _lost(self, slot: Slot, reason: str) -> None:
-        """A worker is gone: take it out, make sure that it is, and start another in its place."""
+    def _on_lost(self, slot: Slot, reason: str) -> None:
+        """A worker is lost: remove it from the pool, kill it, and start another in its slot."""
         if self._closing:
             return
         assert slot.engine is not None
-        self._say(f"{reason}; not needed any more" if slot.retired else f"lost: {reason}; starting another")
+        self._notify(f"{reason}; no longer needed" if slot.retired else f"lost: {reason}; starting another")
         self.pool.remove(slot.engine)
         with contextlib.suppress(ValueError):
             self.joining.remove(slot.engine)
@@ -180,15 +174,15 @@ class RayFleet:
             self._spawn(self._replace(slot))
 
     async def _replace(self, slot: Slot) -> None:
-        lived = time.monotonic() - slot.started_at
-        slot.failures = 1 if lived > HEALTHY_S else slot.failures + 1
+        lifetime_s = time.monotonic() - slot.started_at
+        slot.failures = 1 if lifetime_s > HEALTHY_S else slot.failures + 1
         slot.generation += 1
         if slot.failures > self._recipe.cluster.max_restarts:
-            self._say(f"rollout worker {slot.index} failed {slot.failures} times in a row; going on without it")
+            self._notify(f"rollout worker {slot.index} failed {slot.failures} times in a row; continuing without it")
             self._retire(slot)
             if len(self._active) < self._recipe.rollout.min_workers:
                 assert slot.engine is not None
-                self._give_up(LostError(f"{slot.engine.lost}; it failed {slot.failures} times in a row"))
+                self._on_fatal(LostError(f"{slot.engine.lost}; it failed {slot.failures} times in a row"))
             return
         await asyncio.sleep(min(30.0, 0.5 * 2**slot.failures))
         if not slot.retired:
@@ -196,46 +190,48 @@ class RayFleet:
             await self._join(slot)
 
     async def _follow_control(self) -> None:
-        """Do what `volley scale` asks for."""
+        """Carry out the requests of `volley scale`."""
         while True:
             await asyncio.sleep(CONTROL_POLL_S)
-            wanted = await answer("control", self._control.take.remote())
-            if wanted is not None:
-                self._scale(wanted)
+            requested = await await_actor("control", self._control.take.remote())
+            if requested is not None:
+                self._scale(requested)
 
-    def _scale(self, wanted: int) -> None:
+    def _scale(self, requested: int) -> None:
         active = self._active
-        if wanted != len(active):
-            self._say(f"scaling from {len(active)} to {wanted} rollout workers")
-        for _ in range(wanted - len(active)):
+        if requested != len(active):
+            self._notify(f"scaling from {len(active)} to {requested} rollout workers")
+        for _ in range(requested - len(active)):
             self._slots.append(self._slot(len(self._slots)))
             self._spawn(self._grow(self._slots[-1]))
-        for slot in active[wanted:]:
+        for slot in active[requested:]:
             slot.retired = True
             if slot.engine is not None:
                 slot.engine.lose("retired by volley scale")
             self._retire(slot)
 
     def _retire(self, slot: Slot) -> None:
-        """Nobody is to come after in this slot; its place is given back."""
+        """Start no further worker in this slot, and release its resources."""
         slot.retired = True
         with contextlib.suppress(Exception):
             remove_placement_group(slot.group)
 
     async def _grow(self, slot: Slot) -> None:
-        """Start a worker in a new slot as soon as there is room for it; without room the run goes on as it is."""
-        needs = f"{self._needs.worker_cpus:g} CPUs and {self._needs.worker_gpus} GPUs free on one node"
+        """Start a worker in a new slot once its resources are free; give the slot up when they are not in time."""
+        wanted = f"{self._plan.worker_cpus:g} CPUs and {self._plan.worker_gpus} GPUs free on one node"
         start_s = self._recipe.cluster.start_s
-        if not await self._has_room(slot, ROOM_S) and not slot.retired:
-            self._say(f"rollout worker {slot.index} waits for {needs}")
+        if not await self._has_room(slot, NOTIFY_WAITING_S) and not slot.retired:
+            self._notify(f"rollout worker {slot.index} waits for {wanted}")
             if not await self._has_room(slot, start_s) and not slot.retired:
-                self._say(f"no room for rollout worker {slot.index} ({needs}) within {start_s:g} s; going on without")
+                self._notify(
+                    f"no room for rollout worker {slot.index} ({wanted}) within {start_s:g} s; continuing without it"
+                )
                 self._retire(slot)
         if not slot.retired:
             await self._join(slot)
 
     async def _has_room(self, slot: Slot, seconds: float) -> bool:
-        # A place that is given back while it is waited for raises, or stays away for ever.
+        # Waiting for a reservation that is removed meanwhile raises, or never returns.
         with contextlib.suppress(TimeoutError, ray.exceptions.RayError):
             async with asyncio.timeout(seconds):
                 await slot.group.ready()
@@ -246,7 +242,7 @@ class RayFleet:
         try:
             await self._start_worker(slot)
         except LostError:
-            return  # `_lost` has been told, and tries again
+            return  # `_on_lost` was called and tries again
         assert slot.engine is not None
         self.joining.append(slot.engine)
         await self._on_joining()
@@ -254,9 +250,9 @@ class RayFleet:
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_task_done)
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not self._closing:
-            self._give_up(error)
+            self._on_fatal(error)

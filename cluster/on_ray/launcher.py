@@ -1,8 +1,8 @@
-"""The Ray launcher: rollout workers and learner ranks as actors, with weights over the wire.
+"""The Ray launcher: rollout workers and learner ranks are actors, and weights travel over the network.
 
-Workers that are lost are replaced (`ray_fleet`); a new one serves after a push that was verified. That happens at the
-next push of the loop, or at once when the learner stands where it last pushed, so that a run whose workers all died
-goes on by itself. A learner rank that dies ends the run: its state is in the last checkpoint.
+Lost workers are replaced (see `fleet`); a new worker serves after a verified push. That happens at the loop's next
+push, or immediately while the learner still has the weights of its last push, so a run recovers even when all of its
+workers died. A learner rank that dies ends the run: its state is in the last checkpoint.
 """
 
 import asyncio
@@ -14,11 +14,22 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from volley.cluster.on_ray import connection as ray_cluster
-from volley.cluster.on_ray.actors import RankActor, actor_options, answer, call, call_beside, first_line, reserve
-from volley.cluster.on_ray.fleet import RayFleet
+from volley.cluster.on_ray import connection
+from volley.cluster.on_ray.actors import (
+    EngineSpec,
+    Place,
+    RankActor,
+    RankSpec,
+    actor_options,
+    await_actor,
+    call_actor,
+    call_busy_rank,
+    first_line,
+    reserve,
+)
+from volley.cluster.on_ray.fleet import FleetCallbacks, RayFleet
 from volley.cluster.on_ray.metrics import RayMetrics
-from volley.cluster.on_ray.placement import needs_of, transport_of
+from volley.cluster.on_ray.placement import choose_transport, plan_resources
 from volley.cluster.on_ray.token import cluster_address
 from volley.cluster.recipe.build import Parts
 from volley.learner.ranks.group import Call, LearnerGroup
@@ -26,63 +37,69 @@ from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.errors import ConfigError, LostError
 from volley.rollout.transport.client import WeightClient
 
-BEAT_S = 5.0
-LEAST_SILENCE_S = 30.0
-"""How often a learner rank is asked for a sign of life, and how long it may at least take: it may be busy in a long
-call that lets no other thread of its process run."""
+HEARTBEAT_S = 5.0
+"""How often every learner rank must answer."""
+MIN_SILENCE_S = 30.0
+"""A rank may take at least this long to answer: it may be in a call that lets no other thread of its process run."""
 DEATH_S = 5.0
-"""How long after a rank's failure the death of another may become known that was its cause."""
+"""After the failure of one rank, how long to wait for the report that another rank died and caused it."""
 
 
 class RayLauncher:
-    """`Launcher` on a Ray cluster. say: tells the user of losses and restarts."""
+    """`Launcher` on a Ray cluster. notify: shows a line to the user about lost and restarted workers."""
 
     learner: LearnerGroup
     pool: RolloutPool
 
-    def __init__(self, parts: Parts, say: Callable[[str], None]) -> None:
+    def __init__(self, parts: Parts, notify: Callable[[str], None]) -> None:
         self._parts = parts
         self._recipe = parts.recipe
-        self._say = say
+        self._notify = notify
         self._ranks: list[Any] = []
         self._groups: list[PlacementGroup] = []
         self._fleet: RayFleet | None = None
         self._version = 0
         self._push_turn = asyncio.Lock()
-        self._deaths: set[asyncio.Task[None]] = set()
-        self._push: dict[str, float] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._push_metrics: dict[str, float] = {}
         self._closing = False
-        # A private cluster has no dashboard, so nobody would look.
-        self._shows_metrics = self._recipe.cluster.metrics and bool(cluster_address(self._recipe))
-        self._metrics = RayMetrics(self._recipe.name) if self._shows_metrics else None
+        # A private cluster has no dashboard that could show metrics.
+        self._exports_metrics = self._recipe.cluster.metrics and bool(cluster_address(self._recipe))
+        self._ray_metrics = RayMetrics(self._recipe.name) if self._exports_metrics else None
 
     async def prepare(self) -> None:
-        """Connect, and see whether the name is free and the cluster large enough."""
-        self._vital: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await asyncio.to_thread(ray_cluster.connect, self._recipe)
+        """Connect; check that the run's name is free and that the cluster is large enough."""
+        self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await asyncio.to_thread(connection.connect, self._recipe)
         try:
-            await asyncio.to_thread(ray_cluster.wait_for_name, self._recipe.name)
-            self._needs = needs_of(self._recipe, ray_cluster.nodes(), self._parts.needs_engine)
+            await asyncio.to_thread(connection.wait_for_name, self._recipe.name)
+            self._plan = plan_resources(self._recipe, connection.nodes(), self._parts.needs_engine)
         except ConfigError:
-            ray_cluster.disconnect()
+            connection.disconnect()
             raise
 
     async def start(self) -> None:
-        """Reserve what the run needs, and load the model everywhere at once."""
-        needs = self._needs
-        transport = transport_of(self._recipe, needs)
-        ranks_at = reserve([{"CPU": needs.rank_cpus, "GPU": needs.rank_gpus}] * needs.ranks, "PACK")
-        self._fleet = RayFleet(
-            self._parts, needs, transport, self._shows_metrics, self._say, self._push_to_joining, self._give_up
+        """Reserve the resources of the run, and load the model into all actors at the same time."""
+        plan, parts = self._plan, self._parts
+        transport = choose_transport(self._recipe, plan)
+        rank_group = reserve([{"CPU": plan.rank_cpus, "GPU": plan.rank_gpus}] * plan.ranks, "PACK")
+        spec = EngineSpec(
+            recipe=self._recipe,
+            model=str(parts.model.path),
+            tokenizer=parts.tokenizer,
+            max_model_len=parts.max_model_len,
+            transport=transport,
+            exports_metrics=self._exports_metrics,
         )
+        self._fleet = RayFleet(spec, plan, FleetCallbacks(self._notify, self._push_to_joining, self._on_fatal))
         self.pool = self._fleet.pool
-        self._groups = [ranks_at]
-        await self._wait_reserved([ranks_at, *self._fleet.groups])
-        await asyncio.gather(self._start_ranks(ranks_at), self._fleet.start())
+        self._groups = [rank_group]
+        await self._wait_reserved([rank_group, *self._fleet.groups])
+        await asyncio.gather(self._start_ranks(rank_group), self._fleet.start())
         self._client = WeightClient(self.learner, transport, self._recipe.transfer)
 
     async def push(self, version: int) -> None:
-        """Send the learner's weights to all workers that live, also to those that wait to join."""
+        """Send the learner's weights to all live workers, including those that wait to join."""
         if not self._parts.needs_engine:
             return
         async with self._push_turn:
@@ -90,13 +107,13 @@ class RayLauncher:
             await self._push_now()
 
     async def watch(self) -> None:
-        """Raises `LostError` when a learner rank or too many workers are gone for good."""
-        await self._vital
+        """Raises `LostError` when a learner rank is lost, or too many workers for good."""
+        await self._fatal
 
     def metrics(self) -> dict[str, float]:
         assert self._fleet is not None
         return {
-            **self._push,
+            **self._push_metrics,
             "rollout_workers": len(self.pool.engines),
             "rollout_restarts": self._fleet.restarts,
             "samples_resent": self.pool.num_resent,
@@ -105,14 +122,14 @@ class RayLauncher:
         }
 
     def show(self, row: dict[str, float]) -> None:
-        """Put the row into Ray's metrics."""
-        if self._metrics is not None:
-            self._metrics.step(row)
+        """Export the row through Ray's metrics."""
+        if self._ray_metrics is not None:
+            self._ray_metrics.export(row)
 
     async def close(self) -> None:
-        """End all actors and give the reservations back."""
+        """Kill all actors and release their resources."""
         self._closing = True
-        for task in self._deaths:
+        for task in self._watchers:
             task.cancel()
         if self._fleet is not None:
             await self._fleet.close()
@@ -127,7 +144,7 @@ class RayLauncher:
         for group in self._groups:
             with contextlib.suppress(Exception):
                 remove_placement_group(group)
-        ray_cluster.disconnect()
+        connection.disconnect()
 
     async def _wait_reserved(self, groups: list[PlacementGroup]) -> None:
         try:
@@ -135,60 +152,55 @@ class RayLauncher:
                 for group in groups:
                     await group.ready()
         except TimeoutError:
-            needs = self._needs
+            plan = self._plan
             raise LostError(
-                f"cluster: {needs.cpus:g} CPUs and {needs.gpus} GPUs for {needs.workers} rollout workers and "
-                f"{needs.ranks} learner ranks were not free within {self._recipe.cluster.start_s:g} s; wait for other "
-                "jobs, or ask for less."
+                f"cluster: {plan.cpus:g} CPUs and {plan.gpus} GPUs for {plan.workers} rollout workers and "
+                f"{plan.ranks} learner ranks were not free within {self._recipe.cluster.start_s:g} s; wait for other "
+                "jobs to end, or lower the number of workers or ranks."
             ) from None
 
     async def _start_ranks(self, group: PlacementGroup) -> None:
-        parts, recipe, needs = self._parts, self._recipe, self._needs
+        parts, recipe, plan = self._parts, self._recipe, self._plan
         actor_class = ray.remote(concurrency_groups={"watch": 4})(RankActor)
-        for rank in range(needs.ranks):
-            options = actor_options(recipe, f"learner-{rank}", needs.rank_cpus, needs.rank_gpus, group, rank)
+        for rank in range(plan.ranks):
+            options = actor_options(recipe, f"learner-{rank}", Place(group, rank, plan.rank_cpus, plan.rank_gpus))
             self._ranks.append(actor_class.options(**options).remote())
         for rank, actor in enumerate(self._ranks):
-            self._deaths.add(asyncio.create_task(self._await_death(f"learner rank {rank}", actor)))
-        address, port = await answer("learner rank 0: meet", self._ranks[0].meet.remote())
+            self._watchers.add(asyncio.create_task(self._watch_death(f"learner rank {rank}", actor)))
+        address, port = await await_actor("learner rank 0: start", self._ranks[0].open_rendezvous.remote())
+        spec = RankSpec(recipe, parts.loss, parts.model.path, parts.records_reference)
+        starts = [
+            await_actor(f"learner rank {rank}: start", actor.start.remote(spec, rank, address, port))
+            for rank, actor in enumerate(self._ranks)
+        ]
         try:
             async with asyncio.timeout(recipe.cluster.start_s):
-                await asyncio.gather(
-                    *(
-                        answer(
-                            f"learner rank {rank}: start",
-                            actor.start.remote(
-                                recipe, parts.loss, parts.model.path, parts.records_reference, rank, address, port
-                            ),
-                        )
-                        for rank, actor in enumerate(self._ranks)
-                    )
-                )
+                await asyncio.gather(*starts)
         except TimeoutError:
             raise LostError(f"learner: start: the model was not loaded within {recipe.cluster.start_s:g} s") from None
         calls: list[Call] = []
         for rank, actor in enumerate(self._ranks):
             name = f"learner rank {rank}"
-            self._deaths.add(asyncio.create_task(self._await_silence(name, actor)))
+            self._watchers.add(asyncio.create_task(self._watch_heartbeat(name, actor)))
             calls.append(partial(self._call_rank, name, actor))
-        self.learner = LearnerGroup(calls, ray.put, partial(call_beside, "learner rank 0", self._ranks[0]))
+        self.learner = LearnerGroup(calls, ray.put, partial(call_busy_rank, "learner rank 0", self._ranks[0]))
 
     async def _call_rank(self, name: str, actor: Any, method: str, *arguments: Any) -> Any:
         try:
-            return await call(name, actor, method, *arguments)
+            return await call_actor(name, actor, method, *arguments)
         except RuntimeError:
-            # A collective fails so when another rank died in it, and then that is what to tell.
+            # A collective fails like this when another rank died in it; that death is then the error to report.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DEATH_S):
-                    await asyncio.shield(self._vital)
+                    await asyncio.shield(self._fatal)
             raise
 
     async def _push_to_joining(self) -> None:
-        """A worker waits to join: let it, where the learner stands where it last pushed, or nobody else is left."""
+        """Push to waiting workers if the weights have not changed since the last push, or no other worker is left."""
         assert self._fleet is not None
         async with self._push_turn:
-            is_clean = self.learner.step == self.learner.pushed_step and not self.learner.is_busy
-            if self._fleet.joining and (is_clean or not self.pool.engines):
+            is_unchanged = self.learner.step == self.learner.pushed_step and not self.learner.is_busy
+            if self._fleet.joining and (is_unchanged or not self.pool.engines):
                 await self._push_now()
 
     async def _push_now(self) -> None:
@@ -196,32 +208,32 @@ class RayLauncher:
         report = await self._client.push([*self._fleet.live, *self._fleet.joining], self._version)
         for engine in report.committed:
             self._fleet.admit(engine, self._version)
-        self._push = {
+        self._push_metrics = {
             "push_seconds": report.seconds,
             "push_bytes": float(report.num_bytes),
             "push_attempts": float(report.num_attempts),
         }
 
-    async def _await_death(self, name: str, actor: Any) -> None:
+    async def _watch_death(self, name: str, actor: Any) -> None:
         try:
-            await actor.last.remote()
+            await actor.block.remote()
         except Exception as error:
             if not self._closing:
-                self._give_up(LostError(f"{name}: died ({first_line(error)})"))
+                self._on_fatal(LostError(f"{name}: died ({first_line(error)})"))
 
-    async def _await_silence(self, name: str, actor: Any) -> None:
-        """A frozen rank is alive to Ray, and all others would wait for it in a collective."""
-        deadline_s = max(self._recipe.cluster.stall_s, LEAST_SILENCE_S)
-        with contextlib.suppress(LostError):  # `_await_death` tells of it
+    async def _watch_heartbeat(self, name: str, actor: Any) -> None:
+        """A frozen rank is alive to Ray, and all other ranks would wait for it in a collective."""
+        deadline_s = max(self._recipe.cluster.stall_s, MIN_SILENCE_S)
+        with contextlib.suppress(LostError):  # `_watch_death` reports it
             while True:
-                await asyncio.sleep(BEAT_S)
+                await asyncio.sleep(HEARTBEAT_S)
                 try:
                     async with asyncio.timeout(deadline_s):
-                        await answer(f"{name}: beat", actor.beat.remote())
+                        await await_actor(f"{name}: heartbeat", actor.heartbeat.remote())
                 except TimeoutError:
-                    self._give_up(LostError(f"{name}: answered nothing for {deadline_s:g} s; its process hangs"))
+                    self._on_fatal(LostError(f"{name}: no heartbeat for {deadline_s:g} s; its process hangs"))
                     return
 
-    def _give_up(self, error: BaseException) -> None:
-        if not self._vital.done():
-            self._vital.set_exception(error)
+    def _on_fatal(self, error: BaseException) -> None:
+        if not self._fatal.done():
+            self._fatal.set_exception(error)

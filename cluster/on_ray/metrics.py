@@ -1,6 +1,6 @@
-"""A run's numbers in Ray's metrics: every row of metrics.jsonl as gauges `ray_volley_<name>{run="..."}`.
+"""A run's metrics in Ray: every row of metrics.jsonl as gauges `ray_volley_<name>{run="..."}`.
 
-They stand at the metrics port of the node that the run's driver is on, beside Ray's own and vLLM's.
+They are served at the metrics port of the driver's node, together with Ray's own metrics and vLLM's.
 """
 
 import math
@@ -11,14 +11,14 @@ from ray.util.metrics import Gauge
 
 
 class RayMetrics:
-    """run: the value of the label that all series carry."""
+    """run: the value of the `run` label of all series."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
 
-    def step(self, row: Mapping[str, float]) -> None:
-        """Show a step's row; a number that is not known keeps its last value."""
+    def export(self, row: Mapping[str, float]) -> None:
+        """Set the gauges to a step's row; a metric without a value keeps its last one."""
         for name, value in row.items():
             if isinstance(value, (int, float)) and not math.isnan(value):
                 if name not in self._gauges:
@@ -29,5 +29,5 @@ class RayMetrics:
 
 
 def metric_name(name: str) -> str:
-    """`seconds/update` -> `seconds_update`: what Prometheus allows."""
+    """A name that Prometheus allows: `seconds/update` -> `seconds_update`."""
     return re.sub(r"[^a-zA-Z0-9_]", "_", name)

@@ -1,4 +1,4 @@
-"""A run as a Ray job on a local head with token authentication: submit, watch, stop; and what is refused."""
+"""A run as a Ray job on a local head with token authentication: submit, watch, stop, and refused requests."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from tests.cluster.browser import CHROMIUM, browser
 from tests.cluster.leftovers import Traces, title_of
 from tests.cluster.whole_run import ENGINE, RANK, VOLLEY, WORKER, environment, recipe, rows
-from volley.cluster.on_ray import probe as ray_probe
+from volley.cluster.on_ray import probe
 from volley.rollout.errors import ConfigError
 
 PORT, DASHBOARD_PORT, METRICS_PORT = 26379, 28265, 28080
@@ -39,7 +39,7 @@ def volley(home: Path, cwd: Path, *arguments: str, **variables: str) -> subproce
 
 
 def other_addresses() -> list[str]:
-    """This machine's addresses that others can reach."""
+    """This machine's addresses that other machines can reach."""
     every = [entry for entries in psutil.net_if_addrs().values() for entry in entries]
     return [each.address for each in every if each.family == socket.AF_INET and not each.address.startswith("127.")]
 
@@ -66,9 +66,9 @@ OPEN_PORT, OPEN_DASHBOARD_PORT = 26380, 28266
 
 @pytest.fixture(scope="module")
 def open_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a head as Ray starts one by itself, where others can reach it: it asks nobody for a token."""
+    """The address of a head with Ray's defaults, which other machines can reach and which has no authentication."""
     if not other_addresses():
-        pytest.skip("this machine has no address but its loopback address")
+        pytest.skip("this machine has only its loopback address")
     address, home = other_addresses()[0], tmp_path_factory.mktemp("open")
     ports = [f"--port={OPEN_PORT}", f"--dashboard-port={OPEN_DASHBOARD_PORT}", f"--dashboard-host={address}"]
     ports += ["--ray-client-server-port=26381", "--dashboard-agent-listen-port=28267"]
@@ -98,8 +98,8 @@ def open_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-def test_the_token_is_private_and_nothing_goes_without_it(head: Path) -> None:
-    """Ray 2.60 listens on all interfaces, whatever address it is given; only its dashboard obeys."""
+def test_token_file_is_private_and_required(head: Path) -> None:
+    """Ray 2.60 listens on all interfaces whatever address is set, except for its dashboard."""
     assert stat.S_IMODE((head / ".ray" / "auth_token").stat().st_mode) == 0o600
     for address in other_addresses():
         with socket.socket() as probe:
@@ -118,12 +118,12 @@ def test_the_token_is_private_and_nothing_goes_without_it(head: Path) -> None:
     assert "uthentication" in stranger.stderr, stranger.stderr[-2000:]
 
 
-def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, workspace: Path, tmp_path: Path) -> None:
+def test_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, workspace: Path, tmp_path: Path) -> None:
     recipe(workspace, "job", steps=2000, max_staleness=1, cluster={"worker_cpus": 1, "rank_cpus": 1})
     submitted = volley(head, workspace, "submit", "job.yaml", "--no-follow")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     again = volley(head, workspace, "submit", "job.yaml", "--no-follow")
-    assert (again.returncode, "is running already" in again.stderr) == (2, True), again.stderr
+    assert (again.returncode, "is already running" in again.stderr) == (2, True), again.stderr
     metrics = workspace / "runs" / "job" / "metrics.jsonl"
     deadline = time.monotonic() + 150
     while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
@@ -143,7 +143,7 @@ def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, wo
     if CHROMIUM:
         (job,) = re.findall(r"submitted (\S+);", submitted.stdout)
         asyncio.run(look_at_dashboard(head, tmp_path, job))
-    # Jobs work in copies of their directory, below that of the head's session.
+    # Jobs run in copies of their directory, below the directory of the head's session.
     traces = Traces(Path(get_default_ray_temp_dir()) / "session_latest")
     assert all(of_run(traces, kind) for kind in (WORKER, ENGINE, RANK))
     started = time.monotonic()
@@ -162,12 +162,12 @@ def test_a_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, wo
     assert followed.returncode == 0, followed.stderr
     assert followed.stdout.index("stopped at step") < followed.stdout.index(": STOPPED")
     if not CHROMIUM:
-        pytest.skip("all but the look at the dashboard passed: no chromium on this machine")
+        pytest.skip("everything but the dashboard check passed: no chromium on this machine")
 
 
 @pytest.mark.faults
 def test_ray_job_stop_lets_the_run_save(head: Path, workspace: Path) -> None:
-    """Ray's own command sends SIGTERM, and would kill after 3 s a run that had not asked for more."""
+    """Ray's own command sends SIGTERM, and by default SIGKILL after 3 s."""
     recipe(workspace, "stopped", steps=2000, max_staleness=1, cluster={"worker_cpus": 1, "rank_cpus": 1})
     submitted = volley(head, workspace, "submit", "stopped.yaml", "--no-follow")
     (job,) = re.findall(r"submitted (\S+);", submitted.stdout)
@@ -192,7 +192,7 @@ def test_ray_job_stop_lets_the_run_save(head: Path, workspace: Path) -> None:
 
 
 async def look_at_dashboard(home: Path, directory: Path, job: str) -> None:
-    """Ray's dashboard, as a user logged in with the token sees it while the job runs."""
+    """Open Ray's dashboard with the token while the job runs."""
     token = (home / ".ray" / "auth_token").read_text()
     async with browser(directory / "profile") as page:
         await page.send("Network.setCookie", name="ray-authentication-token", value=token, url=DASHBOARD)
@@ -205,7 +205,7 @@ async def look_at_dashboard(home: Path, directory: Path, job: str) -> None:
 
 
 def of_run(traces: Traces, *kinds: str) -> list[str]:
-    """The run's processes of these kinds that live; the cluster's own stay."""
+    """The run's live processes of these kinds."""
     traces.look()
     return [title_of(each) for each in traces.alive() if title_of(each).startswith(kinds)]
 
@@ -217,11 +217,11 @@ NAMES = (
     *("seconds/generate", "seconds/score", "seconds/wait", "seconds/update", "seconds/publish"),
     *("push_seconds", "push_bytes", "push_attempts", "rollout_workers", "rollout_restarts", "samples_resent"),
 )
-"""Of these a user's dashboards are made, whatever else a row holds."""
+"""Metrics that users' dashboards rely on."""
 
 
 def check_metrics(row: dict[str, float | None]) -> None:
-    """Our numbers stand at the metrics port, all that are known, beside Ray's own and vLLM's."""
+    """The metrics port serves all metrics of the row, Ray's own and vLLM's."""
     deadline = time.monotonic() + 40
     known = [name for name, value in row.items() if value is not None]
     wanted = [f"ray_volley_{re.sub('[^a-zA-Z0-9_]', '_', name)}" for name in {*NAMES, *known}]
@@ -238,7 +238,7 @@ def check_metrics(row: dict[str, float | None]) -> None:
 
 
 def check_dashboard(home: Path) -> None:
-    """The jobs API knows the run, with its token and not without."""
+    """The jobs API lists the run, and only with the token."""
     request = urllib.request.Request(f"{DASHBOARD}/api/jobs/")
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=5)
@@ -250,11 +250,11 @@ def check_dashboard(home: Path) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "0" * 64], ids=["no token", "wrong token"])
-def test_without_the_right_token_every_command_says_so_at_once(
+def test_every_command_refuses_a_wrong_token_quickly(
     head: Path, workspace: Path, tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray itself tries for 20 seconds and then says that it failed to connect. Here it is said before anything heavy
-    is imported; Ray is not even imported."""
+    """Ray itself tries for 20 seconds and then only reports that it cannot connect. Volley refuses before it imports
+    anything heavy, even Ray."""
     if token:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text(token)
@@ -271,20 +271,20 @@ def test_without_the_right_token_every_command_says_so_at_once(
         refused = volley(tmp_path, workspace, *arguments, **variables, PYTHONPROFILEIMPORTTIME="1")
         print(f"volley {arguments[0]}: refused after {time.monotonic() - started:.1f} s")
         assert refused.returncode == 2, refused.stderr[-2000:]
-        assert "does not take this machine's token" in refused.stderr
+        assert "does not accept this machine's token" in refused.stderr
         heavy = re.findall(r"\| +(ray|torch|transformers|vllm)$", refused.stderr, re.MULTILINE)
         assert not heavy, (arguments, heavy)
     assert not (workspace / "runs" / "stranger").exists()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    monkeypatch.setenv(ray_probe.DASHBOARD_VARIABLE, DASHBOARD)
-    for check in (lambda: ray_probe.check_cluster(gcs, True), lambda: ray_probe.check_dashboard(True, "")):
+    monkeypatch.setenv(probe.DASHBOARD_VARIABLE, DASHBOARD)
+    for check in (lambda: probe.check_cluster(gcs, True), lambda: probe.check_dashboard(True, "")):
         started = time.monotonic()
-        with pytest.raises(ConfigError, match="does not take this machine's token"):
+        with pytest.raises(ConfigError, match="does not accept this machine's token"):
             check()
         assert time.monotonic() - started < 3
 
 
-def test_other_versions_on_both_sides_are_named(head: Path, workspace: Path) -> None:
+def test_different_versions_are_named(head: Path, workspace: Path) -> None:
     path = recipe(workspace, "skewed", launcher="ray", cluster={"address": f"127.0.0.1:{PORT}"})
     newer = "import ray, sys; ray.__version__ = '9.9.9'; "
     newer += "from volley.cluster.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -298,12 +298,12 @@ def test_other_versions_on_both_sides_are_named(head: Path, workspace: Path) -> 
         timeout=100,
     )
     assert done.returncode == 2
-    assert "runs other versions than this client" in done.stderr
+    assert "runs different versions than this client" in done.stderr
     assert "9.9.9" in done.stderr
     assert not (workspace / "runs" / "skewed").exists()
 
 
-def test_more_than_the_cluster_has_is_refused_by_role(head: Path, workspace: Path) -> None:
+def test_recipe_larger_than_the_cluster_is_refused(head: Path, workspace: Path) -> None:
     path = recipe(workspace, "greedy", launcher="ray", cluster={"address": f"127.0.0.1:{PORT}", "worker_cpus": 64})
     refused = volley(head, workspace, "train", str(path))
     assert refused.returncode == 2, refused.stderr
@@ -316,17 +316,17 @@ def test_more_than_the_cluster_has_is_refused_by_role(head: Path, workspace: Pat
     assert not (workspace / "runs" / "greedy" / "metrics.jsonl").exists()
 
 
-def test_nobody_at_the_address(tmp_path: Path) -> None:
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
     started = time.monotonic()
     refused = volley(tmp_path, tmp_path, "status", "job", RAY_API_SERVER_ADDRESS="http://127.0.0.1:9")
     assert (refused.returncode, "no Ray dashboard answers" in refused.stderr) == (2, True)
     assert time.monotonic() - started < 8
 
 
-def test_an_open_cluster_elsewhere_is_refused_unless_it_is_named_as_such(
+def test_open_remote_cluster_is_refused_unless_allowed(
     head: Path, open_head: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether or not the user has a token: an open cluster takes any."""
+    """Also for a user with a token, because an open cluster accepts any."""
     gcs, dashboard = f"{open_head}:{OPEN_PORT}", f"http://{open_head}:{OPEN_DASHBOARD_PORT}"
     path = recipe(workspace, "open", launcher="ray", cluster={"address": gcs})
     for arguments, variables, permit in (
@@ -338,25 +338,25 @@ def test_an_open_cluster_elsewhere_is_refused_unless_it_is_named_as_such(
     ):
         refused = volley(head, workspace, *arguments, **variables)
         assert refused.returncode == 2, refused.stdout + refused.stderr
-        assert "asks nobody for a token" in refused.stderr, refused.stderr
+        assert "has no token authentication" in refused.stderr, refused.stderr
         assert permit in refused.stderr
     assert not (workspace / "runs" / "open").exists()
-    told = volley(head, workspace, "status", "open", "--allow-unauthenticated", RAY_API_SERVER_ADDRESS=dashboard)
-    assert "the cluster knows no job of the run 'open'" in told.stderr
-    assert ray_probe.check_cluster(gcs, True) == gcs
-    # Only this machine reaches a loopback address.
-    assert ray_probe.is_loopback("127.0.0.1")
-    assert not ray_probe.is_loopback(open_head)
+    allowed = volley(head, workspace, "status", "open", "--allow-unauthenticated", RAY_API_SERVER_ADDRESS=dashboard)
+    assert "the cluster has no job of the run 'open'" in allowed.stderr
+    assert probe.check_cluster(gcs, True) == gcs
+    # A loopback address can be reached from this machine only.
+    assert probe.is_loopback("127.0.0.1")
+    assert not probe.is_loopback(open_head)
 
 
-def test_a_listener_that_is_no_cluster_is_not_taken_for_a_safe_one() -> None:
+def test_listener_that_is_not_a_cluster_is_refused() -> None:
     if not other_addresses():
-        pytest.skip("this machine has no address but its loopback address")
+        pytest.skip("this machine has only its loopback address")
     with socket.socket() as listener:
         listener.bind((other_addresses()[0], 0))
         listener.listen()
         address, port = listener.getsockname()
-        with pytest.raises(ConfigError, match="did not say within"):
-            ray_probe.check_cluster(f"{address}:{port}", False)
+        with pytest.raises(ConfigError, match="did not show within"):
+            probe.check_cluster(f"{address}:{port}", False)
     with pytest.raises(ConfigError, match="nothing answers"):
-        ray_probe.check_cluster(f"{address}:{port}", True)
+        probe.check_cluster(f"{address}:{port}", True)

@@ -1,5 +1,5 @@
-"""The probe against servers that answer as Ray's do (as a real head does: test_submit.py), and the token of a private
-cluster. No Ray is started."""
+"""The probe against servers that answer like Ray's, and the token of a private cluster. No Ray is started; tests with a
+real head are in test_jobs.py."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ from typing import Any
 import grpc
 import pytest
 
-from volley.cluster.on_ray import probe as ray_probe
+from volley.cluster.on_ray import probe
 from volley.rollout.errors import ConfigError
 
 TOKEN = "the right one"
 
 
 class Gcs(grpc.GenericRpcHandler):
-    """Answers every call, with `is_open` also a stranger's."""
+    """Answers every call with the right token; with `is_open`, every call."""
 
     def __init__(self, is_open: bool) -> None:
         self._is_open = is_open
@@ -30,7 +30,7 @@ class Gcs(grpc.GenericRpcHandler):
     def service(self, details: Any) -> Any:
         def answer(request: bytes, context: Any) -> bytes:
             if not self._is_open and dict(context.invocation_metadata()).get("authorization") != f"Bearer {TOKEN}":
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
             return b""
 
         return grpc.unary_unary_rpc_method_handler(answer)
@@ -58,33 +58,37 @@ def with_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
 
 
-def test_a_cluster_is_judged_by_what_it_answers_a_stranger(
+def test_cluster_is_judged_by_its_answer_without_a_token(
     clusters: dict[bool, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ray_probe.check_cluster(clusters[False], False) == clusters[False]
-    # Only this machine reaches it; elsewhere it is refused, with a token or without.
-    assert ray_probe.check_cluster(clusters[True], False) == clusters[True]
-    monkeypatch.setattr(ray_probe, "is_loopback", lambda host: False)
-    assert ray_probe.check_cluster(clusters[False], False) == clusters[False]
+    assert probe.check_cluster(clusters[False], False) == clusters[False]
+    # An open cluster is accepted at a loopback address only, with a token or without.
+    assert probe.check_cluster(clusters[True], False) == clusters[True]
+    monkeypatch.setattr(probe, "is_loopback", lambda host: False)
+    assert probe.check_cluster(clusters[False], False) == clusters[False]
     monkeypatch.setenv("RAY_ADDRESS", clusters[True])
     for address in (clusters[True], "auto"):
-        with pytest.raises(ConfigError, match=r"asks nobody for a token.*add --allow-unauthenticated"):
-            ray_probe.check_cluster(address, False, ray_probe.BY_FLAG)
-    assert ray_probe.check_cluster("auto", True) == clusters[True]
+        with pytest.raises(ConfigError, match=r"has no token authentication.*add --allow-unauthenticated"):
+            probe.check_cluster(address, False, probe.BY_FLAG)
+    assert probe.check_cluster("auto", True) == clusters[True]
 
 
 @pytest.mark.parametrize("token", ["", "another"])
-def test_another_token_or_none_is_refused_also_where_open_ones_are_allowed(
+def test_missing_or_wrong_token_is_refused_even_if_open_clusters_are_allowed(
     clusters: dict[bool, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     monkeypatch.setattr("volley.cluster.on_ray.token.TOKEN_FILE", tmp_path / "none")
-    with pytest.raises(ConfigError, match="does not take this machine's token"):
-        ray_probe.check_cluster(clusters[False], True)
+    with pytest.raises(ConfigError, match="does not accept this machine's token"):
+        probe.check_cluster(clusters[False], True)
 
 
-@pytest.mark.parametrize(("code", "said"), [(200, "asks nobody"), (401, "does not take"), (500, "did not say")])
-def test_the_jobs_api_is_judged_likewise(monkeypatch: pytest.MonkeyPatch, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "message"), [(200, "has no token authentication"), (401, "does not accept"), (500, "did not show")]
+)
+def test_jobs_api_is_judged_by_its_answer_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
     class Dashboard(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(code)
@@ -95,14 +99,14 @@ def test_the_jobs_api_is_judged_likewise(monkeypatch: pytest.MonkeyPatch, code: 
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv(ray_probe.DASHBOARD_VARIABLE, f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(ray_probe, "is_loopback", lambda host: False)
-        with pytest.raises(ConfigError, match=said):
-            ray_probe.check_dashboard(False, ray_probe.BY_FLAG)
+        monkeypatch.setenv(probe.DASHBOARD_VARIABLE, f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(probe, "is_loopback", lambda host: False)
+        with pytest.raises(ConfigError, match=message):
+            probe.check_dashboard(False, probe.BY_FLAG)
         server.shutdown()
 
 
-def test_the_token_of_a_private_cluster_is_gone_after_a_killed_driver(tmp_path: Path) -> None:
+def test_token_of_a_private_cluster_is_removed_after_its_driver_was_killed(tmp_path: Path) -> None:
     start = (
         "import time; from volley.cluster.on_ray import token as ray_token\n"
         "from volley.cluster.recipe.config import parse_recipe\n"
