@@ -38,7 +38,7 @@ class NoScores:
     async def score(self, prompt: Prompt, completion: Completion) -> Score:
         return Score(float(prompt.ordinal % 2), {})
 
-    async def finish(
+    async def score_group(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
     ) -> tuple[Score, ...]:
         return tuple(scores)

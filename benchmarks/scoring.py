@@ -122,7 +122,7 @@ class Prepared:
         self.num_right += (score.accuracy == 1.0) == is_right
         return score
 
-    async def finish(
+    async def score_group(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
     ) -> tuple[Score, ...]:
         return tuple(scores)

@@ -27,8 +27,8 @@ from volley.cluster.storage.directory import RunDirectory, find_run
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.scoring.function import ALWAYS_CHEAP, GROUP_TERMS
 from volley.rewards.scoring.preflight import check_rewards
+from volley.rewards.scoring.row_verifier import VERIFIERS
 from volley.rewards.scoring.scorer import Scorer
-from volley.rewards.scoring.verifier import VERIFIERS
 from volley.rollout.data.rows import stream_rows
 from volley.rollout.errors import ConfigError, DataError
 from volley.rollout.types import Completion, Prompt

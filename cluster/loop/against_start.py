@@ -17,7 +17,7 @@ from typing import Any
 
 from volley.cluster.loop.evaluate import greedy_metrics
 from volley.cluster.loop.roller import Roller
-from volley.rewards.scoring.group_terms import all_of
+from volley.rewards.terms import all_of
 from volley.rollout.data.parquet import read_groups, write_groups
 from volley.rollout.types import ScoredGroup
 

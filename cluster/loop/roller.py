@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from volley.rewards.scoring.group_terms import all_of
+from volley.rewards.terms import all_of
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
@@ -21,7 +21,7 @@ class Scores(Protocol):
     @property
     def compares(self) -> bool: ...
     async def score(self, prompt: Prompt, completion: Completion) -> Score: ...
-    async def finish(
+    async def score_group(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
     ) -> tuple[Score, ...]: ...
     def metrics(self) -> dict[str, float]: ...
@@ -70,7 +70,7 @@ class Roller:
         done = await gather_or_cancel(*(self._finish(prompt, future) for future in futures))
         completions = tuple(completion for completion, _ in done)
         with self.scoring():
-            scores = await self._scores.finish(prompt, completions, [score for _, score in done])
+            scores = await self._scores.score_group(prompt, completions, [score for _, score in done])
         return ScoredGroup(prompt, completions, scores)
 
     @property
@@ -82,7 +82,7 @@ class Roller:
         """Completions from different groups, scored anew as one group."""
         with self.scoring():
             scores = await all_of([self._scores.score(prompt, each) for each in completions])
-            return ScoredGroup(prompt, tuple(completions), await self._scores.finish(prompt, completions, scores))
+            return ScoredGroup(prompt, tuple(completions), await self._scores.score_group(prompt, completions, scores))
 
     def metrics(self) -> dict[str, float]:
         """What the scores have to tell since the last call."""

@@ -20,7 +20,8 @@ from typing import Any
 from volley.rewards.code.cases import Tests, read_tests, same_output
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Unscorable
-from volley.rewards.sandbox.box import Limits, Sandbox, shared
+from volley.rewards.sandbox.box import Sandbox, shared
+from volley.rewards.sandbox.types import Limits
 from volley.rewards.think_format import after_thinking, with_opened_thinking
 from volley.rollout.errors import ConfigError
 

@@ -22,12 +22,13 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import volley
-from volley.rewards.sandbox import probes
+from volley.rewards.sandbox.probes import check_isolation
+from volley.rewards.sandbox.types import Limits, Script
 from volley.rollout.errors import RewardError
 
 START_TIMEOUT_S = 20.0
@@ -36,26 +37,6 @@ MAX_REPLY = 4096
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from volley.rewards.sandbox.zygote import main; main()"
 # Nothing of ours; and sets are in the same order in every run, so that a response always gets the same score.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """case_s: processor time of one case; twice as much may pass on the clock. all_s: the same for all tests of a call.
-    memory_bytes: address space of a process. output_bytes: what a program may print."""
-
-    case_s: float = 1.0
-    all_s: float = 2.0
-    memory_bytes: int = 512 << 20
-    output_bytes: int = 1 << 20
-
-
-@dataclass(frozen=True)
-class Script:
-    """How a script went. ended: by itself, in time. status: its exit status, below 0 the signal that killed it."""
-
-    ended: bool
-    status: int
-    output: bytes
 
 
 class Sandbox:
@@ -93,7 +74,7 @@ class Sandbox:
             for walls, command in _commands():
                 try:
                     self._start(command)
-                    probes.prove(self)
+                    check_isolation(self.run_job)
                     self.walls = walls
                     return
                 except (OSError, ValueError) as error:
@@ -144,7 +125,7 @@ class Sandbox:
             for is_last in (False, True):
                 self.start()
                 try:
-                    return self.ask(kind, first, second, limits, wall_s)
+                    return self.run_job(kind, first, second, limits, wall_s)
                 except OSError as error:
                     self.close()
                     if is_last:
@@ -154,7 +135,7 @@ class Sandbox:
                     raise
         raise AssertionError("unreachable")
 
-    def ask(
+    def run_job(
         self, kind: str, first: bytes, second: bytes, limits: Limits, wall_s: float
     ) -> tuple[dict[str, Any], bytes]:
         """Have the running zygote do one job. Raises OSError where it is gone or silent."""

@@ -1,21 +1,21 @@
-"""The proof that the sandbox holds on this system: a program inside tries what it must not be able to do.
+"""The self-test of the sandbox: a program inside attempts everything that must be impossible.
 
-Run at each start, in some milliseconds. A sandbox in which one attempt works is not used.
+It runs at every start and takes a few milliseconds. A sandbox in which any attempt succeeds is not used.
 """
 
 import os
 import socket
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
-if TYPE_CHECKING:
-    from volley.rewards.sandbox.box import Sandbox
+from volley.rewards.sandbox.types import Limits
 
 MEMORY_BYTES = 256 << 20
 BRIEF_S = 0.05
 
-# Reads what to try from its input, prints the names of all attempts that worked, and then that it came to the end. What
-# it must be able to do is to load a module that nothing has loaded before, and to start a thread.
+# Reads its targets from standard input, prints the name of each attempt that succeeded, and then a final line. Loading
+# a new module and starting a thread must work.
 PROBE = """
 import ctypes, os, resource, socket, sys, threading
 path, port, pid, too_much = sys.stdin.read().split()
@@ -41,7 +41,7 @@ def process():
         os._exit(0)
 def signal():
     if os.getpid() == int(pid) or os.getppid() == int(pid):
-        raise OSError  # the same number here means another process
+        raise OSError  # inside, this number is another process
     os.kill(int(pid), 0)
 def memory():
     bytearray(int(too_much))
@@ -89,25 +89,26 @@ for name, attempt in attempts.items():
         continue
     print("it can " + name, flush=True)
 import colorsys
-thread = threading.Thread(target=print, args=("that was all",))
+thread = threading.Thread(target=print, args=("all attempts done",))
 thread.start()
 thread.join()
 """
 
 
-def prove(sandbox: "Sandbox") -> None:
-    """Raises OSError with what a program in this sandbox, which has just been started, can do and must not."""
-    from volley.rewards.sandbox.box import Limits
+def check_isolation(run_job: Callable[[str, bytes, bytes, Limits, float], tuple[dict[str, Any], bytes]]) -> None:
+    """Raises OSError that lists what a program in a newly started sandbox can do although it must not.
 
+    run_job: `Sandbox.run_job`.
+    """
     limits = Limits(case_s=2.0, memory_bytes=MEMORY_BYTES)
     with tempfile.NamedTemporaryFile() as file, socket.create_server(("127.0.0.1", 0)) as listener:
         os.fchmod(file.fileno(), 0o644)
-        told = f"{file.name} {listener.getsockname()[1]} {os.getpid()} {2 * MEMORY_BYTES}".encode()
-        _, output = sandbox.ask("script", PROBE.encode(), told, limits, 2 * limits.case_s)
-    said = output.decode().strip().splitlines()
-    if said != ["that was all"]:
-        raise OSError("a program in it says: " + (", ".join(said[:3]) or "nothing at all"))
+        targets = f"{file.name} {listener.getsockname()[1]} {os.getpid()} {2 * MEMORY_BYTES}".encode()
+        _, output = run_job("script", PROBE.encode(), targets, limits, 2 * limits.case_s)
+    lines = output.decode().strip().splitlines()
+    if lines != ["all attempts done"]:
+        raise OSError("a probe inside the sandbox reports: " + (", ".join(lines[:3]) or "nothing at all"))
     brief = Limits(case_s=BRIEF_S)
-    reply, _ = sandbox.ask("script", b"while True: pass", b"", brief, 2 * brief.case_s)
+    reply, _ = run_job("script", b"while True: pass", b"", brief, 2 * brief.case_s)
     if reply["ended"]:
-        raise OSError("a program without end is not stopped")
+        raise OSError("an endless program is not stopped")

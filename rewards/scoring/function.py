@@ -16,11 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from volley.rewards import json_schema, length, length_shapes, think_format
+from volley.rewards import json_schema, think_format
 from volley.rewards.code import verifier as code
 from volley.rewards.item import ITEM_ARGUMENTS, Item, Unscorable
+from volley.rewards.length import overlong, shapes
 from volley.rewards.math import verifier as math
-from volley.rewards.scoring import verifier
+from volley.rewards.scoring import row_verifier
 from volley.rollout.errors import RewardError
 
 Reward = Callable[..., Any]
@@ -29,32 +30,32 @@ Reward = Callable[..., Any]
 BUILT_IN: dict[str, Reward] = {
     "math": math.reward,
     "think_format": think_format.reward,
-    "length": length.reward,
+    "length": overlong.reward,
     "json_schema": json_schema.reward,
     "code": code.reward,
-    "length_cosine": length_shapes.cosine,
-    "length_band": length_shapes.band,
-    "repetition": length_shapes.repetition,
-    "verifier": verifier.reward,
+    "length_cosine": shapes.cosine,
+    "length_band": shapes.band,
+    "repetition": shapes.repetition,
+    "verifier": row_verifier.reward,
 }
 # Built-in rewards that the caller may compute itself: microseconds on any text, None where it does take a child.
 CHEAP: dict[str, Reward] = {
     "math": math.quick_reward,
     "think_format": think_format.reward,
-    "length": length.reward,
+    "length": overlong.reward,
     "json_schema": json_schema.quick_reward,
     "code": code.quick_reward,
-    "length_cosine": length_shapes.quick_cosine,
-    "length_band": length_shapes.band,
-    "repetition": length_shapes.repetition,
-    "verifier": verifier.quick_reward,
+    "length_cosine": shapes.quick_cosine,
+    "length_band": shapes.band,
+    "repetition": shapes.repetition,
+    "verifier": row_verifier.quick_reward,
 }
 # Of those that judge an answer, what they take for it; None where there is none.
 READS: dict[str, Callable[..., str | None]] = {
     "math": math.extract_answer,
     "json_schema": json_schema.found,
     "code": code.found,
-    "verifier": verifier.found,
+    "verifier": row_verifier.found,
 }
 # Of those, what judges such an answer without its response: as CHEAP does, and in full.
 JUDGES: dict[str, tuple[Reward, Reward]] = {"math": (math.quick_grade_extracted, math.grade_extracted)}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from volley.rewards.code import verifier as code
 from volley.rewards.config import RewardConfig, ScorerConfig
-from volley.rewards.scoring.child_process import START_TIMEOUT_S, died_loading, kill, launch, too_slow_loading
+from volley.rewards.scoring.child import decode
+from volley.rewards.scoring.child_handle import START_TIMEOUT_S, died_loading, kill, launch, too_slow_loading
 from volley.rewards.scoring.group_terms import make_group_terms, plain_terms
 from volley.rewards.scoring.rubric import Rubric
-from volley.rewards.scoring.scorer_child import decode
 from volley.rollout.errors import RewardError
 
 IMPORT_SILENCE_S = 3.0

@@ -26,21 +26,13 @@ from volley.rewards.scoring.function import (
     check_reward,
     load_reward,
 )
+from volley.rewards.terms import Outcome
 from volley.rollout.errors import ConfigError
 from volley.rollout.types import Score
 
 MAX_MESSAGE = 200
 CHEAP_S = 0.1
 """What the caller may spend on one cheap term before it leaves it to a child."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One term of one item. value: NaN where it failed. error: why, "" where it did not. seconds: what it took."""
-
-    value: float
-    error: str = ""
-    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ from types import TracebackType
 from volley.rewards.code import verifier as code
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Item
-from volley.rewards.scoring.child_process import FEW, START_TIMEOUT_S, Child, Work, kill, launch, too_slow_loading
-from volley.rewards.scoring.group_terms import add_outcomes, all_of, make_group_terms, plain_terms
-from volley.rewards.scoring.rubric import Outcome, Reading, Rubric
+from volley.rewards.scoring.child_handle import FEW, START_TIMEOUT_S, Child, Work, kill, launch, too_slow_loading
+from volley.rewards.scoring.group_terms import add_outcomes, make_group_terms, plain_terms
+from volley.rewards.scoring.rubric import Reading, Rubric
+from volley.rewards.terms import Outcome, all_of
 from volley.rollout.errors import RewardError
 from volley.rollout.types import Completion, Prompt, Score
 
@@ -36,7 +37,7 @@ REAP_EVERY_S = 0.02
 
 class Scorer:
     """Scores completions. Use as `async with Scorer(terms) as scorer:`, on one event loop, with any number of
-    concurrent calls of `score` and `finish`. Raises what `Rubric` and `make_group_terms` raise."""
+    concurrent calls of `score` and `score_group`. Raises what `Rubric` and `make_group_terms` raise."""
 
     def __init__(self, terms: Sequence[RewardConfig], config: ScorerConfig | None = None) -> None:
         self._rubric = Rubric(plain_terms(terms))
@@ -119,7 +120,7 @@ class Scorer:
         seconds = math.fsum([reading.seconds, *(outcome.seconds for outcome in done)])
         return self._rubric.combine(item, done, reading), seconds
 
-    async def finish(
+    async def score_group(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
     ) -> tuple[Score, ...]:
         """The scores of a whole group, from those that `score` gave its completions: adds the terms that see all of

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from volley.rewards.sandbox.box import Limits, Sandbox, Script
+from volley.rewards.sandbox.box import Sandbox
+from volley.rewards.sandbox.types import Limits, Script
 
 LIMITS = Limits(case_s=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
 LONG = Limits(case_s=5.0)

@@ -226,7 +226,7 @@ def test_beside_another_term(model: Path) -> None:
             prompt = Prompt(0, 0, "7+11=", (1, 2), "18", {})
             completions = [Completion((1,), (0.0,), text, "stop", 0, 0) for text in (r"\boxed{18}", r"\boxed{19}")]
             plain = [await scorer.score(prompt, completion) for completion in completions]
-            return await scorer.finish(prompt, completions, plain), scorer.metrics()
+            return await scorer.score_group(prompt, completions, plain), scorer.metrics()
 
     scores, metrics = asyncio.run(main())
     for score, text, right in zip(scores, (r"\boxed{18}", r"\boxed{19}"), (1.0, 0.0), strict=True):

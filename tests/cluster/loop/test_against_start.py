@@ -155,7 +155,7 @@ def test_a_judge_who_compares_is_shown_both_answers(tmp_path: Path) -> None:
             async with Scorer([RewardConfig("judge", options=options | {"retries": 0})]) as scorer:
                 roller, start = Roller(RolloutPool(), scorer, 0), Start(tmp_path / "start.parquet", 4)
                 then = answers(["long", "short", "equal", "broken"], [NAN] * 4)
-                alone = await scorer.finish(then[0].prompt, then[0].completions, [Score(0.0, {})])
+                alone = await scorer.score_group(then[0].prompt, then[0].completions, [Score(0.0, {})])
                 asked = len(endpoint.requests)
                 await start.compare(0, then, roller)
                 now = answers(["no", "very long", "equal", "x"], [NAN] * 4)

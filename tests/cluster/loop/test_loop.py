@@ -51,7 +51,7 @@ class ParityScores:
         reward = float(completion.token_ids[0] % 2 == 0)
         return Score(reward, {"even": reward}, accuracy=reward)
 
-    async def finish(
+    async def score_group(
         self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
     ) -> tuple[Score, ...]:
         return tuple(scores)

@@ -99,7 +99,7 @@ def scored(config: RewardConfig, responses: list[str]) -> tuple[tuple[Score, ...
             prompt = Prompt(0, 0, "7+11=?", (1, 2), "18", {})
             completions = [Completion((1,), (0.0,), text, "stop", 0, 0) for text in responses]
             plain = [await scorer.score(prompt, completion) for completion in completions]
-            return await scorer.finish(prompt, completions, plain), scorer.metrics()
+            return await scorer.score_group(prompt, completions, plain), scorer.metrics()
 
     return asyncio.run(main())
 

@@ -18,7 +18,8 @@ from volley.rewards.code.cases import read_tests, same_output
 from volley.rewards.code.verifier import check_budgets, extract, grade, reward, verify
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Item, Unscorable
-from volley.rewards.sandbox.box import Limits, shared
+from volley.rewards.sandbox.box import shared
+from volley.rewards.sandbox.types import Limits
 from volley.rewards.scoring.function import check_built_in
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.rubric import Rubric

@@ -236,7 +236,7 @@ def test_beside_other_terms() -> None:
                 prompt, completions, _ = group([r"\boxed{18}", r"<think>a</think>\boxed{19}", r"odd \boxed{18}"])
                 plain = [await scorer.score(prompt, completion) for completion in completions]
                 assert not endpoint.requests, "plain terms do not wait for the group, and the judge does"
-                return await scorer.finish(prompt, completions, plain), plain, scorer.metrics()
+                return await scorer.score_group(prompt, completions, plain), plain, scorer.metrics()
 
     scores, plain, metrics = asyncio.run(main())
     assert scores[0].terms == {"math": 1.0, "think_format": 0.0, "taste": 1.0}
@@ -259,7 +259,7 @@ def test_why_a_plain_term_failed_stays_the_reason() -> None:
                 completion = Completion((1,), (0.0,), r"\boxed{18}", "stop", 0, 0)
                 plain = await scorer.score(prompt, completion)
                 assert plain.unscorable.startswith("reward 'math'"), "the row has no answer"
-                (score,) = await scorer.finish(prompt, [completion], [plain])
+                (score,) = await scorer.score_group(prompt, [completion], [plain])
                 assert score.unscorable == plain.unscorable
                 return score
 
@@ -274,9 +274,9 @@ def test_metrics_are_of_the_time_since_they_were_last_asked_for() -> None:
             prices = {"prompt": 10.0}
             terms = [RewardConfig("judge", options=options(endpoint.url, price_per_million_tokens=prices))]
             async with Scorer(terms) as scorer:
-                await scorer.finish(*group(["a", "b"]))
+                await scorer.score_group(*group(["a", "b"]))
                 first = scorer.metrics()
-                await scorer.finish(*group(["c"]))
+                await scorer.score_group(*group(["c"]))
                 return first, scorer.metrics()
 
     first, second = asyncio.run(main())

@@ -72,7 +72,7 @@ def test_the_end_of_a_run_leaves_no_call_behind() -> None:
             terms = [RewardConfig("judge", options=options(endpoint.url, max_in_flight=4))]
             with pytest.raises(RewardError):
                 async with Scorer(terms) as scorer:
-                    await scorer.finish(*group([str(n) for n in range(200)]))
+                    await scorer.score_group(*group([str(n) for n in range(200)]))
             return len(asyncio.all_tasks() - {asyncio.current_task()}) - endpoint_tasks(endpoint)
 
     assert asyncio.run(main()) <= 0
@@ -88,10 +88,10 @@ def endpoint_tasks(endpoint: Endpoint) -> int:
         ({"modell": "x"}, "no option 'modell'; did you mean 'model'?"),
         ({"api_key": "sk-secret"}, "no option 'api_key'; did you mean 'api_key_env'?"),
         ({"model": None}, "'model' must be text"),
-        ({"retries": "3"}, "'retries' must be a whole number"),
+        ({"retries": "3"}, "'retries' must be an integer"),
         ({"explain": 1}, "'explain' must be true or false"),
         ({"temperature": math.nan}, "'temperature' must be a finite number"),
-        ({"extra": ["a"]}, "'extra' must be keys with values"),
+        ({"extra": ["a"]}, "'extra' must be a mapping"),
         ({"timeout_s": -1}, "timeout_s is -1.0; it must be above 0"),
         ({"mode": "pairs"}, "mode is 'pairs'; it must be one of score, pairwise"),
         ({"max_in_flight": 0}, "max_in_flight is 0; it must be at least 1"),
@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(RewardError, match="are empty; write one a line"):
         Scorer([RewardConfig("judge", options=options("http://host/v1", principles=str(tmp_path / "empty.txt")))])
-    with pytest.raises(ConfigError, match="it cannot tell what is correct"):
+    with pytest.raises(ConfigError, match="does not decide correctness"):
         Scorer([RewardConfig("judge", options=options("http://host/v1"), accuracy=True)])
     with pytest.raises(RewardError, match="did you mean 'judge'"):
         Scorer([RewardConfig("juge")])

@@ -12,7 +12,8 @@ import pytest
 
 import volley
 from tests.rewards.boxed import BRIEF, LIMITS, LONG, SEARCH, descendants, run, what_works
-from volley.rewards.sandbox.box import Sandbox, Script
+from volley.rewards.sandbox.box import Sandbox
+from volley.rewards.sandbox.types import Script
 
 ROOT = Path(volley.__file__).parent.parent
 pytestmark = pytest.mark.parametrize("started_sandbox", ["namespaces", "bwrap"], indirect=True)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rewards.boxed import SEARCH
-from volley.rewards.sandbox.box import Limits, Sandbox
+from volley.rewards.sandbox.box import Sandbox
+from volley.rewards.sandbox.types import Limits
 from volley.rewards.sandbox.values import LostError, decode, encode
 
 IMPORT = "import volley.rewards.sandbox."

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 
 import volley
 from tests.rewards.boxed import descendants, is_alive, run, within
-from volley.rewards.sandbox import box, probes, system_calls
+from volley.rewards.sandbox import box, system_calls
 from volley.rewards.sandbox.box import Sandbox
+from volley.rewards.sandbox.probes import check_isolation
+from volley.rewards.sandbox.types import Limits
 
 ROOT = Path(volley.__file__).parent.parent
 
@@ -47,13 +50,13 @@ def test_an_interrupted_call_leaves_no_answer_behind(sandbox: Sandbox) -> None:
 
 
 def test_an_interrupted_start_leaves_no_greeting_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, prove = Sandbox(), probes.prove
+    own = Sandbox()
 
-    def interrupted(sandbox: Sandbox) -> None:
-        monkeypatch.setattr(probes, "prove", prove)
+    def interrupted(run_job: Callable[..., Any]) -> None:
+        monkeypatch.setattr(box, "check_isolation", check_isolation)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(probes, "prove", interrupted)
+    monkeypatch.setattr(box, "check_isolation", interrupted)
     with pytest.raises(KeyboardInterrupt):
         own.start()
     assert own.pid == 0
@@ -170,7 +173,7 @@ def test_a_wall_that_is_missing_is_noticed(sandbox: Sandbox, wall: str, said: st
     broken = without(sandbox, wall)
     try:
         with pytest.raises(OSError, match=said):
-            probes.prove(broken)
+            check_isolation(broken.run_job)
     finally:
         broken.close()
 
@@ -178,8 +181,8 @@ def test_a_wall_that_is_missing_is_noticed(sandbox: Sandbox, wall: str, said: st
 def test_a_kernel_without_landlock_will_do(sandbox: Sandbox) -> None:
     broken = without(sandbox, "kernel.landlock")
     try:
-        probes.prove(broken)  # raises for whatever a program can do there
-        reply, output = broken.ask("script", b"print(6 * 7)", b"", box.Limits(case_s=2.0), 4.0)
+        check_isolation(broken.run_job)  # raises for whatever a program can do there
+        reply, output = broken.run_job("script", b"print(6 * 7)", b"", Limits(case_s=2.0), 4.0)
         assert (reply["ended"], output) == (True, b"42\n")
     finally:
         broken.close()

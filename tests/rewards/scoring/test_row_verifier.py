@@ -6,8 +6,8 @@ import pytest
 
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item, Unscorable
+from volley.rewards.scoring.row_verifier import QUICK, VERIFIERS, reward
 from volley.rewards.scoring.rubric import Rubric
-from volley.rewards.scoring.verifier import QUICK, VERIFIERS, reward
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Length rewards against second derivations: other trigonometry, exact fractions, marked words, sorted positions."""
+"""Length rewards against second derivations: another trigonometric form, exact fractions, and marked words."""
 
 import math
 from fractions import Fraction
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volley.rewards.length_shapes import band, cosine, group_relative, quick_cosine, repetition
+from volley.rewards.length.shapes import band, cosine, quick_cosine, repetition
 
 
 @given(st.integers(0, 99), st.booleans())
@@ -58,7 +58,7 @@ def test_band_case_by_case(num_tokens: int, low: int, width: int, shoulder: int)
 
 @pytest.mark.parametrize(("low", "high", "shoulder"), [(5, 4, 1), (-1, 4, 1), (1, 4, -1)])
 def test_no_band(low: int, high: int, shoulder: int) -> None:
-    with pytest.raises(ValueError, match="make no band"):
+    with pytest.raises(ValueError, match="do not define a band"):
         band("", "", "", num_tokens=1, low=low, high=high, shoulder=shoulder)
 
 
@@ -78,22 +78,3 @@ def test_repetition_marks_words(words: list[str], ngram: int) -> None:
 def test_repetition_needs_a_size() -> None:
     with pytest.raises(ValueError, match="ngram"):
         repetition("", "a", "", ngram=0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1000), st.booleans()), max_size=12))
-def test_group_relative_in_exact_fractions(group: list[tuple[int, bool]]) -> None:
-    lengths, correct = [each[0] for each in group], [each[1] for each in group]
-    ordered = sorted(lengths)
-    expected = []
-    for length, is_correct in group:
-        if ordered[0] == ordered[-1]:
-            expected.append(Fraction(0))
-            continue
-        scaled = Fraction(ordered[0] + ordered[-1] - 2 * length, 2 * (ordered[-1] - ordered[0]))
-        expected.append(scaled if is_correct or scaled < 0 else Fraction(0))
-    assert group_relative(lengths, correct) == pytest.approx([float(each) for each in expected], abs=1e-12)
-
-
-def test_group_relative_needs_a_verdict_each() -> None:
-    with pytest.raises(ValueError, match="2 lengths but 1 verdicts"):
-        group_relative([1, 2], [True])

@@ -1,11 +1,15 @@
-"""Kimi k1.5's length reward as a term of a run: through the scorer, beside the verifier that it asks."""
+"""Kimi k1.5's length reward: the formula, and the term in a scorer together with the verifier that it needs."""
 
 import asyncio
 import math
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.length.relative import group_relative
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import ConfigError, RewardError
@@ -23,12 +27,12 @@ def scored(terms: list[RewardConfig], completions: list[Completion], answer: str
         prompt = Prompt(0, 0, "question", (1, 2), answer, {})
         async with Scorer(terms, ScorerConfig(workers=1)) as scorer:
             plain = [await scorer.score(prompt, each) for each in completions]
-            return await scorer.finish(prompt, completions, plain)
+            return await scorer.score_group(prompt, completions, plain)
 
     return asyncio.run(main())
 
 
-def test_short_answers_win_where_they_are_right() -> None:
+def test_short_correct_answers_get_more() -> None:
     group = [
         completion(r"\boxed{18}", 100),
         completion(r"\boxed{18}", 300),
@@ -42,12 +46,12 @@ def test_short_answers_win_where_they_are_right() -> None:
     assert [score.accuracy for score in scores] == [1.0, 1.0, 1.0, 0.0, 0.0]
 
 
-def test_equal_lengths_say_nothing() -> None:
+def test_equal_lengths_get_zero() -> None:
     scores = scored(TERMS, [completion(r"\boxed{18}", 9), completion(r"\boxed{19}", 9)])
     assert [score.terms["length_group"] for score in scores] == [0.0, 0.0]
 
 
-def test_what_cannot_be_judged_gets_no_value_but_counts_for_the_range() -> None:
+def test_unjudged_responses_get_no_value_but_count_for_the_range() -> None:
     one, other = scored(TERMS, [completion(r"\boxed{18}", 5), completion(r"\boxed{18}", 9)], answer="")
     assert math.isnan(one.terms["length_group"])
     assert math.isnan(one.reward)
@@ -55,7 +59,7 @@ def test_what_cannot_be_judged_gets_no_value_but_counts_for_the_range() -> None:
     assert one.unscorable.startswith("reward 'math': the gold answer")
 
 
-def test_a_verifier_of_ones_own_tells_what_is_correct(tmp_path) -> None:
+def test_a_user_verifier_decides_correctness(tmp_path) -> None:
     (tmp_path / "own.py").write_text("def judge(prompt, response, answer): return float('good' in response)\n")
     terms = [RewardConfig(f"{tmp_path}/own.py:judge", accuracy=True), RewardConfig("length_group")]
     scores = scored(terms, [completion("good", 10), completion("bad", 10), completion("good", 20)])
@@ -63,23 +67,42 @@ def test_a_verifier_of_ones_own_tells_what_is_correct(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "group_size", "error", "said"),
+    ("terms", "group_size", "error", "message"),
     [
-        ([RewardConfig("length_group")], 8, ConfigError, "no reward tells; add math, or flag a verifier"),
+        ([RewardConfig("length_group")], 8, ConfigError, "add math, or set accuracy: true on a verifier"),
         ([RewardConfig("math"), RewardConfig("length_group")], 1, RewardError, "set it to at least 2"),
         (
             [RewardConfig("math"), RewardConfig("length_group", options={"max_tokens": 9})],
             8,
             RewardError,
-            "takes no options; leave 'max_tokens' out",
+            "takes no options; remove 'max_tokens'",
         ),
-        ([RewardConfig("length_group", accuracy=True)], 8, ConfigError, "it cannot tell what is correct"),
+        ([RewardConfig("length_group", accuracy=True)], 8, ConfigError, "it does not decide correctness"),
     ],
 )
-def test_found_before_the_run(terms: list[RewardConfig], group_size: int, error: type, said: str) -> None:
-    with pytest.raises(error, match=said):
+def test_bad_configurations_are_refused(terms: list[RewardConfig], group_size: int, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
         check_rewards(terms, {"prompt", "answer"}, group_size)
 
 
-def test_nothing_to_find() -> None:
+def test_a_valid_configuration_passes() -> None:
     check_rewards(TERMS, {"prompt", "answer"}, 8)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.booleans()), max_size=12))
+def test_group_relative_in_exact_fractions(group: list[tuple[int, bool]]) -> None:
+    lengths, correct = [each[0] for each in group], [each[1] for each in group]
+    ordered = sorted(lengths)
+    expected = []
+    for length, is_correct in group:
+        if ordered[0] == ordered[-1]:
+            expected.append(Fraction(0))
+            continue
+        scaled = Fraction(ordered[0] + ordered[-1] - 2 * length, 2 * (ordered[-1] - ordered[0]))
+        expected.append(scaled if is_correct or scaled < 0 else Fraction(0))
+    assert group_relative(lengths, correct) == pytest.approx([float(each) for each in expected], abs=1e-12)
+
+
+def test_group_relative_needs_one_verdict_per_length() -> None:
+    with pytest.raises(ValueError, match="2 lengths but 1 verdicts"):
+        group_relative([1, 2], [True])

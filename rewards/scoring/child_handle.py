@@ -19,11 +19,12 @@ from typing import Any
 import volley
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import TIMED_OUT, Item
-from volley.rewards.scoring.rubric import Outcome, Reading
-from volley.rewards.scoring.scorer_child import decode, encode
+from volley.rewards.scoring.child import decode, encode
+from volley.rewards.scoring.rubric import Reading
+from volley.rewards.terms import Outcome
 from volley.rollout.errors import RewardError
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from volley.rewards.scoring.scorer_child import main; main()"
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from volley.rewards.scoring.child import main; main()"
 _SECRET = re.compile(r"(^|_)(TOKENS?|(API)?KEYS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|^RAY_AUTH_|^WANDB_")
 START_TIMEOUT_S = 60.0
 FEW = 4

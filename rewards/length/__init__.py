@@ -1,0 +1,1 @@
+"""Rewards that depend on the length of a response."""
