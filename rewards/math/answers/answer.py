@@ -13,8 +13,9 @@ from volley.rewards.math.answers.known_units import CURRENCIES
 from volley.rewards.math.answers.number_words import SMALL_NUMBERS, leading_number
 from volley.rewards.math.answers.units import SCALES, split_unit, split_units, unit_name
 from volley.rewards.math.expressions import compare
-from volley.rewards.math.expressions.formula import FUNCTIONS, GREEK, NAMES, WORDS, Node, number
 from volley.rewards.math.expressions.grammar import parse
+from volley.rewards.math.expressions.tree import Node, number
+from volley.rewards.math.expressions.vocabulary import FUNCTION_ALIASES, FUNCTIONS, GREEK, WORDS
 
 DEGREE = "degree"
 
@@ -41,7 +42,7 @@ _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:,
 _SYMBOLS = re.compile(r"(?:[a-zA-Z]|[b-df-hj-np-tv-z]{2,3})(?: [a-zA-Z])*")
 _LETTERS = re.compile(r"[A-Z](?:(?:,? and |, ?)[A-Z])+")
 # What may be words or a product: up to three small letters, or functions of such.
-_NAME = "|".join(sorted({*FUNCTIONS, *NAMES}, key=len, reverse=True))
+_NAME = "|".join(sorted({*FUNCTIONS, *FUNCTION_ALIASES}, key=len, reverse=True))
 _FACTORS = rf"(?:(?:{_NAME})[a-z]{{0,3}}|[a-z]{{1,3}})"
 _PRODUCT = re.compile(rf"{_FACTORS}(?:[ -]{_FACTORS}){{0,2}}")
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
@@ -274,7 +275,7 @@ def _formula(text: str) -> Answer:
         if not unit:
             body, unit = split_unit(text)
     tree = parse(body)
-    is_compound = tree and (tree.op in ("sum", "list") or (tree.op == "relation" and tree.parts[0].op != "lone"))
+    is_compound = tree and (tree.op in ("sum", "list") or (tree.op == "relation" and tree.parts[0].op != "lone-symbol"))
     if tree is None or (is_compound and is_percent):
         tree, unit, is_percent = parse(text), "", False
     return Answer(tree, unit, is_percent)
@@ -287,7 +288,7 @@ def _without_degrees(tree: Node) -> Node | None:
     if tree.op in ("minus", "relation") and (inside := _without_degrees(tree.parts[-1])):
         return (
             tree._replace(parts=(*tree.parts[:-1], inside))
-            if tree.parts[0].op == "lone" or len(tree.parts) == 1
+            if tree.parts[0].op == "lone-symbol" or len(tree.parts) == 1
             else None
         )
     return None

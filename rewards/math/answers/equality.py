@@ -7,8 +7,8 @@ from volley.rewards.math.answers.answer import DEGREE, Answer
 from volley.rewards.math.answers.unfinished import is_unfinished
 from volley.rewards.math.answers.units import compatible_units, is_known_unit
 from volley.rewards.math.expressions import compare
-from volley.rewards.math.expressions.formula import Node, number, symbols
 from volley.rewards.math.expressions.limits import StepLimitError, step_limit
+from volley.rewards.math.expressions.tree import Node, number, symbols
 
 
 def equal_answers(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:

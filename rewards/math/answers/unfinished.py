@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from volley.rewards.math.expressions.evaluate import evaluate
-from volley.rewards.math.expressions.formula import Node, number, symbols
 from volley.rewards.math.expressions.plus_minus import plus_minus_values
+from volley.rewards.math.expressions.tree import Node, number, symbols
 from volley.rewards.math.expressions.value import NoValueError, equal_values
 
 _STEPS = frozenset(["power", "root", "factorial", "binomial", "function"])
@@ -38,7 +38,7 @@ def _values(node: Node) -> Iterator[Node]:
     """The values that an answer is made of, without the symbols that name them. Of a chain of equal ones those that
     are worked out, if any is."""
     if node.op == "relation":
-        parts = tuple(part for part in node.parts if _without_sign(part).op not in ("lone", "symbol"))
+        parts = tuple(part for part in node.parts if _without_sign(part).op not in ("lone-symbol", "symbol"))
         if set(node.name.split()) <= {"=", "~"} and not any(map(symbols, parts)):
             parts = tuple(filter(_is_done, parts)) or parts
     elif node.op in _HOLDERS or (node.op == "product" and _is_scaled(node)):

@@ -1,33 +1,32 @@
-"""What stands between the operators of a formula: numbers, symbols, brackets, functions, roots, fractions, matrices.
+"""Parses the atoms of a formula: numbers, symbols, brackets, functions, roots, fractions and matrices.
 
     atom      number | symbol | constant | bracket list bracket | "|" list "|" | function | command
     function  name ("_" base)? ("^" exponent)? (bracket | factors up to the next function)
 
-`volley.rewards.math.expressions.grammar` has the operators, and inherits this; both together are the reader of a text.
+The operators between atoms are parsed by a subclass in `volley.rewards.math.expressions.grammar`.
 """
 
 import re
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
-from volley.rewards.math.expressions.formula import (
-    ATOMS,
-    CLOSING,
+from volley.rewards.math.expressions.tokens import NotAFormulaError, Tokens
+from volley.rewards.math.expressions.tree import Node, number
+from volley.rewards.math.expressions.vocabulary import (
+    ACCENTS,
+    ATOM_COMMANDS,
+    CLOSING_BRACKETS,
+    FUNCTION_ALIASES,
+    FUNCTION_BRACKETS,
     FUNCTIONS,
     GREEK,
-    MARKED,
-    MATRICES,
-    MAX_DIGITS,
-    NAMES,
-    OPENING,
+    MATRIX_ENVIRONMENTS,
+    OPENING_BRACKETS,
     SEPARATORS,
     SET_BRACKETS,
-    WHOLE,
-    Node,
-    NotAFormulaError,
-    Tokens,
-    number,
 )
+
+MAX_DIGITS = 80
 
 _MIXED = re.compile(r" ([0-9]{1,9})/([0-9]{1,9})(?![0-9.])")
 _REPEATING = re.compile(r"\\(?:overline|bar|dot) ?\{([0-9]{1,20})\}")
@@ -40,15 +39,18 @@ _ROW_END = ("&", "\\\\", "\\end")
 
 
 class AtomParser(Tokens, ABC):
-    """Reads one atom; what is inside of it is read by the operators, which a subclass knows. All raise
-    NotAFormulaError."""
+    """Parses one atom. The formula inside an atom is parsed by the methods for operators, which a subclass defines.
+
+    All methods raise NotAFormulaError.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._closing: list[str] = []
+        self._closing: list[str] = []  # the tokens that may close the brackets around the current position
 
     @abstractmethod
-    def list_until(self, *closing: str) -> Node: ...
+    def list_until(self, *closing: str) -> Node:
+        """Parse relations between separators. A single relation is returned as it is, not as a list of one."""
 
     @abstractmethod
     def sum(self) -> Node: ...
@@ -60,25 +62,26 @@ class AtomParser(Tokens, ABC):
     def exponent(self) -> Node: ...
 
     def starts_atom(self, token: str) -> bool:
+        """Return whether a token, which is the next one, begins another atom, so that it is a factor."""
         if token == "" or token in self._closing or token in SEPARATORS or token == "degrees":
             return False
         if token == "U" and follows_bracket(self.text, self.position):
             return False
-        return token[0].isalnum() or token[0] == "." or token in OPENING or token in ATOMS
+        return token[0].isalnum() or token[0] == "." or token in OPENING_BRACKETS or token in ATOM_COMMANDS
 
     def atom(self) -> Node:
         token = self.take()
         if token[0] in "0123456789.":
             return self._number(token)
-        if token in CLOSING:
+        if token in CLOSING_BRACKETS:
             return self._bracketed(token)
-        if token in WHOLE:
-            closing, name = WHOLE[token]
+        if token in FUNCTION_BRACKETS:
+            closing, name = FUNCTION_BRACKETS[token]
             inside = self._inside(closing)
             self.expect(closing)
             return Node("function", (inside,), name=name)
         word = token.removeprefix("\\")
-        word = NAMES.get(word, word)
+        word = FUNCTION_ALIASES.get(word, word)
         if word in FUNCTIONS and token != "\\sqrt":
             return self._function(word)
         if token.startswith("\\"):
@@ -90,6 +93,7 @@ class AtomParser(Tokens, ABC):
         raise NotAFormulaError
 
     def _inside(self, *closing: str) -> Node:
+        """Parse the content of brackets, up to a closing token, which is not consumed."""
         self.enter()
         self._closing.extend(closing)
         inside = self.list_until(*closing)
@@ -98,7 +102,7 @@ class AtomParser(Tokens, ABC):
         return inside
 
     def _bracketed(self, opening: str) -> Node:
-        closing = CLOSING[opening]
+        closing = CLOSING_BRACKETS[opening]
         if opening in SET_BRACKETS and self.peek() in closing:
             self.take()
             return Node("set")
@@ -107,7 +111,7 @@ class AtomParser(Tokens, ABC):
         parts = inside.parts if inside.op == "list" else (inside,)
         if opening in SET_BRACKETS:
             return Node("set", parts)
-        if opening == "{":  # these braces are not seen on paper
+        if opening == "{":  # braces that only group, which LaTeX does not print
             return inside
         name = "()" if opening == "\\langle" else "[]" if opening == "\\lbrack" else name
         if inside.op == "list":
@@ -137,7 +141,7 @@ class AtomParser(Tokens, ABC):
         return Node("number", number=value, name=str(places) if places else "")
 
     def _mixed(self, whole: Fraction) -> Node:
-        """`3\\frac{1}{4}` is 3.25; any other fraction behind a number multiplies it."""
+        """Parse a fraction after a whole number: `3\\frac{1}{4}` is 3.25, any other fraction is a factor."""
         part = self.atom()
         if all(each.op == "number" for each in part.parts):
             value = part.parts[0].number / part.parts[1].number
@@ -146,7 +150,7 @@ class AtomParser(Tokens, ABC):
         return Node("product", (number(whole), part))
 
     def _argument(self) -> Node:
-        """Of `\\frac` and its like: a group, or one digit, letter or command."""
+        """Parse an argument of `\\frac` and similar commands: a group, or one digit, letter or command."""
         rest = self.text[self.position :].lstrip()
         if rest[:1] and rest[0] in "0123456789":
             self.position = len(self.text) - len(rest) + 1
@@ -162,7 +166,7 @@ class AtomParser(Tokens, ABC):
             self.take()
             exponent = self.exponent()
         self.enter()
-        argument = self.atom() if self.peek() in OPENING - {"|"} else self._bare_argument()
+        argument = self.atom() if self.peek() in OPENING_BRACKETS - {"|"} else self._bare_argument()
         self.leave()
         if exponent == apply_sign("-", number(1)) and f"arc{word}" in FUNCTIONS:
             return Node("function", (argument,), name=f"arc{word}")
@@ -175,10 +179,13 @@ class AtomParser(Tokens, ABC):
         return Node("power", (function, exponent)) if exponent else function
 
     def _bare_argument(self) -> Node:
-        """`\\sin 2x \\cos y` is sin(2x) cos(y): factors up to the next function, sign or division."""
+        """Parse an argument without brackets: `\\sin 2x \\cos y` is sin(2x) cos(y).
+
+        It extends to the next function, sign or division.
+        """
         argument = self.power()
         while self.starts_atom(token := self.peek()) and token.removeprefix("\\") not in FUNCTIONS:
-            if token[0].isdigit() or token in CLOSING:
+            if token[0].isdigit() or token in CLOSING_BRACKETS:
                 break
             argument = Node("product", (argument, self.power()))
         return argument
@@ -202,7 +209,7 @@ class AtomParser(Tokens, ABC):
             if match is None:
                 raise NotAFormulaError
             return Node("numbers", name=(match[1] or match[2]) + (match[3] or "").replace("{", "").replace("}", ""))
-        if word in MARKED:
+        if word in ACCENTS:
             match = self.match(_LETTERS)
             if match is None:
                 raise NotAFormulaError
@@ -231,7 +238,7 @@ class AtomParser(Tokens, ABC):
 
     def _matrix(self) -> Node:
         begin = self.match(_BEGIN)
-        if begin is None or begin[1] not in MATRICES:
+        if begin is None or begin[1] not in MATRIX_ENVIRONMENTS:
             raise NotAFormulaError
         self.enter()
         self._closing.append("\\end")
@@ -253,10 +260,11 @@ class AtomParser(Tokens, ABC):
         return Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
 
 
-def follows_bracket(text: str, place: int) -> bool:
-    """Whether a bracket stands before a place: `(0,1) U (2,3)` is a union, `2U` a product."""
-    return text[:place].rstrip().endswith((")", "]", "}"))
+def follows_bracket(text: str, position: int) -> bool:
+    """Return whether a position follows a closing bracket: `(0,1) U (2,3)` is a union, `2U` a product."""
+    return text[:position].rstrip().endswith((")", "]", "}"))
 
 
 def apply_sign(sign: str, inside: Node) -> Node:
+    """Put a minus or plus-minus sign in front of a formula."""
     return Node({"-": "minus", "\\pm": "plus-minus", "\\mp": "minus-plus"}[sign], (inside,))

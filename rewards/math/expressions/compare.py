@@ -1,14 +1,20 @@
-"""Whether two formulas are the same answer: the shapes that answers have. `identity` compares expressions."""
+"""Decides whether two formulas are the same answer.
+
+Answers have shapes: a named value (`x = 5`), a chain of equal values, an equation, an inequality, a set, a list, a
+tuple, a matrix, a ratio. This module matches the shapes of two answers and compares their parts. `identity_testing`
+compares the expressions in them, `intervals` the sets of real numbers.
+"""
 
 from fractions import Fraction
-from functools import reduce
 
-from volley.rewards.math.expressions.formula import Node, number, symbols
 from volley.rewards.math.expressions.identity_testing import constant_ratio, equal_expressions, is_defined, rounds_to
 from volley.rewards.math.expressions.intervals import equal_sets, is_set
+from volley.rewards.math.expressions.matrices import combine_matrices
 from volley.rewards.math.expressions.plus_minus import plus_minus_values
+from volley.rewards.math.expressions.tree import Node, is_minus_infinity, minus, number, symbols, times
 
 MAX_VALUES = 40
+"""Members of a list or set. Longer ones are not compared."""
 _PI = Node("constant", name="pi")
 
 _LISTED = ("list", "set", "tuple", "matrix")
@@ -17,27 +23,27 @@ _SHAPES = frozenset(["relation", "union", "intersection", "difference", "numbers
 
 
 def equal(gold: Node, given: Node, tolerance: Fraction = Fraction(0)) -> bool:
-    """Whether two answers are the same. tolerance: how far numbers may be apart."""
+    """Return whether two answers are the same. Numbers may differ by `tolerance`."""
     if gold == given:
         return has_value(gold)
-    (name, one), (given_name, other) = _split_name(gold), _split_name(given)
-    if name and given_name:
-        if (name, one) == (other, given_name) and one.op == "symbol":
+    (gold_name, one), (given_name, other) = _split_name(gold), _split_name(given)
+    if gold_name and given_name:
+        if (gold_name, one) == (other, given_name) and one.op == "symbol":
             return True
-        return _matching_names(name, given_name) and _equal_chains(one, other, tolerance)
-    for name_of, value, equation in ((name, one, other), (given_name, other, one)):
-        if name_of and _is_equation(equation):
-            # A line may be written in any form, but an equation that was to be solved is not its solution.
+        return _matching_names(gold_name, given_name) and _equal_chains(one, other, tolerance)
+    for name, value, equation in ((gold_name, one, other), (given_name, other, one)):
+        if name and _is_equation(equation):
+            # The equation of a line may be written in any form, but an unsolved equation is not its solution.
             sides = _difference_of_sides(equation)
-            return bool(symbols(value)) and _equivalent_equations(_minus(name_of, value), sides)
+            return bool(symbols(value)) and _equivalent_equations(minus(name, value), sides)
     return _equal_chains(one, other, tolerance)
 
 
 def has_value(node: Node) -> bool:
-    """Whether a formula without symbols exists and is small enough to be computed; of other formulas, their parts."""
+    """Return whether a formula is defined and small enough to be computed, with all of its parts."""
     if node.op in ("sum", "product", "minus"):
-        node = _combine_matrices(node)
-    if node.op in _SHAPES or node.op in ("row", "lone", "ratio") or _is_minus_infinity(node):
+        node = combine_matrices(node)
+    if node.op in _SHAPES or node.op in ("row", "lone-symbol", "ratio") or is_minus_infinity(node):
         return all(has_value(part) for part in node.parts)
     values = plus_minus_values(node)
     if len(values) > 1:
@@ -46,16 +52,18 @@ def has_value(node: Node) -> bool:
 
 
 def is_rational(node: Node) -> bool:
-    """Whether it is made of numbers and the four operations only, so that comparing it takes microseconds."""
+    """Return whether a formula contains only numbers and the four operations. Comparing it takes microseconds."""
     return node.op in _RATIONAL and all(is_rational(part) for part in node.parts)
 
 
 def _split_name(node: Node) -> tuple[Node | None, Node]:
-    """The lone symbol that an answer is introduced with, and the answer: of `x = 5`, `5 = x`, `x \\in {5}`, `x = 5, 6`
-    and `x = 5, x = 6`. None where there is none."""
+    """Split an answer into the name that it is given (None if it has none) and its value.
+
+    The name of `x = 5`, `5 = x`, `x \\in {5}`, `x = 5, 6` and `x = 5, x = 6` is `x`.
+    """
     if node.op == "relation" and node.name == "=" and node.parts[1].op == "symbol" and not symbols(node.parts[0]):
         return node.parts[1], node.parts[0]
-    if node.op == "relation" and node.parts[0].op == "lone" and node.parts[0].parts[0] != _PI:
+    if node.op == "relation" and node.parts[0].op == "lone-symbol" and node.parts[0].parts[0] != _PI:
         (first, *others), (name, *values) = node.name.split(), node.parts
         if first in ("=", "in", "~") and set(others) <= {"=", "~"}:
             value = Node("relation", tuple(values), name=" ".join(others)) if others else values[0]
@@ -71,7 +79,7 @@ def _split_name(node: Node) -> tuple[Node | None, Node]:
 
 
 def _matching_names(one: Node, other: Node) -> bool:
-    """`y` and `f(x)` name the same thing in front of a formula in x."""
+    """Return whether two names may name the same value: equal ones, or `y` and `f(x)`."""
     functions = [each for each in (one, other) if each.op == "product" and each.parts[0].op == "symbol"]
     return one == other or (len(functions) == 1 and Node("symbol", name="y") in (one, other))
 
@@ -81,8 +89,8 @@ def _is_equation(node: Node) -> bool:
 
 
 def _equal_chains(gold: Node, given: Node, tolerance: Fraction) -> bool:
-    """Compare, where one of them is a chain of equal values, every one of these."""
-    gold, given = _combine_matrices(gold), _combine_matrices(given)
+    """Compare two answers. If one is a chain of equal values, all of its values must be equal to the other."""
+    gold, given = combine_matrices(gold), combine_matrices(given)
     if _is_equation(gold) and _is_equation(given):
         if len(gold.parts) == len(given.parts) == 2 and symbols(gold):
             return _equivalent_equations(_difference_of_sides(gold), _difference_of_sides(given))
@@ -95,8 +103,7 @@ def _equal_chains(gold: Node, given: Node, tolerance: Fraction) -> bool:
 
 
 def _without_roundings(chain: Node) -> tuple[Node, ...]:
-    """The parts of a chain, without decimals behind an approximate sign that what stands before it rounds to, as in
-    sqrt(2) ~ 1.41."""
+    """Return the parts of a chain without its roundings, such as the decimal in sqrt(2) ~ 1.41."""
     kept = [chain.parts[0]]
     for sign, part in zip(chain.name.split(), chain.parts[1:], strict=True):
         if sign == "=" or not rounds_to(kept[-1], part):
@@ -105,6 +112,7 @@ def _without_roundings(chain: Node) -> tuple[Node, ...]:
 
 
 def _equal_by_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
+    """Compare two answers without names and chains."""
     if gold == given:
         return has_value(gold)
     if is_set(gold) or is_set(given):
@@ -117,7 +125,7 @@ def _equal_by_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if kinds == {"tuple"}:
         return gold.name == given.name and _equal_in_order(gold.parts, given.parts, tolerance)
     if kinds == {"tuple", "list"}:
-        # Coordinates may be listed without brackets, and named.
+        # The coordinates of a point may be listed without brackets, and with names.
         brackets = gold.name if gold.op == "tuple" else given.name
         return brackets == "()" and _equal_in_order(_coordinates(gold), _coordinates(given), tolerance)
     if kinds <= {"list", "set"}:
@@ -134,48 +142,14 @@ def _equal_by_shape(gold: Node, given: Node, tolerance: Fraction) -> bool:
     if kinds == {"ratio"} and len(gold.parts) == len(given.parts):
         first, second = gold.parts[0], given.parts[0]
         pairs = zip(gold.parts[1:], given.parts[1:], strict=True)
-        return all(equal_expressions(_times(one, second), _times(other, first), tolerance) for one, other in pairs)
+        return all(equal_expressions(times(one, second), times(other, first), tolerance) for one, other in pairs)
     if kinds & _SHAPES:
         return False
     return equal_expressions(gold, given, tolerance)
 
 
-def _is_minus_infinity(node: Node) -> bool:
-    return node.op == "minus" and node.parts[0].op == "infinity"
-
-
-def _combine_matrices(node: Node) -> Node:
-    """A sum or product of matrices, or of a number and a matrix, as one matrix."""
-    if node.op not in ("sum", "product", "minus"):
-        return node
-    if (
-        node.op == "product"
-        and not _has_matrix(node.parts[0])
-        and (matrix := _combine_matrices(node.parts[1])).op == "matrix"
-    ):
-        scaled = [tuple(_times(node.parts[0], entry) for entry in row.parts) for row in matrix.parts]
-        return Node("matrix", tuple(Node("row", row) for row in scaled))
-    rows = [[row.parts for row in part.parts] for part in map(_combine_matrices, node.parts) if part.op == "matrix"]
-    if len(rows) != len(node.parts):
-        return node
-    if node.op == "minus":
-        folded = [tuple(Node("minus", (entry,)) for entry in row) for row in rows[0]]
-    elif node.op == "sum" and [len(row) for row in rows[0]] == [len(row) for row in rows[1]]:
-        folded = [tuple(map(_plus, *pair)) for pair in zip(*rows, strict=True)]
-    elif node.op == "product" and len(rows[0][0]) == len(rows[1]) and len(rows[0]) * len(rows[1][0]) <= MAX_VALUES:
-        columns = list(zip(*rows[1], strict=True))
-        folded = [tuple(reduce(_plus, map(_times, row, column)) for column in columns) for row in rows[0]]
-    else:
-        return node
-    return Node("matrix", tuple(Node("row", row) for row in folded))
-
-
-def _has_matrix(node: Node) -> bool:
-    return node.op == "matrix" or any(map(_has_matrix, node.parts))
-
-
 def _coordinates(node: Node) -> tuple[Node, ...]:
-    """The parts, in the order of their names and without them where these are different symbols: y = 2, x = 1."""
+    """Return the values of a point. If all have different names (y = 2, x = 1), they are sorted by name."""
     pairs = [_split_name(part) for part in node.parts]
     values = {name.name: value for name, value in pairs if name and name.op == "symbol"}
     return tuple(values[name] for name in sorted(values)) if len(values) == len(pairs) else node.parts
@@ -187,7 +161,7 @@ def _equal_in_order(gold: tuple[Node, ...], given: tuple[Node, ...], tolerance: 
 
 
 def _equal_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset: bool, tolerance: Fraction) -> bool:
-    """Whether each has its like in the other; of lists, as many of them."""
+    """Return whether each member has an equal in the other. In lists (multisets), repeated members count."""
     if max(len(gold), len(given)) > MAX_VALUES or (is_multiset and len(gold) != len(given)):
         return False
     left = list(given)
@@ -201,7 +175,7 @@ def _equal_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset:
 
 
 def _expand_plus_minus(node: Node) -> Node:
-    """A formula with a plus-minus as the list of its two values; a list with all values of its members."""
+    """Replace a plus-minus formula by the list of its two values, also in the members of a list or set."""
     if node.op in ("list", "set"):
         values = tuple(value for part in node.parts for value in plus_minus_values(part))
         return node._replace(parts=values)
@@ -209,29 +183,19 @@ def _expand_plus_minus(node: Node) -> Node:
     return Node("list", values, name=",") if len(values) > 1 else node
 
 
-def _minus(left: Node, right: Node) -> Node:
-    return Node("sum", (left, Node("minus", (right,))))
-
-
-def _plus(left: Node, right: Node) -> Node:
-    return Node("sum", (left, right))
-
-
-def _times(left: Node, right: Node) -> Node:
-    return Node("product", (left, right))
-
-
 def _difference_of_sides(equation: Node) -> Node:
+    """Return the left side minus the right side; 0 for a chain of three or more parts."""
     left, right = equation.parts if len(equation.parts) == 2 else (number(0), number(0))
-    return _minus(left, right)
+    return minus(left, right)
 
 
 def _equivalent_equations(one: Node, other: Node) -> bool:
+    """Return whether two equations, given as differences of their sides, are multiples of each other."""
     return constant_ratio(one, other) is not None
 
 
 def _equivalent_inequalities(gold: Node, given: Node) -> bool:
-    """Inequalities that are not solved for a symbol: the same up to a factor."""
+    """Return whether two inequalities with several symbols are the same up to a factor."""
     if not gold.op == given.op == "relation" or len(gold.parts) != 2 or len(given.parts) != 2:
         return False
     flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}

@@ -1,18 +1,23 @@
-"""The value of a formula at a point, exact where it is rational and to 96 digits where it is not.
+"""Evaluates a formula at a point: exactly if the value is rational, otherwise with 96 digits.
 
-Every result is bounded before it is computed: rational numbers by their bits (at a point, larger ones are rounded),
-powers and factorials by the size of what would come out, arguments of functions by their magnitude. So the work for a
-formula is its number of nodes times a constant, and no clock is needed; `value` bounds their sum. Roots and
-rational powers of negative numbers are real where the root is odd, as in school; otherwise functions take their
-principal values.
+Every result is bounded before it is computed:
+
+- rational numbers by their bits (at a point, larger ones are rounded),
+- powers and factorials by the size of the result,
+- arguments of functions by their magnitude.
+
+So the work for one formula is at most a constant times its number of nodes. `limits` bounds the sum over formulas.
+
+Odd roots of negative numbers, and rational powers with an odd denominator, are real, as taught in school. All other
+functions take their principal values.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from volley.rewards.math.expressions.formula import Node, symbols
 from volley.rewards.math.expressions.limits import check_limits, count_steps
+from volley.rewards.math.expressions.tree import Node, symbols
 from volley.rewards.math.expressions.value import (
     PRECISION_BITS,
     RELATIVE_ERROR,
@@ -25,29 +30,48 @@ from volley.rewards.math.expressions.value import (
 )
 
 MAX_BITS_AT_POINT = 4096
+"""Size of a rational value at a point. Larger ones are rounded."""
 MAX_BITS = 16_384
+"""Size of a rational value of a formula without symbols. Larger ones have no value."""
 MAX_GAP_BITS = 200
+"""Difference in magnitude of two summands. Beyond it, rounding would hide the smaller one."""
 MAX_MAGNITUDE = 20_000
+"""Largest binary logarithm of a value."""
 MAX_ARGUMENT_BITS = 64
+MAX_EXPONENT_BITS = 14
+"""Magnitude of the argument of exp and of the hyperbolic functions."""
 MAX_FACTORIAL = 500
 GAMMA_STEPS = 10
-"""What a value of the gamma function costs, in other operations."""
+"""Cost of one value of the gamma function, in steps."""
 ZERO_THRESHOLD = Fraction(1, 10**80)
+"""A rounded value closer to 0 counts as 0."""
 
 _E = Node("constant", name="e")
+_GROWING = ("exp", "sinh", "cosh", "tanh")
 
 
 def constant_value(node: Node) -> Value:
-    """The value of a formula without symbols. Raises NoValueError."""
+    """Return the value of a formula without symbols. Raises NoValueError."""
     return evaluate(node)[0]
 
 
-def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, is_real: bool = False) -> tuple[Value, Value]:
-    """The value, and the largest summand met on the way, against which rounding errors are to be measured. is_real:
-    whatever would leave the real numbers has no value. Raises NoValueError; StepLimitError within `step_limit`,
-    TimeLimitError within `time_limit`."""
+def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, real_only: bool = False) -> tuple[Value, Value]:
+    """Return the value of a formula and its scale.
+
+    The scale is the absolute value of the largest summand that was met, which rounding errors are relative to.
+
+    Args:
+        node: the formula.
+        point: the values of its symbols.
+        real_only: whether a result that is not real, also an intermediate one, counts as undefined.
+
+    Raises:
+        NoValueError: the formula is undefined at the point, or a result would be too large.
+        StepLimitError: within `step_limit`, if the steps are used up.
+        TimeLimitError: within `time_limit`, if the time is used up.
+    """
     check_limits()
-    work = _Evaluation(point or {}, is_real)
+    work = _Evaluation(point or {}, real_only)
     try:
         value = work.value(node)
     except (ArithmeticError, ValueError, TypeError, RecursionError):
@@ -58,9 +82,11 @@ def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, is_real: b
 
 
 class _Evaluation:
-    def __init__(self, point: Mapping[str, Fraction], is_real: bool) -> None:
+    """One evaluation, with its scale and the number of its steps. All methods raise NoValueError."""
+
+    def __init__(self, point: Mapping[str, Fraction], real_only: bool) -> None:
         self._point = point
-        self._is_real = is_real
+        self._real_only = real_only
         self._max_bits = MAX_BITS_AT_POINT if point else MAX_BITS
         self._ctx = mp_context()
         self.scale: Value = self._ctx.zero
@@ -69,8 +95,8 @@ class _Evaluation:
     def value(self, node: Node) -> Value:
         self.steps += 1
         if node.op == "number":
-            return self._checked(node.number)
-        if node.op == "lone":
+            return self._bounded(node.number)
+        if node.op == "lone-symbol":
             return self.value(node.parts[0])
         if node.op == "symbol":
             if node.name not in self._point:
@@ -79,45 +105,49 @@ class _Evaluation:
         if node.op == "constant":
             return {"pi": self._ctx.pi, "e": self._ctx.e, "i": self._ctx.mpc(0, 1)}[node.name] * 1
         if node.op == "function":
-            return self._checked(self._function(node))
+            return self._bounded(self._function(node))
         method = _OPERATIONS.get(node.op)
         if method is None:
             raise NoValueError
         if node.op == "power" and node.parts[0] == _E:
-            return self._checked(self._exponential(self.value(node.parts[1])))
+            return self._bounded(self._exponential(self.value(node.parts[1])))
         values = [self.value(part) for part in node.parts]
-        if node.op == "power" and self._is_real and symbols(node.parts[1]):
+        if node.op == "power" and self._real_only and symbols(node.parts[1]):
             self._check_base(*values)
-        return self._checked(method(self, *values))
+        return self._bounded(method(self, *values))
 
     def _check_base(self, base: Value, exponent: Value) -> None:
-        """(-1)^n is real at whole numbers only, though some rational powers of -1 are."""
+        """Refuse powers such as (-1)^n at points where n is not an integer.
+
+        Some of these powers are real, but as a function of n the formula is real at integers only.
+        """
         if as_real(base) < 0 and not (isinstance(exponent, Fraction) and exponent.denominator == 1):
             raise NoValueError
 
     def _exponential(self, exponent: Value) -> Value:
-        if self._magnitude(exponent) > 14:
+        if self._magnitude(exponent) > MAX_EXPONENT_BITS:
             raise NoValueError
         return self._ctx.exp(as_mp(exponent))
 
-    def _checked(self, value: Value) -> Value:
+    def _bounded(self, value: Value) -> Value:
+        """Return a result, rounded if it is a long fraction at a point. Refuse what is too large or not real."""
         if isinstance(value, Fraction):
             bits = max(value.numerator.bit_length(), value.denominator.bit_length())
             if bits <= self._max_bits:
                 return value
-            if not self._point:  # rational numbers are exact
+            if not self._point:  # without a point, rational numbers stay exact
                 raise NoValueError
-            return self._checked(as_mp(value))
+            return self._bounded(as_mp(value))
         if not self._ctx.isfinite(value) or (value and abs(self._magnitude(value)) > MAX_MAGNITUDE):
             raise NoValueError
         if value.imag == 0:
             return value.real
-        if self._is_real:
+        if self._real_only:
             raise NoValueError
         return value
 
     def _magnitude(self, value: Value) -> int:
-        """The binary logarithm of an absolute value, rounded up."""
+        """Return the binary logarithm of an absolute value, rounded up."""
         if isinstance(value, Fraction):
             return value.numerator.bit_length() - value.denominator.bit_length()
         return int(self._ctx.mag(value)) if value else 0
@@ -126,7 +156,7 @@ class _Evaluation:
         if isinstance(left, Fraction) and isinstance(right, Fraction):
             return left + right
         if left and right and abs(self._magnitude(left) - self._magnitude(right)) > MAX_GAP_BITS:
-            raise NoValueError  # rounding would hide the smaller one
+            raise NoValueError
         left, right = as_mp(left), as_mp(right)
         size, total = max(abs(left), abs(right)), left + right
         self.scale = max(self.scale, size)
@@ -161,7 +191,7 @@ class _Evaluation:
             return Fraction(0)
         if not isinstance(exponent, Fraction) and abs(exponent) > MAX_MAGNITUDE**2:
             raise NoValueError
-        # Bounded before it is computed: what would come out has about this many bits.
+        # The result has about this many bits. They are checked before it is computed.
         bits = math.ceil(abs(exponent)) * max(1, abs(self._magnitude(base)))
         if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
             longest = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -182,6 +212,7 @@ class _Evaluation:
         return self._power(radicand, 1 / index)
 
     def _root_power(self, base: Value, exponent: Fraction) -> Value:
+        """A power with a fraction as its exponent, which is a power of a root. Exact for square roots of squares."""
         numerator, index = exponent.numerator, exponent.denominator
         if index > MAX_MAGNITUDE:
             return self._ctx.power(as_mp(base), as_mp(exponent))
@@ -221,14 +252,14 @@ class _Evaluation:
         if node.name == "abs":
             return abs(value)
         if node.name in ("floor", "ceil"):
-            return self._whole(value, node.name)
+            return self._floor_or_ceiling(value, node.name)
         if node.name == "sqrt":
             return self._power(value, Fraction(1, 2))
         if node.name == "log":
             return self._quotient(self._logarithm(arguments[0]), self._logarithm(arguments[1]))
         if node.name == "ln":
             return self._logarithm(value)
-        if self._magnitude(value) > (14 if node.name in ("exp", "sinh", "cosh", "tanh") else MAX_ARGUMENT_BITS):
+        if self._magnitude(value) > (MAX_EXPONENT_BITS if node.name in _GROWING else MAX_ARGUMENT_BITS):
             raise NoValueError
         if node.name in ("cot", "sec", "csc", "tan"):
             sine, cosine = ctx.sin(as_mp(value)), ctx.cos(as_mp(value))
@@ -242,7 +273,7 @@ class _Evaluation:
         name = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(node.name, node.name)
         if name not in ("sin", "cos"):
             return getattr(ctx, name)(as_mp(value))
-        # Near a zero the result is a difference of what is near 1: its rounding error is that of the argument.
+        # Near its zeros the error of a sine is the rounding error of the argument, which is relative to its size.
         size, result = max(abs(as_mp(value)), ctx.one), getattr(ctx, name)(as_mp(value))
         self.scale = max(self.scale, size)
         return result if abs(result) > size * RELATIVE_ERROR else ctx.zero
@@ -252,7 +283,7 @@ class _Evaluation:
             raise NoValueError
         return Fraction(0) if value == 1 else self._ctx.ln(as_mp(value))
 
-    def _whole(self, value: Value, name: str) -> Value:
+    def _floor_or_ceiling(self, value: Value, name: str) -> Value:
         value = as_real(value)
         if isinstance(value, Fraction):
             return Fraction(math.floor(value) if name == "floor" else math.ceil(value))

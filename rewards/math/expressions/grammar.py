@@ -1,9 +1,7 @@
-"""From the normal form of an answer to a tree of numbers, symbols, functions, lists, sets, matrices and relations.
+"""Parses a normalized answer into a tree of numbers, symbols, functions, lists, sets, matrices and relations.
 
-A hand-written recursive descent over a fixed vocabulary. Nothing is computed here and nothing of the text is ever
-executed: a word that is not in the vocabulary ends the reading. Characters, nesting and digits are bounded before a
-node is made, so the tree of an answer is small whatever the answer says; how large its *value* may become is bounded
-where it is computed (`volley.rewards.math.expressions.evaluate`).
+A recursive descent parser, written by hand, over a fixed vocabulary. This module handles the operators and
+`volley.rewards.math.expressions.atoms` everything between them.
 
     list      relation (("," | ";" | "and" | "or") relation)*
     relation  union (("=" | "<" | ...) union)*
@@ -13,43 +11,41 @@ where it is computed (`volley.rewards.math.expressions.evaluate`).
     product   power (("*" | "/" | nothing) power)*
     power     atom ("!" | "%" | "degrees")* ("^" exponent)?
 
-What stands between the operators, the atoms, is in `volley.rewards.math.expressions.atoms`.
+Safety: nothing is computed here and no part of the text is executed. A word outside the vocabulary ends the parsing.
+The number of characters, digits and levels of nesting is checked before a node is made, so every tree is small. The
+size of its *value* is limited during evaluation (`volley.rewards.math.expressions.evaluate`).
 
-Left out on purpose: sums, products, integrals, limits and derivatives, which are tasks, not answers; tasks that are
-made of the operators above are refused by `volley.rewards.math.answers.unfinished`.
+Left out on purpose: sums with bounds, products with bounds, integrals, limits and derivatives. They are tasks, not
+answers. Tasks written with the operators above are refused by `volley.rewards.math.answers.unfinished`.
 """
 
 from functools import lru_cache
 
 from volley.rewards.math.expressions.atoms import AtomParser, apply_sign
-from volley.rewards.math.expressions.formula import (
-    LONE,
-    MAX_CHARS,
-    RELATIONS,
-    SEPARATORS,
-    SET_OPERATORS,
-    Node,
-    NotAFormulaError,
-    number,
-)
+from volley.rewards.math.expressions.tokens import NotAFormulaError
+from volley.rewards.math.expressions.tree import Node, number
+from volley.rewards.math.expressions.vocabulary import LEFT_SIDE_NAME, RELATIONS, SEPARATORS, SET_OPERATORS
+
+MAX_CHARS = 256
 
 
 @lru_cache(4096)
 def parse(text: str) -> Node | None:
-    """The tree of a normal form, whole; None if the grammar does not know it or a bound is passed."""
+    """Parse a whole normalized text. None if the grammar does not know it or it exceeds a limit."""
     if not 0 < len(text) <= MAX_CHARS:
         return None
     try:
-        reader = _Parser(text)
-        tree = reader.list_until()
-        return tree if reader.peek() == "" else None
+        parser = _Parser(text)
+        tree = parser.list_until()
+        return tree if parser.peek() == "" else None
     except (NotAFormulaError, RecursionError, ZeroDivisionError):
         return None
 
 
 class _Parser(AtomParser):
+    """Parses operators, from those that bind least (`list_until`) to those that bind most (`exponent`)."""
+
     def list_until(self, *closing: str) -> Node:
-        """Relations between separators; a single one stands for itself."""
         parts, words = [self._relation()], set()
         while self.peek() in SEPARATORS:
             words.add(self.take())
@@ -62,11 +58,11 @@ class _Parser(AtomParser):
         return parts[0] if len(parts) == 1 else Node("list", tuple(parts), name=name)
 
     def _relation(self) -> Node:
-        """A lone symbol in front of "=" is marked as the name of what follows."""
+        """Parse a chain of relations. A name in front of the first sign is marked by a `lone-symbol` node."""
         start = self.position
         parts, signs = [self._union()], []
-        if self.peek() in RELATIONS and LONE.fullmatch(self.text[start : self.position].strip()):
-            parts = [Node("lone", (parts[0],))]
+        if self.peek() in RELATIONS and LEFT_SIDE_NAME.fullmatch(self.text[start : self.position].strip()):
+            parts = [Node("lone-symbol", (parts[0],))]
         while self.peek() in RELATIONS:
             signs.append(RELATIONS[self.take()])
             parts.append(self._union())
@@ -101,7 +97,7 @@ class _Parser(AtomParser):
                 self.take()
                 left = Node("product" if token == "*" else "quotient", (left, self._factor()))
             elif self.starts_atom(token):
-                # Digits right behind something are no factor: "1 8" is not 8, "x2" nothing that one writes. 3!7! is.
+                # Digits that follow a factor are refused: "1 8" is not 1 * 8, and no one writes "x2". 3!7! is fine.
                 if token[0] in "0123456789." and self.text[self.position - 1 : self.position] != "!":
                     raise NotAFormulaError
                 left = Node("product", (left, self.power()))
@@ -128,6 +124,7 @@ class _Parser(AtomParser):
         return self._postfix(Node("power", (base, exponent)))
 
     def _postfix(self, base: Node) -> Node:
+        """Apply the factorial, percent and degree signs that follow. A double factorial is refused."""
         while (token := self.peek()) in ("!", "%", "degrees"):
             self.take()
             if token == "!" and base.op == "factorial":
@@ -139,6 +136,7 @@ class _Parser(AtomParser):
         return base
 
     def exponent(self) -> Node:
+        """Parse what follows "^": a sign, one atom, and a further exponent (`a^b^c` is `a^(b^c)`)."""
         if self.peek() in ("-", "+"):
             sign = self.take()
             self.enter()

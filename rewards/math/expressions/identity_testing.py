@@ -1,12 +1,12 @@
-"""Whether two expressions are the same number or the same function, by their values.
+"""Decides whether two expressions are the same number or the same function, by evaluating both.
 
-Two expressions are equal if they have the same value at random rational points (J. T. Schwartz, "Fast probabilistic
-algorithms for verification of polynomial identities", 1980), exact where the values are rational and to 80 digits where
-they are not. Points where one of them leaves the real numbers say nothing; three others must agree and none may differ.
-There is no simplification, so there is nothing that could take long.
+Two expressions are equal if their values agree at random rational points (J. T. Schwartz, "Fast probabilistic
+algorithms for verification of polynomial identities", 1980). Rational values are compared exactly, others to 80 digits.
+Points at which an expression is not real are skipped. At least `MIN_AGREEING` points must agree and none may differ.
+Nothing is simplified symbolically, so no step can take long.
 
-Which expression is the true one matters for decimals only: a gold answer written with decimals may be rounded, so it
-also equals what rounds to it; a response's decimal is exact.
+The roles of the two expressions differ only for decimals. A gold answer written as a decimal may be rounded, so it also
+equals a more precise number that rounds to it. A decimal in a response is taken as exact.
 """
 
 import random
@@ -16,22 +16,24 @@ from functools import lru_cache
 from typing import Any
 
 from volley.rewards.math.expressions.evaluate import evaluate
-from volley.rewards.math.expressions.formula import Node, symbols
+from volley.rewards.math.expressions.tree import Node, symbols
 from volley.rewards.math.expressions.value import NoValueError, as_real, compare_reals, equal_values
 
 NUM_POINTS = 36
 MAX_AGREEING = 4
+"""Points that agree, after which two expressions are equal and no further point is tried."""
 MIN_AGREEING = 3
-# A rounded gold answer shows this many decimals at least: for an irrational number, a fraction, a longer decimal.
+"""Points that must agree at least, where others are undefined."""
+# The fewest decimal places with which a gold answer counts as rounded, by the kind of the more precise number.
 IRRATIONAL_PLACES = 2
-RATIONAL_PLACES = 3
+REPEATING_PLACES = 3
 DECIMAL_PLACES = 5
 
 _PRIMES = (37, 41, 43, 47, 53, 59, 61)
 
 
 def is_defined(node: Node) -> bool:
-    """Whether an expression has a value that is small enough to be computed, at some point at least."""
+    """Return whether an expression has a value, small enough to be computed, at one point at least."""
     names = sorted(symbols(node))
     points = (*_random_points(names), *_integer_points(names)) if names else ({},)
     return any(_is_defined_at(node, point) for point in points)
@@ -46,8 +48,10 @@ def _is_defined_at(node: Node, point: dict[str, Fraction]) -> bool:
 
 
 def equal_expressions(gold: Node, given: Node, tolerance: Fraction) -> bool:
-    """Whether two expressions are the same number or the same function, of which a constant is one. That a formula in x
-    is no answer to a plain number, because it is the task, is for `volley.rewards.math.answers.unfinished` to say."""
+    """Return whether two expressions are the same number or the same function. Constants count as functions.
+
+    A formula in x may therefore equal a number. `volley.rewards.math.answers.unfinished` refuses it as an answer.
+    """
     if gold == given:
         return is_defined(gold)
     names = symbols(gold) | symbols(given)
@@ -65,18 +69,18 @@ def equal_expressions(gold: Node, given: Node, tolerance: Fraction) -> bool:
 
 
 def _rounds_to(gold: Node, truth: Fraction, given: Node, value: Fraction) -> bool:
-    """Whether the gold answer is a decimal that the other, more precise one rounds to."""
+    """Return whether the gold answer is a decimal that the other, more precise number rounds to."""
     places, given_places = _places(gold), _places(given)
     if not isinstance(value, Fraction):
         is_rounded = places >= IRRATIONAL_PLACES
     else:
         is_longer = places >= DECIMAL_PLACES and given_places > places
-        is_rounded = is_longer or (places >= RATIONAL_PLACES and _is_repeating(value))
+        is_rounded = is_longer or (places >= REPEATING_PLACES and _is_repeating(value))
     return is_rounded and compare_reals(abs(value - truth) * 2, Fraction(1, 10**places)) <= 0
 
 
 def rounds_to(exact: Node, decimal: Node) -> bool:
-    """Whether a number is a decimal, or its rounding: 1.41 of sqrt(2), 0.33 of 1/3."""
+    """Return whether a number rounds to a decimal: sqrt(2) to 1.41, 1/3 to 0.33."""
     places = _places(decimal)
     if not places or symbols(exact) or places <= _places(exact):
         return False
@@ -88,13 +92,14 @@ def rounds_to(exact: Node, decimal: Node) -> bool:
 
 
 def _places(node: Node) -> int:
-    """The decimals that a number is written with; 0 for what is no decimal."""
+    """Return the number of decimal places that a number is written with; 0 if it is not a decimal."""
     if node.op == "minus":
         return _places(node.parts[0])
     return int(node.name or 0) if node.op == "number" else 0
 
 
 def _is_repeating(value: Fraction) -> bool:
+    """Return whether the decimal expansion of a fraction never ends."""
     denominator = value.denominator
     for prime in (2, 5):
         while denominator % prime == 0:
@@ -103,12 +108,13 @@ def _is_repeating(value: Fraction) -> bool:
 
 
 def _equal_functions(gold: Node, given: Node, names: list[str]) -> bool:
+    """Compare two functions at rational points, then at integers, then at points with complex values."""
     is_real = not (_is_complex(gold) or _is_complex(given))
-    for points, stays_real in ((_random_points, is_real), (_integer_points, is_real), (_random_points, False)):
+    for points, real_only in ((_random_points, is_real), (_integer_points, is_real), (_random_points, False)):
         num_agreeing = 0
         for point in points(names):
             try:
-                one, other = evaluate(gold, point, stays_real), evaluate(given, point, stays_real)
+                one, other = evaluate(gold, point, real_only), evaluate(given, point, real_only)
                 is_same = equal_values(one, other)
             except NoValueError:
                 continue
@@ -136,8 +142,11 @@ def _integer_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
 
 @lru_cache(64)
 def _rational_values(number: int) -> list[list[Fraction]]:
-    """Different values for different symbols: all positive, all negative, and alternating in both ways, in turn; four
-    less than 3, four less than 1, four less than 12, and so on."""
+    """Return points, each with different values for different symbols.
+
+    Signs go in turn: all positive, all negative, alternating from plus, alternating from minus. Sizes go in turn, too:
+    four points below 3, four below 1, four below 12.
+    """
     points = []
     for index in range(NUM_POINTS):
         chance, largest = random.Random(index), (3, 1, 12)[index // 4 % 3]
@@ -153,22 +162,22 @@ def _rational_values(number: int) -> list[list[Fraction]]:
 
 @lru_cache(64)
 def _integer_values(number: int) -> list[list[Fraction]]:
-    """For what is defined at whole numbers only, such as (-1)^n."""
+    """Return points for expressions that are defined at integers only, such as (-1)^n."""
     chance = random.Random(0)
     return [[Fraction(chance.randrange(1, 9) + index) for _ in range(number)] for index in range(NUM_POINTS)]
 
 
 def constant_ratio(one: Node, other: Node) -> Fraction | None:
-    """The number that `one` is always `other` times; None if there is none."""
+    """Return the constant `one / other`; None if the ratio is 0 or not constant."""
     names = sorted(symbols(one) | symbols(other))
-    found: list[tuple[Any, Any]] = []
+    ratios: list[tuple[Any, Any]] = []
     for point in _random_points(names):
         try:
             ratio = evaluate(Node("quotient", (one, other)), point, True)
-            is_same = not found or equal_values(found[0], ratio)
+            is_same = not ratios or equal_values(ratios[0], ratio)
         except NoValueError:
             continue
         if not ratio[0] or not is_same:
             return None
-        found.append(ratio)
-    return found[0][0] if len(found) >= MIN_AGREEING else None
+        ratios.append(ratio)
+    return ratios[0][0] if len(ratios) >= MIN_AGREEING else None

@@ -1,7 +1,8 @@
-"""Sets of real numbers: intervals, finite sets, solved inequalities, and what unions and differences make of them.
+"""Sets of real numbers: intervals, finite sets, solved inequalities, and their unions, intersections and differences.
 
-Two sets are equal if they agree at every boundary that either of them names, between any two of these, and beyond them;
-so `1 < x \\le 2`, `x \\in (1, 2]` and `(1, 3) \\setminus (2, 3)` are one set, and no set has to be simplified.
+Two sets are equal if they agree on sample points: every boundary that either set names, one number between each two
+neighbouring boundaries, and one number beyond each end. So `1 < x \\le 2`, `x \\in (1, 2]` and
+`(1, 3) \\setminus (2, 3)` are the same set, and no set has to be simplified.
 """
 
 from fractions import Fraction
@@ -10,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from volley.rewards.math.expressions.evaluate import constant_value
-from volley.rewards.math.expressions.formula import Node
+from volley.rewards.math.expressions.tree import Node, is_minus_infinity
 from volley.rewards.math.expressions.value import NoValueError, as_real, compare_reals, midpoint
 
 _COMPARES = frozenset(["<", ">", "<=", ">=", "!="])
@@ -20,11 +21,11 @@ _LOW, _HIGH = "low", "high"
 
 
 class NotARealSetError(Exception):
-    """The formula is no set of real numbers, or an inequality that is not solved for its symbol."""
+    """The formula is not a set of real numbers, or it is an inequality that is not solved for its symbol."""
 
 
 def is_set(node: Node) -> bool:
-    """Whether a formula can be nothing but a set of numbers; a pair in brackets may be one too."""
+    """Return whether a formula can only be a set of numbers. A pair in brackets is ambiguous, so it returns False."""
     if node.op == "relation":
         return bool(_COMPARES & set(node.name.split()))
     if node.op == "list":
@@ -33,7 +34,7 @@ def is_set(node: Node) -> bool:
 
 
 def equal_sets(one: Node, other: Node) -> bool:
-    """Whether two formulas are the same set of real numbers, in the same symbol where both name one."""
+    """Return whether two formulas are the same set of real numbers, in the same symbol if both name one."""
     if one.op == other.op == "numbers":
         return one.name == other.name
     try:
@@ -47,7 +48,7 @@ def equal_sets(one: Node, other: Node) -> bool:
 
 
 class _RealSet:
-    """A set with the boundaries and the symbol that it names. Raises NotARealSetError, NoValueError."""
+    """A set with the boundaries and the symbols that it names. Raises NotARealSetError, NoValueError."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -60,6 +61,7 @@ class _RealSet:
         return self._holds(self._node, sample)
 
     def _collect(self, node: Node) -> None:
+        """Collect boundaries and symbols, and refuse what is not a set."""
         if node.op == "tuple" and len(node.parts) == 2:
             low, high = (self._boundary(part) for part in node.parts)
             if (
@@ -89,13 +91,14 @@ class _RealSet:
             raise NotARealSetError
 
     def _boundary(self, node: Node) -> Any:
-        value = _HIGH if node.op == "infinity" else _LOW if _is_minus_infinity(node) else as_real(constant_value(node))
+        value = _HIGH if node.op == "infinity" else _LOW if is_minus_infinity(node) else as_real(constant_value(node))
         self._values[id(node)] = value
         if not isinstance(value, str):
             self.boundaries.append(value)
         return value
 
     def _holds(self, node: Node, sample: Any) -> bool:
+        """Return whether a sample is in the set that a node describes."""
         if node.op == "tuple":
             low, high = (_order(self._values[id(part)], sample) for part in node.parts)
             return (low < 0 or (low == 0 and node.name[0] == "[")) and (high > 0 or (high == 0 and node.name[1] == "]"))
@@ -112,12 +115,12 @@ class _RealSet:
         if node.op == "relation":
             values = [sample if _symbol(part) else self._values[id(part)] for part in node.parts]
             signs = node.name.split()
-            return all(_compare(sign, _order(*values[i : i + 2])) for i, sign in enumerate(signs))
+            return all(_holds_for(sign, _order(*values[i : i + 2])) for i, sign in enumerate(signs))
         return True
 
 
 def _without_negated_symbols(node: Node) -> Node:
-    """Inequalities of `-x` as those of `x`: -x > -1 is x < 1."""
+    """Rewrite inequalities in `-x` as inequalities in `x`: -x > -1 becomes x < 1."""
     parts = tuple(map(_without_negated_symbols, node.parts))
     if node.op == "relation" and any(part.op == "minus" and _symbol(part.parts[0]) for part in parts):
         signs = " ".join(_FLIPPED.get(sign, sign) for sign in node.name.split())
@@ -129,28 +132,26 @@ def _negative(node: Node) -> Node:
     return node.parts[0] if node.op == "minus" else Node("minus", (node,))
 
 
-def _compare(sign: str, order: int) -> bool:
+def _holds_for(sign: str, order: int) -> bool:
+    """Return whether a relation sign holds for two values with this order (-1, 0 or 1)."""
     return {"<": order < 0, ">": order > 0, "<=": order <= 0, ">=": order >= 0, "!=": order != 0}[sign]
 
 
 def _symbol(node: Node) -> Node | None:
-    node = node.parts[0] if node.op == "lone" else node
+    """Return the symbol that a node is, None if it is anything else."""
+    node = node.parts[0] if node.op == "lone-symbol" else node
     return node if node.op == "symbol" else None
 
 
-def _is_minus_infinity(node: Node) -> bool:
-    return node.op == "minus" and node.parts[0].op == "infinity"
-
-
 def _order(one: Any, other: Any) -> int:
-    """-1, 0 or 1: what two values or ends of the line are to each other. Values that differ by rounding are equal."""
+    """Compare two values or infinite ends: -1, 0 or 1. Values that differ only by rounding are equal."""
     if isinstance(one, str) or isinstance(other, str):
         return 0 if one is other else -1 if one is _LOW or other is _HIGH else 1
     return compare_reals(one, other)
 
 
 def _samples(boundaries: list[Any]) -> list[Any]:
-    """Every boundary, a number between any two that follow each other, and one on either side."""
+    """Return every boundary, a number between each two neighbours, and one number beyond each end."""
     distinct: list[Any] = []
     for value in sorted(boundaries, key=cmp_to_key(compare_reals)):
         if not distinct or _order(distinct[-1], value):
