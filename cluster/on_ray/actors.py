@@ -47,10 +47,20 @@ class WorkerActor:
 
             dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
             tune_interpreter()
-            engine = (spec.model, spec.tokenizer, recipe.rollout, dtype, spec.max_model_len, recipe.seed)
-            return AsyncVllmEngine(*engine, spec.transport, ray_metrics=spec.exports_metrics)
+            return AsyncVllmEngine(
+                spec.model,
+                spec.tokenizer,
+                recipe.rollout,
+                dtype,
+                spec.max_model_len,
+                recipe.seed,
+                transport=spec.transport,
+                ray_metrics=spec.exports_metrics,
+                address=address,
+            )
 
-        self._worker = RolloutWorker(build, ray.util.get_node_ip_address())
+        address = ray.util.get_node_ip_address()
+        self._worker = RolloutWorker(build)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await getattr(self._worker, method)(*arguments)

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from volley.learner.signals.batch import Batch, Row, Update
-from volley.rollout.config import TransferConfig
-from volley.rollout.transport.stream import TensorMeta
+from volley.rollout.transport.protocol import CONCURRENT_VERBS, SenderEnd
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 Call = Callable[..., Awaitable[Any]]
 """(method of a `LearnerRank`, *arguments) -> its result."""
@@ -78,38 +80,16 @@ class LearnerGroup:
         counted into their deadlines."""
         return self._turn
 
-    async def weight_metas(self) -> Sequence[TensorMeta]:
-        """What a push consists of."""
-        metas: Sequence[TensorMeta] = (await self._each("transfer", "metas"))[0]
-        return metas
-
-    async def open_transfer(self, transport: str) -> tuple[str, int]:
-        """See `volley.learner.ranks.weights.WeightSender.open`."""
-        address, port = (await self._each("transfer", "open", transport))[0]
-        return address, port
-
-    async def connect_transfer(self, world_size: int, config: TransferConfig) -> None:
-        """See `volley.learner.ranks.weights.WeightSender.connect`."""
-        await self._each("transfer", "connect", world_size, config)
-
-    async def send_weights(self) -> str:
-        """See `volley.learner.ranks.weights.WeightSender.send`."""
-        step = self.step
-        checksum = str((await self._each("transfer", "send"))[0])
-        self.pushed_step = step
-        return checksum
-
-    async def close_transfer(self) -> None:
-        """Leave the group of the last push."""
-        await self._each("transfer", "close")
-
-    async def abort_transfer(self) -> None:
-        """See `volley.learner.ranks.weights.WeightSender.abort`."""
-        await self._beside("transfer", "abort")
-
-    async def transfer_position(self) -> str:
-        """See `volley.learner.ranks.weights.WeightSender.position`."""
-        return str(await self._beside("transfer", "position"))
+    async def transfer(self, verb: Callable[[SenderEnd, *Ts], T], *arguments: *Ts) -> T:
+        """Call a verb of a push on all ranks (see `RemoteSender`); returns rank 0's result."""
+        name, step = verb.__name__, self.step
+        if name in CONCURRENT_VERBS:
+            result: T = await self._beside("transfer", name, *arguments)
+            return result
+        result = (await self._each("transfer", name, *arguments))[0]
+        if name == SenderEnd.send.__name__:
+            self.pushed_step = step
+        return result
 
     async def close(self) -> None:
         """Free the ranks."""

@@ -1,7 +1,7 @@
-"""The policy's weights on their way out: as a stream of named tensors, in the names of a Hugging Face checkpoint.
+"""Send the policy's weights: a stream of tensors with their names in a Hugging Face checkpoint.
 
-Tied weights come once, under the name of the input embedding, as checkpoints have them. Under ZeRO-3 one module's
-parameters are gathered at a time, never the whole model.
+Tied weights are sent once, under the name of the input embedding, as in checkpoints. Under ZeRO-3 the parameters of one
+module are gathered at a time, never the whole model.
 """
 
 import socket
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from volley.learner.compute.model import PolicyModel
 from volley.learner.ranks.zero import ZeroEngine
 from volley.rollout.config import TransferConfig
+from volley.rollout.transport.protocol import SenderEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError, listen
 
 PREFIX = "causal_lm."
 
 
 def named_weights(zero: ZeroEngine) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor keeps its values until the next update, gathered or not; holding it holds its memory."""
+    """All weights by name. A tensor keeps its values until the next update, also when it is no longer gathered."""
     for module_name, parameters in _by_module(zero):
         with zero.gathered([parameter for _, parameter in parameters]):
             for name, parameter in parameters:
@@ -36,7 +37,7 @@ def _by_module(zero: ZeroEngine) -> Iterator[tuple[str, list[tuple[str, nn.Param
     model = zero.module
     assert isinstance(model, PolicyModel)
     seen: set[int] = set()
-    # Not the value head, which no engine and no checkpoint of a language model knows.
+    # Without the value head, which engines and checkpoints of language models do not have.
     for module_name, module in model.causal_lm.named_modules(prefix="causal_lm"):
         own = [(name, parameter) for name, parameter in module.named_parameters(recurse=False)]
         fresh = [(name, parameter) for name, parameter in own if id(parameter) not in seen]
@@ -52,18 +53,18 @@ class _Meta(NamedTuple):
 
 
 class WeightStream:
-    """The weights as vLLM's `WeightSource`: declared without gathering, read anew for every push. position: the name
-    of the tensor that was read last."""
+    """The weights as vLLM's `WeightSource`: metadata without gathering, tensors read again for every push."""
 
     def __init__(self, zero: ZeroEngine) -> None:
         self._zero = zero
         self._rest: Iterator[tuple[str, Tensor]] = iter(())
         self.position = ""
+        """Name of the tensor that was read last."""
 
     def metadata(self) -> list[_Meta]:
         """Name, type and whole shape of each tensor, in the order of reading."""
         return [
-            # ZeRO-3 leaves an empty tensor in place of each parameter, with the whole shape beside it.
+            # ZeRO-3 replaces each parameter by an empty tensor that has the full shape as an attribute.
             _Meta(f"{module}.{name}".removeprefix(PREFIX), p.dtype, tuple(getattr(p, "ds_shape", p.shape)))
             for module, parameters in _by_module(self._zero)
             for name, p in parameters
@@ -76,20 +77,21 @@ class WeightStream:
             yield name, tensor
 
     def finish(self) -> None:
-        """Read what the last reader left: gathering takes all ranks, and the others go on."""
+        """Read the tensors that the last reader left: gathering takes all ranks, and the other ranks continue."""
         for _ in self._rest:
             pass
 
 
-class WeightSender:
-    """One learner rank's end of the wire. Rank 0 sends; the others read along, because gathering takes all of them.
+class WeightSender(SenderEnd):
+    """The sender's end of a push on one learner rank.
 
-    Uses vLLM's trainer side of the weight-transfer API; its client for the engines' side does nothing here, because
-    whoever drives the push (`volley.rollout.transport.client`) speaks to engines and learner alike.
+    Rank 0 sends; the other ranks read along, because gathering a weight takes all ranks. It uses the trainer side of
+    vLLM's weight-transfer API. That API's client for the engines does nothing here, because the push client
+    (`volley.rollout.transport.client`) calls the engines itself.
     """
 
     def __init__(self, zero: ZeroEngine, rank: int, address: str) -> None:
-        """address: of this machine."""
+        """address: of this machine, where engines connect."""
         self._stream = WeightStream(zero)
         self._rank = rank
         self._own_address = address
@@ -100,11 +102,11 @@ class WeightSender:
         self._address, self._port = "", 0
 
     def metas(self) -> list[TensorMeta]:
-        """What a push consists of."""
+        """As `SenderEnd.metas`."""
         return [TensorMeta.of(*meta) for meta in self._stream.metadata()]
 
     def open(self, transport: str) -> tuple[str, int]:
-        """Rank 0: where the group of the next push will meet, on this machine."""
+        """As `SenderEnd.open`; only rank 0 opens a port."""
         self.close()
         self._transport = transport
         self._is_aborted = False
@@ -114,7 +116,7 @@ class WeightSender:
         return self._address, self._port
 
     def connect(self, world_size: int, config: TransferConfig) -> None:
-        """Form the group with the engines' ranks. Raises `TransportError`."""
+        """As `SenderEnd.connect`."""
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         from volley.rollout.transport.register import register
@@ -144,10 +146,10 @@ class WeightSender:
                 connect_s=config.connect_s,
                 rank=self._rank,
             )
-        self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=_Bystander(), source=self._stream)
+        self._trainer = WeightTransferTrainerFactory.trainer_init(info, client=_NoEngineClient(), source=self._stream)
 
     def send(self) -> str:
-        """Push once; returns the stream's checksum ("" where the backend has none). Raises `TransportError`."""
+        """As `SenderEnd.send`."""
         if self._trainer is None:
             raise TransportError("send: the group is not connected")
         self._stream.position = ""
@@ -158,25 +160,24 @@ class WeightSender:
             raise TransportError(f"send: at tensor {self._stream.position} ({error})") from None
         if self._is_aborted:
             self._stream.finish()
-            raise TransportError("send: the group was left before all had arrived")
+            raise TransportError("send: aborted before all engines had received everything")
         return str(getattr(self._trainer, "checksum", ""))
 
     def position(self) -> str:
-        """The tensor that was read last for a push under way. May be called from another thread."""
+        """As `SenderEnd.position`; called from another thread than `send`."""
         return self._stream.position
 
     def abort(self) -> None:
-        """Have a `send` under way fail, whose receiver is gone. Called from another thread than it.
+        """As `SenderEnd.abort`; called from another thread than `send`.
 
-        Over nccl this aborts the communicator; over gloo each bucket has a deadline of its own, which is what ends a
-        `send` there.
+        Over nccl this aborts the communicator. Over gloo a `send` ends by the deadline of its current bucket.
         """
         self._is_aborted = True
         if self._trainer is not None and self._transport == "nccl":
             self._trainer.abort()
 
     def close(self) -> None:
-        """Leave the group."""
+        """As `SenderEnd.close`."""
         if self._listener is not None:
             self._listener.close()
         if self._trainer is not None:
@@ -184,8 +185,8 @@ class WeightSender:
         self._trainer = self._listener = None
 
 
-class _Bystander:
-    """Stands where vLLM's trainer would command the engines."""
+class _NoEngineClient:
+    """Takes the place of the client by which vLLM's trainer calls the engines."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
     def start_weight_update(self) -> None: ...

@@ -27,6 +27,7 @@ from volley.rollout.engines.vllm import (
     read_prompt_logprobs,
     sampling_params,
 )
+from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
 from volley.rollout.types import Completion, LoadedWeights
 
@@ -91,9 +92,9 @@ def unname_shared_memory() -> None:
                     path.unlink()
 
 
-class AsyncVllmEngine:
+class AsyncVllmEngine(ReceiverEnd):
     """Construct and use it on one event loop. transport: the weight-transfer backend ("gloo", "nccl"). ray_metrics:
-    show vLLM's own metrics in Ray's, as `ray_vllm_*`.
+    show vLLM's own metrics in Ray's, as `ray_vllm_*`. address: of this machine, for weight transfers.
 
     version: of the weights being served, -1 while an update that failed half-way makes them unknown. num_steps: engine
     steps seen so far; a number that stands still with requests in flight is an engine that hangs.
@@ -109,6 +110,7 @@ class AsyncVllmEngine:
         seed: int = 0,
         transport: str = "gloo",
         ray_metrics: bool = False,
+        address: str = "127.0.0.1",
     ) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -120,6 +122,7 @@ class AsyncVllmEngine:
         self.num_steps = 0
         self._tokenizer = tokenizer
         self._transport = transport
+        self._address = address
         self._is_updating = False
         self._era = Era()
         self._num_requests = 0
@@ -167,17 +170,18 @@ class AsyncVllmEngine:
         outputs = await asyncio.gather(*(self._last(ids, logprob_params()) for ids in sequences))
         return [read_prompt_logprobs(ids, output) for (output, _), ids in zip(outputs, sequences, strict=True)]
 
-    async def connect(self, init_info: dict[str, Any]) -> None:
-        """Join the group that weights come through; returns when all of its members have."""
+    async def connect(self, request: JoinRequest) -> None:
+        """As `ReceiverEnd.connect`."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        info = request.init_info(self._transport, self._address)
         with self._transport_errors():
-            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(info))
 
     async def receive(self, metas: Sequence[TensorMeta]) -> str:
-        """Take one push off the wire, while the learner sends; returns the stream's checksum ("" where the backend has
-        none). Over gloo the engine works on meanwhile and an error leaves its weights as they were; the other backends
-        load as they receive, so they pause it, and an error leaves weights that must not be served (version -1)."""
+        """As `ReceiverEnd.receive`. Over gloo the engine keeps generating, and an error leaves its weights unchanged.
+        The other transports load while they receive: they pause the engine, and an error leaves weights that must not
+        be served (version -1)."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         announcement = {
@@ -206,7 +210,7 @@ class AsyncVllmEngine:
         return str(checksums.pop())
 
     async def commit(self, version: int) -> LoadedWeights:
-        """Pause, load what was received, and say what is loaded now; requests wait until `resume`."""
+        """As `ReceiverEnd.commit`."""
         self._era = self._era.next(version)
         await self._pause()
         self.version = -1
@@ -215,10 +219,11 @@ class AsyncVllmEngine:
         digests = await self._engine.collective_rpc("volley_weight_digest")
         return LoadedWeights(int(await self._engine.get_weight_version()), " ".join(digests))
 
-    async def resume(self) -> None:
-        """Serve what was committed."""
+    async def resume(self) -> int:
+        """As `ReceiverEnd.resume`."""
         self.version = self._era.version
         await self._engine.resume_generation()
+        return self.version
 
     async def close(self) -> None:
         """As `Engine.close`."""

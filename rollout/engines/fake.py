@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from volley.rollout.engines.engine import Sampling
+from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta
 from volley.rollout.types import Completion, LoadedWeights
 
 
-class FakeEngine:
+class FakeEngine(ReceiverEnd):
     """answer: (prompt token ids, 64-bit random number) -> (token ids, text). delay: random number -> seconds."""
 
     def __init__(
@@ -29,7 +30,6 @@ class FakeEngine:
         self.capacity = capacity
         self.num_requests = 0
         self.is_dead = False
-        self.connections: list[dict[str, Any]] = []
         self._num_steps = 0
         self.loaded: list[dict[str, Any]] = []
         self._answer = answer
@@ -79,8 +79,8 @@ class FakeEngine:
     async def process_ids(self) -> list[int]:
         return []
 
-    async def connect(self, init_info: dict[str, Any]) -> None:
-        self.connections.append(init_info)
+    async def connect(self, request: JoinRequest) -> None:
+        """Does nothing."""
 
     async def receive(self, metas: Sequence[TensorMeta]) -> str:
         return "fake"
@@ -89,8 +89,9 @@ class FakeEngine:
         self._committed = version
         return LoadedWeights(version, "fake")
 
-    async def resume(self) -> None:
+    async def resume(self) -> int:
         self.version = self._committed
+        return self.version
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -9,12 +9,16 @@ answers every cheaper probe.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.worker import Collected, Request, WorkerFacts
-from volley.rollout.transport.stream import TensorMeta
-from volley.rollout.types import Completion, LoadedWeights
+from volley.rollout.transport.protocol import ReceiverEnd, VerbResult
+from volley.rollout.transport.stream import TransportError
+from volley.rollout.types import Completion
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 POLL_S = 1.0
 IDLE_POLL_S = 10.0
@@ -78,31 +82,23 @@ class RemoteEngine:
         """As `Engine.logprobs`."""
         return list(await self._ask("logprobs", self._stall_s, "logprobs", sequences))
 
-    async def connect(self, init_info: dict[str, Any], deadline_s: float) -> str:
-        """See `RolloutWorker.connect`."""
-        return str(await self._ask("connect", deadline_s, "connect", init_info))
-
-    async def receive(self, metas: Sequence[TensorMeta]) -> tuple[str, str]:
-        """See `RolloutWorker.receive`. Takes as long as the push does; whoever drives it gives up what hangs."""
-        self._pushing = True
+    async def transfer(
+        self, deadline_s: float | None, verb: Callable[[ReceiverEnd, *Ts], Awaitable[T]], *arguments: *Ts
+    ) -> T:
+        """Call a verb of a push in the engine; see `RemoteReceiver`."""
+        name = verb.__name__
+        is_joining = name == ReceiverEnd.connect.__name__
+        # The engine may make no step while it receives or loads, and makes none between `commit` and `resume`.
+        self._pushing = self._pushing or not is_joining
         try:
-            checksum, error = await self._ask("receive", None, "receive", metas)
-            return checksum, error
+            result: VerbResult = await self._ask(name, deadline_s, "transfer", name, *arguments)
         finally:
-            self._pushed()
-
-    async def commit(self, version: int, deadline_s: float) -> LoadedWeights:
-        """See `RolloutWorker.commit`; nothing is generated between it and `resume`."""
-        self._pushing = True
-        loaded: LoadedWeights = await self._ask("commit", deadline_s, "commit", version)
-        return loaded
-
-    async def resume(self, deadline_s: float) -> None:
-        """See `RolloutWorker.resume`."""
-        try:
-            self.version = int(await self._ask("resume", deadline_s, "resume"))
-        finally:
-            self._pushed()
+            if name in (ReceiverEnd.receive.__name__, ReceiverEnd.resume.__name__):
+                self._pushed()
+        if result.error:
+            raise TransportError(result.error)
+        value: T = result.value
+        return value
 
     def lose(self, reason: str) -> None:
         """Give the worker up: everything in flight fails with `EngineLost`."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from volley.rollout.engines.engine import Sampling
-from volley.rollout.transport.stream import TensorMeta, TransportError
-from volley.rollout.types import Completion, LoadedWeights
+from volley.rollout.transport.protocol import VerbResult
+from volley.rollout.transport.stream import TransportError
+from volley.rollout.types import Completion
 
 LINGER_S = 0.003
 LINGER_FROM = 8
@@ -58,11 +59,10 @@ class WorkerFacts:
 
 
 class RolloutWorker:
-    """build: makes the engine; called on the worker's event loop. address: of this machine, for weight transfers."""
+    """build: makes the engine; called on the worker's event loop."""
 
-    def __init__(self, build: Callable[[], Any], address: str = "127.0.0.1") -> None:
+    def __init__(self, build: Callable[[], Any]) -> None:
         self._build = build
-        self._address = address
         self._engine: Any = None
         self._unconfirmed: dict[int, int] = {}  # number -> samples whose receipt is not confirmed yet
         self._finished: dict[tuple[int, int], Finished] = {}
@@ -105,45 +105,17 @@ class RolloutWorker:
         """As `Engine.logprobs`."""
         return list(await self._engine.logprobs(sequences))
 
-    async def connect(self, init_info: dict[str, Any]) -> str:
-        """Join the learner's group; returns what went wrong, or ""."""
-        if "address" in init_info:
-            init_info = {**init_info, "address": self._address}
-        return await self._attempt(self._engine.connect(init_info))
-
-    async def receive(self, metas: Sequence[TensorMeta]) -> tuple[str, str]:
-        """Take a push off the wire; returns its checksum, and what went wrong, or ""."""
-        checksum = ""
-
-        async def take() -> None:
-            nonlocal checksum
-            checksum = await self._engine.receive(metas)
-
-        error = await self._attempt(take())
-        return checksum, error
-
-    async def commit(self, version: int) -> LoadedWeights:
-        """Load what was received, and wait; returns what the engine says that it holds now."""
-        loaded: LoadedWeights = await self._engine.commit(version)
-        return loaded
-
-    async def resume(self) -> int:
-        """Serve what was loaded; returns its version."""
-        await self._engine.resume()
-        return int(self._engine.version)
+    async def transfer(self, verb: str, *arguments: Any) -> VerbResult:
+        """Call a verb of a push (a method of `ReceiverEnd`) in the engine."""
+        try:
+            return VerbResult(await getattr(self._engine, verb)(*arguments))
+        except TransportError as error:
+            return VerbResult(None, str(error))
 
     async def close(self) -> None:
         """Free the engine."""
         if self._engine is not None:
             await self._engine.close()
-
-    @staticmethod
-    async def _attempt(work: Any) -> str:
-        try:
-            await work
-        except TransportError as error:
-            return str(error)
-        return ""
 
     def _finish(self, number: int, sample: int, done: "asyncio.Future[Completion]") -> None:
         if done.cancelled():

@@ -1,17 +1,17 @@
 """One push of new weights from the learner to all engines, in phases that each have a deadline and a name.
 
     connect   the learner's rank 0 and every rank of every engine form a group (only when its members change)
-    transfer  the learner sends, the engines receive; over gloo they go on generating
-    commit    each engine pauses, loads, and says which version and which weights it holds now
-    resume    those that agree serve the new version
+    transfer  the learner sends, the engines receive; over gloo they keep generating
+    commit    each engine pauses, loads, and reports the version and digest of the weights that it holds now
+    resume    the engines that agree serve the new version
 
-An engine that dies, hangs, or receives something else than was sent is given up, the group is formed anew without it
-and the push is sent again in whole. What breaks without anybody to blame (a cut link) is tried again, `attempts` times.
-Over gloo nobody has loaded anything before everybody is known to have received all of it.
+An engine that dies, hangs, or receives other bytes than were sent is given up. The group is then formed again without
+it, and the whole push is sent again. A failure without an engine to blame (a cut link) is retried, `attempts` times.
+Over gloo no engine loads anything before all engines are known to have received everything.
 
-A transfer may take as long as it likes while it moves: its deadline is on the learner's position in the stream. A
-learner that waits for an engine which is gone (nccl would, for ever) is told to leave the group; one that does not come
-back even then ends the run with the name of phase and tensor.
+A transfer may take any time while it makes progress: its deadline applies to the learner's position in the stream. A
+learner that waits for a lost engine (over nccl, without end) is told to abort. If it still does not return, the run
+ends with the name of the phase and the tensor.
 """
 
 import asyncio
@@ -23,44 +23,47 @@ from typing import Any, Generic, TypeVar
 
 from volley.rollout.config import TransferConfig
 from volley.rollout.engines.engine import EngineLost
-from volley.rollout.transport.protocol import Receiver, Sender
+from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd, RemoteReceiver, RemoteSender, SenderEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
 
 GRACE_S = 5.0
-"""How much longer than the group's own deadline anybody may take to say that it failed."""
+"""How much longer than a phase's own deadline its members may take to report their failure."""
 LOOK_S = 1.0
-"""How often a transfer under way is asked how far it is."""
+"""How often the position of a transfer is checked."""
 
 
-R = TypeVar("R", bound=Receiver)
+R = TypeVar("R", bound=RemoteReceiver)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PushReport(Generic[R]):
-    """num_attempts: 1 when nothing went wrong. committed: the engines that serve the new version."""
+    """The result of a push."""
 
     seconds: float
     num_bytes: int
     num_attempts: int
+    """1 if nothing went wrong."""
     committed: tuple[R, ...]
+    """The engines that serve the new version."""
 
 
 class WeightClient:
-    """transport: "gloo" or "nccl". attempts: how often a push is sent before the run gives up."""
+    """Drives pushes from one sender to any receivers."""
 
-    def __init__(self, sender: Sender, transport: str, config: TransferConfig, attempts: int = 5) -> None:
+    def __init__(self, sender: RemoteSender, transport: str, config: TransferConfig, attempts: int = 5) -> None:
+        """transport: "gloo" or "nccl". attempts: how often a push is sent before the run fails."""
         self._sender = sender
         self._transport = transport
         self._config = config
         self._attempts = attempts
-        self._members: tuple[Receiver, ...] = ()
+        self._members: tuple[RemoteReceiver, ...] = ()
         self._metas: Sequence[TensorMeta] = ()
 
     async def push(self, receivers: Sequence[R], version: int) -> PushReport[R]:
         """Make `receivers` serve the learner's weights as `version`; those that cannot are given up (`lose`).
 
-        Raises `TransportError` when the push fails again and again without an engine to blame, or when the learner
-        hangs in it.
+        Raises `TransportError` when all attempts failed without an engine to blame, or when the learner hangs.
         """
         async with self._sender.exclusive():
             try:
@@ -70,7 +73,7 @@ class WeightClient:
 
     async def _push(self, receivers: Sequence[R], version: int) -> PushReport[R]:
         started = time.perf_counter()
-        self._metas = self._metas or await self._answer("connect", self._sender.weight_metas())
+        self._metas = self._metas or await self._ask_sender("connect", self._sender.transfer(SenderEnd.metas))
         num_bytes = sum(meta.num_bytes for meta in self._metas)
         for attempt in range(1, self._attempts + 1):
             alive = tuple(receiver for receiver in receivers if not receiver.lost)
@@ -82,7 +85,7 @@ class WeightClient:
                 break
             await self._leave()
             if all(not receiver.lost for receiver in alive):
-                # Nobody is to blame: perhaps a link that comes back.
+                # No engine is to blame; it may be a link that recovers.
                 await asyncio.sleep(min(2.0**attempt / 4, self._config.connect_s))
         else:
             raise TransportError(f"{problem}; tried {self._attempts} times")
@@ -92,83 +95,75 @@ class WeightClient:
             await self._leave()
         return PushReport(time.perf_counter() - started, num_bytes, attempt, committed)
 
-    async def _connect(self, receivers: tuple[Receiver, ...]) -> str:
+    async def _connect(self, receivers: tuple[RemoteReceiver, ...]) -> str:
+        """Form the group; returns what went wrong, or ""."""
         await self._leave()
-        address, port = await self._answer("connect", self._sender.open_transfer(self._transport))
+        address, port = await self._ask_sender("connect", self._sender.transfer(SenderEnd.open, self._transport))
         world_size = 1 + sum(receiver.num_ranks for receiver in receivers)
-        offsets, offset = {}, 1
+        requests, offset = {}, 1
         for receiver in receivers:
-            offsets[receiver.name] = offset
+            requests[receiver.name] = JoinRequest(address, port, offset, world_size, self._config)
             offset += receiver.num_ranks
-
-        async def join(receiver: Receiver) -> str:
-            info = {
-                "master_address": address,
-                "master_port": port,
-                "rank_offset": offsets[receiver.name],
-                "world_size": world_size,
-                "connect_s": self._config.connect_s,
-                "transfer_s": self._config.transfer_s,
-            }
-            if self._transport == "gloo":
-                # Each engine fills in its own address.
-                info |= {"address": "", "bucket_bytes": self._config.bucket_bytes}
-            else:
-                info |= {"packed": True}
-            return await receiver.connect(info, self._config.connect_s + GRACE_S)
+        deadline_s = self._config.connect_s + GRACE_S
 
         async def lead() -> str:
-            connecting = asyncio.ensure_future(_problem(self._sender.connect_transfer(world_size, self._config)))
-            await asyncio.wait([connecting], timeout=self._config.connect_s + GRACE_S)
+            work = self._sender.transfer(SenderEnd.connect, world_size, self._config)
+            connecting = asyncio.ensure_future(_error_of(work))
+            await asyncio.wait([connecting], timeout=deadline_s)
             if not connecting.done():
                 await self._abort(connecting, "connect")
             return connecting.result()
 
         leading = asyncio.ensure_future(lead())
-        answers = await _each(receivers, join)
-        problem = await leading or next((answer for answer in answers if isinstance(answer, str) and answer), "")
+        answers = await _each(
+            receivers, lambda receiver: receiver.transfer(deadline_s, ReceiverEnd.connect, requests[receiver.name])
+        )
+        errors = [await leading, *(str(answer) for answer in answers if isinstance(answer, TransportError))]
+        problem = next(filter(None, errors), "")
         self._members = receivers
-        return f"connect: {problem}" if problem else _lost(receivers)
+        return f"connect: {problem}" if problem else _reason_lost(receivers)
 
-    async def _transfer(self, receivers: tuple[Receiver, ...]) -> str:
+    async def _transfer(self, receivers: tuple[RemoteReceiver, ...]) -> str:
+        """Send and receive all tensors; returns what went wrong, or ""."""
         sending = asyncio.ensure_future(self._send())
-        receiving = [asyncio.ensure_future(receiver.receive(self._metas)) for receiver in receivers]
+        # No deadline: the progress of the whole transfer is watched instead.
+        receiving = [asyncio.ensure_future(each.transfer(None, ReceiverEnd.receive, self._metas)) for each in receivers]
         try:
             await self._watch(sending, receivers, receiving)
         finally:
             for task in (sending, *receiving):
                 task.cancel()
+                task.add_done_callback(_retrieve_exception)
         answers = await _settled(receiving)
         sent, problem = sending.result()
         problems = [problem] if problem else []
         for receiver, answer in zip(receivers, answers, strict=True):
-            if isinstance(answer, BaseException):
-                continue
-            checksum, error = answer
-            if error:
-                problems.append(f"worker {receiver.name}: {error}")
-            elif not problem and checksum != sent:
-                receiver.lose(f"receive: got {checksum} where the learner sent {sent}")
-        return "; ".join(problems) or _lost(receivers)
+            if isinstance(answer, TransportError):
+                problems.append(f"worker {receiver.name}: {answer}")
+            elif not isinstance(answer, BaseException) and not problem and answer != sent:
+                receiver.lose(f"receive: got {answer} where the learner sent {sent}")
+        return "; ".join(problems) or _reason_lost(receivers)
 
     async def _watch(
         self,
         sending: "asyncio.Future[tuple[str, str]]",
-        receivers: tuple[Receiver, ...],
-        receiving: "Sequence[asyncio.Future[tuple[str, str]]]",
+        receivers: tuple[RemoteReceiver, ...],
+        receiving: "Sequence[asyncio.Future[str]]",
     ) -> None:
-        """Until all have ended. Where nothing moves any more, whoever still waits is given up."""
+        """Wait until all have ended. When there is no progress, those that still wait are given up."""
         now = asyncio.get_running_loop().time
+        tasks: list[asyncio.Future[Any]] = [sending, *receiving]
         position, num_arrived, moved_at = "", 0, now()
-        while pending := [task for task in (sending, *receiving) if not task.done()]:
+        while pending := [task for task in tasks if not task.done()]:
             ended, _ = await asyncio.wait(pending, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                sending.result()  # the loss of a learner rank ends it here
+                sending.result()  # raises here if a learner rank was lost
             if all(task.done() for task in pending):
                 return
             last, position = position, position if ended else await self._position(position)
-            failed = [task for task in (sending, *receiving) if task.done() and _failed(task)]
-            arrived = sum(task.done() for task in (sending, *receiving)) - len(failed)
+            has_failed_to_send = sending.done() and bool(sending.result()[1])
+            num_failed = has_failed_to_send + sum(map(_has_failed, receiving))
+            arrived = sum(task.done() for task in tasks) - num_failed
             if (position, arrived) != (last, num_arrived):
                 num_arrived, moved_at = arrived, now()
             waited = now() - moved_at
@@ -176,9 +171,9 @@ class WeightClient:
                 for receiver, task in zip(receivers, receiving, strict=True):
                     if not task.done():
                         where = f"at tensor {position or '(none yet)'}"
-                        receiver.lose(f"receive: nothing moved for {self._config.transfer_s:g} s {where}")
+                        receiver.lose(f"receive: no progress for {self._config.transfer_s:g} s {where}")
                         task.cancel()
-            elif not failed or waited <= GRACE_S:
+            elif not num_failed or waited <= GRACE_S:
                 continue
             if not sending.done():
                 await self._abort(sending, f"send: at tensor {position or '(none yet)'}")
@@ -186,52 +181,58 @@ class WeightClient:
     async def _position(self, last: str) -> str:
         try:
             async with asyncio.timeout(LOOK_S):
-                return await self._sender.transfer_position()
+                return await self._sender.transfer(SenderEnd.position)
         except TimeoutError:
             return last
 
     async def _abort(self, work: "asyncio.Future[Any]", phase: str) -> None:
-        """Make the learner's part of a phase end; what it then says stands in `work`."""
-        aborting = asyncio.ensure_future(self._sender.abort_transfer())
-        aborting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        """Make the learner's part of a phase end; `work` then has its result."""
+        aborting = asyncio.ensure_future(self._sender.transfer(SenderEnd.abort))
+        aborting.add_done_callback(_retrieve_exception)
         await asyncio.wait([work], timeout=2 * GRACE_S)
         aborting.cancel()
         if not work.done():
             work.cancel()
-            raise TransportError(f"{phase}: the learner hangs, also after it was told to leave the group")
+            raise TransportError(f"{phase}: the learner hangs and did not react to an abort")
 
     async def _send(self) -> tuple[str, str]:
+        """Checksum and error of the learner's part of a transfer."""
         try:
-            return await self._sender.send_weights(), ""
+            return await self._sender.transfer(SenderEnd.send), ""
         except TransportError as error:
-            # Whoever still waits for the rest learns that it will not come.
-            await self._sender.close_transfer()
+            # Receivers that still wait for the rest fail when the group is closed.
+            await self._sender.transfer(SenderEnd.close)
             return "", str(error)
 
-    async def _commit(self, receivers: tuple[Receiver, ...], version: int) -> None:
-        """All load; those serve whose weights are the ones that more than half of them hold."""
-        answers = await _each(receivers, lambda receiver: receiver.commit(version, self._config.commit_s))
-        loaded = [
-            (receiver, answer)
-            for receiver, answer in zip(receivers, answers, strict=True)
-            if not isinstance(answer, BaseException)
-        ]
+    async def _commit(self, receivers: tuple[RemoteReceiver, ...], version: int) -> None:
+        """Let all engines load. Those with the weights that more than half of them hold serve them."""
+        deadline_s = self._config.commit_s
+        answers = await _each(receivers, lambda receiver: receiver.transfer(deadline_s, ReceiverEnd.commit, version))
+        loaded = []
+        for receiver, answer in zip(receivers, answers, strict=True):
+            if isinstance(answer, TransportError):
+                receiver.lose(f"commit: {answer}")
+            elif not isinstance(answer, BaseException):
+                loaded.append((receiver, answer))
         digests = Counter(answer.digest for _, answer in loaded)
-        most = {digest for digest, count in digests.items() if 2 * count > len(loaded)}
+        majority = {digest for digest, count in digests.items() if 2 * count > len(loaded)}
         for receiver, answer in loaded:
             if answer.version != version:
-                receiver.lose(f"commit: it says version {answer.version} where {version} was sent")
-            elif answer.digest not in most:
-                receiver.lose(f"commit: its weights are {answer.digest}, which most of the engines' are not")
-        serving = [receiver for receiver, _ in loaded if not receiver.lost]
-        await _each(serving, lambda receiver: receiver.resume(self._config.commit_s))
+                receiver.lose(f"commit: it reports version {answer.version} where {version} was sent")
+            elif answer.digest not in majority:
+                receiver.lose(f"commit: its weights have digest {answer.digest}, unlike most of the engines")
+
+        async def resume(receiver: RemoteReceiver) -> None:
+            receiver.version = await receiver.transfer(deadline_s, ReceiverEnd.resume)
+
+        await _each([receiver for receiver, _ in loaded if not receiver.lost], resume)
 
     async def _leave(self) -> None:
         self._members = ()
-        await self._answer("leave", self._sender.close_transfer())
+        await self._ask_sender("leave", self._sender.transfer(SenderEnd.close))
 
-    async def _answer(self, phase: str, work: Awaitable[Any]) -> Any:
-        """Of the learner, to what takes it no time."""
+    async def _ask_sender(self, phase: str, work: Awaitable[T]) -> T:
+        """The learner's answer to a verb that takes it no time."""
         try:
             async with asyncio.timeout(self._config.connect_s + GRACE_S):
                 return await work
@@ -239,7 +240,8 @@ class WeightClient:
             raise TransportError(f"{phase}: the learner did not answer") from None
 
 
-async def _problem(work: Awaitable[Any]) -> str:
+async def _error_of(work: Awaitable[Any]) -> str:
+    """The message of the `TransportError` that the work raises, or ""."""
     try:
         await work
     except TransportError as error:
@@ -248,22 +250,29 @@ async def _problem(work: Awaitable[Any]) -> str:
 
 
 async def _each(receivers: Sequence[R], work: Callable[[R], Awaitable[Any]]) -> list[Any]:
-    """`work` on all at once; the loss of one is its answer and disturbs no other."""
+    """`work` on all receivers at the same time; see `_settled`."""
     return await _settled([asyncio.ensure_future(work(receiver)) for receiver in receivers])
 
 
 async def _settled(tasks: "Sequence[asyncio.Future[Any]]") -> list[Any]:
+    """The results of all tasks. The loss of one engine, and the failure of one transfer, is its result."""
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, EngineLost | asyncio.CancelledError):
+        expected = EngineLost | TransportError | asyncio.CancelledError
+        if isinstance(answer, BaseException) and not isinstance(answer, expected):
             raise answer
     return answers
 
 
-def _failed(task: "asyncio.Future[tuple[str, str]]") -> bool:
-    """Whether it ended without what it was for."""
-    return task.cancelled() or task.exception() is not None or bool(task.result()[1])
+def _has_failed(task: "asyncio.Future[Any]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _lost(receivers: Sequence[Receiver]) -> str:
+def _retrieve_exception(task: "asyncio.Future[Any]") -> None:
+    """Keep asyncio from logging the exception of a task that is no longer awaited."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _reason_lost(receivers: Sequence[RemoteReceiver]) -> str:
     return next((receiver.lost for receiver in receivers if receiver.lost), "")

@@ -1,4 +1,4 @@
-"""The learner's end of a push over real gloo, with a ZeRO engine's double: what is gathered, resent, and aborted."""
+"""The sender's end of a push over real gloo with a test double of the ZeRO engine: gathering, resending, aborting."""
 
 import threading
 from collections.abc import Iterator
@@ -18,7 +18,10 @@ CONFIG = TransferConfig(bucket_bytes=1 << 16, connect_s=20, transfer_s=20)
 
 
 class Sharded:
-    """Stands for a `ZeroEngine` at stage 3. alive: parameters gathered now; most: at any time; passes: of reading."""
+    """Test double of a `ZeroEngine` at stage 3.
+
+    alive: parameters gathered now. most: the largest number gathered at any time. num_gathered: in total.
+    """
 
     def __init__(self) -> None:
         self.module = PolicyModel.__new__(PolicyModel)
@@ -38,8 +41,10 @@ class Sharded:
 
 
 def push(sender: WeightSender, leaves_after: int | None = None) -> tuple[Any, Any]:
-    """What the sender returns or raises, and the checksum and tensors of one receiver. leaves_after: buckets until the
-    receiver is gone."""
+    """What the sender returns or raises, and the checksum and tensors of one receiver.
+
+    leaves_after: the number of buckets after which the receiver leaves.
+    """
     address, port = sender.open("gloo")
     plan, result = layout(sender.metas(), CONFIG.bucket_bytes), []
 
@@ -65,13 +70,13 @@ def push(sender: WeightSender, leaves_after: int | None = None) -> tuple[Any, An
     return sent, result[0] if result else None
 
 
-def test_one_module_at_a_time_is_gathered_and_a_resend_gathers_again() -> None:
+def test_modules_are_gathered_one_at_a_time_and_again_for_a_resend() -> None:
     zero = Sharded()
     sender = WeightSender(zero, 0, "127.0.0.1")  # type: ignore[arg-type]
     broken, _ = push(sender, leaves_after=2)
     assert isinstance(broken, TransportError)
     assert "send: at tensor " in str(broken)
-    # Other ranks gather along, so reading went to the end all the same.
+    # The other ranks gather too, so all weights are read although the push failed.
     assert (zero.num_gathered, zero.alive) == (12, 0)
     sent, (checksum, received) = push(sender)
     assert (sent, zero.num_gathered) == (checksum, 24)
@@ -81,8 +86,8 @@ def test_one_module_at_a_time_is_gathered_and_a_resend_gathers_again() -> None:
     assert sender.position() == "5.bias"
 
 
-def test_a_sender_that_was_aborted_failed_whatever_came_back() -> None:
-    """As over nccl, where the calls of an aborted communicator return; the other ranks are not left in a gather."""
+def test_aborted_send_fails_whatever_its_calls_return() -> None:
+    """Over nccl the calls of an aborted communicator return normally. The other ranks must not be left in a gather."""
 
     class Aborted:
         def __init__(self, fails: bool) -> None:
@@ -97,7 +102,7 @@ def test_a_sender_that_was_aborted_failed_whatever_came_back() -> None:
         def abort(self) -> None:
             aborts.append("aborted")
 
-    for fails, message in (True, r"send: at tensor 0\.weight \(NCCL error"), (False, "send: the group was left"):
+    for fails, message in (True, r"send: at tensor 0\.weight \(NCCL error"), (False, "send: aborted before"):
         zero, aborts = Sharded(), list[str]()
         sender = WeightSender(zero, 0, "127.0.0.1")  # type: ignore[arg-type]
         sender._trainer, sender._transport = Aborted(fails), "nccl"

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import Finished, RolloutWorker
+from volley.rollout.transport.protocol import ReceiverEnd
+from volley.rollout.transport.stream import TensorMeta, TransportError
 from volley.rollout.types import LoadedWeights
 
 
@@ -20,7 +23,7 @@ class Wire:
 
     def __init__(self, delay: float = 0.002) -> None:
         self.engine = FakeEngine(lambda ids, number: ([number % 50], str(number)), lambda number: delay)
-        self.worker = RolloutWorker(lambda: self.engine, "10.0.0.1")
+        self.worker = RolloutWorker(lambda: self.engine)
         self.calls: list[str] = []
         self.before: Any = None
         self.lost: list[str] = []
@@ -110,11 +113,10 @@ def test_version_and_digest_are_those_that_the_engine_says() -> None:
         wire = Wire()
         engine = wire.remote()
         await engine.start(5)
-        assert await engine.receive([]) == ("fake", "")
-        assert await engine.commit(3, 5) == LoadedWeights(3, "fake")
-        assert (engine.version, wire.engine.version) == (0, 0)
-        await engine.resume(5)
-        assert (engine.version, wire.engine.version) == (3, 3)
+        assert await engine.transfer(None, ReceiverEnd.receive, []) == "fake"
+        assert await engine.transfer(5, ReceiverEnd.commit, 3) == LoadedWeights(3, "fake")
+        assert wire.engine.version == 0
+        assert await engine.transfer(5, ReceiverEnd.resume) == wire.engine.version == 3
         await engine.close()
 
     asyncio.run(everything())
@@ -132,7 +134,7 @@ def test_an_engine_that_waits_between_commit_and_resume_is_not_frozen(monkeypatc
         engine = wire.remote(stall_s=0.3)
         await engine.start(5)
         waiting = futures(engine, 1)
-        await engine.commit(1, 5)
+        await engine.transfer(5, ReceiverEnd.commit, 1)
         assert len(await asyncio.gather(*waiting)) == 3
         await engine.close()
 
@@ -152,7 +154,7 @@ def test_a_failed_call_loses_the_worker_with_its_name_and_phase() -> None:
         await asyncio.sleep(0.01)
         wire.before = die
         with pytest.raises(EngineLost, match=r"rollout worker 0\.0: commit: ConnectionError: the actor died"):
-            await engine.commit(3, 1.0)
+            await engine.transfer(1.0, ReceiverEnd.commit, 3)
         for future in waiting:
             with pytest.raises(EngineLost, match="commit"):
                 await future
@@ -217,12 +219,19 @@ def test_the_death_of_the_engine_inside_the_worker_is_seen() -> None:
     asyncio.run(everything())
 
 
-def test_the_worker_tells_the_group_its_own_address() -> None:
+def test_failed_transfer_is_raised_and_does_not_lose_the_worker() -> None:
+    class CutOff(FakeEngine):
+        async def receive(self, metas: Sequence[TensorMeta]) -> str:
+            raise TransportError("receive: at tensor w")
+
     async def everything() -> None:
         wire = Wire()
+        wire.engine = CutOff(lambda ids, number: ([1], ""))
         engine = wire.remote()
         await engine.start(5)
-        assert await engine.connect({"address": "", "rank_offset": 1}, 5) == ""
-        assert wire.engine.connections == [{"address": "10.0.0.1", "rank_offset": 1}]
+        with pytest.raises(TransportError, match="receive: at tensor w"):
+            await engine.transfer(None, ReceiverEnd.receive, [])
+        assert (engine.lost, wire.lost) == ("", [])
+        await engine.close()
 
     asyncio.run(everything())

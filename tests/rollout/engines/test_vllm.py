@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from volley.rollout.config import RolloutConfig
+from volley.rollout.config import RolloutConfig, TransferConfig
 from volley.rollout.engines.async_vllm import SHARED_MEMORY, AsyncVllmEngine
 from volley.rollout.engines.engine import Sampling
+from volley.rollout.transport.protocol import JoinRequest
 from volley.rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
 from volley.rollout.types import Completion, LoadedWeights
 
@@ -225,13 +226,13 @@ async def commit_and_submit(engine: AsyncVllmEngine, version: int) -> LoadedWeig
 async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks: bool = False) -> tuple[str, str]:
     """Connect and send once; the checksums of what was received and sent. breaks: the sender leaves half-way."""
     listener = listen("127.0.0.1")
-    address = {"master_address": "127.0.0.1", "master_port": listener.getsockname()[1], "address": "127.0.0.1"}
-    group_info = {"rank_offset": 1, "world_size": 2, "bucket_bytes": 1 << 20, "connect_s": 10.0, "transfer_s": 5.0}
+    port = listener.getsockname()[1]
+    config = TransferConfig(bucket_bytes=1 << 20, connect_s=10.0, transfer_s=5.0)
     metas = (TensorMeta.of(name, tensor.dtype, tensor.shape) for name, tensor in weights.items())
-    plan = layout(metas, group_info["bucket_bytes"])
+    plan = layout(metas, config.bucket_bytes)
 
     def sending() -> str:
-        group = Group("127.0.0.1", address["master_port"], 0, 2, 10, 5, listener)
+        group = Group("127.0.0.1", port, 0, 2, 10, 5, listener)
         connected.wait(10)
         if breaks:
             begin, end = plan.buckets[0]
@@ -242,7 +243,7 @@ async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks
 
     connected = threading.Event()
     sender = asyncio.get_running_loop().run_in_executor(None, sending)
-    await engine.connect({**address, **group_info})
+    await engine.connect(JoinRequest("127.0.0.1", port, 1, 2, config))
     connected.set()
     try:
         return await engine.receive(plan.metas), await sender

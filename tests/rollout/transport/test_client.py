@@ -1,4 +1,4 @@
-"""A push as its driver sees it: who is blamed for what, who is left, and how often it is sent."""
+"""The push client: which engine is given up and why, which ones remain, and how often a push is sent."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from volley.rollout.config import TransferConfig
 from volley.rollout.engines.engine import EngineLost
 from volley.rollout.transport import client
 from volley.rollout.transport.client import PushReport, WeightClient
+from volley.rollout.transport.protocol import JoinRequest
 from volley.rollout.transport.stream import TensorMeta, TransportError
 from volley.rollout.types import LoadedWeights
 
@@ -23,99 +24,114 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HANGS, HANGS_FOR_GOOD = "hangs", "hangs for good"
+SENT, OTHER = "checksum sent", "other checksum"
 
 
 class Learner:
-    """failures: errors of the first sends, one each; HANGS waits until it is aborted, HANGS_FOR_GOOD longer than that.
-    num_slow: tensors of which each takes 0.3 s."""
+    """Test double of the learner, as `RemoteSender` and `SenderEnd` in one.
+
+    failures: errors of the first sends, one each; HANGS waits until it is aborted, HANGS_FOR_GOOD longer than that.
+    num_slow: number of tensors that take 0.3 s each.
+    """
 
     def __init__(self, *failures: str, num_slow: int = 0) -> None:
         self.failures = list(failures)
         self.num_slow = num_slow
         self.worlds: list[int] = []
         self.num_sent = 0
-        self.position = ""
+        self.at = ""
         self.aborted = asyncio.Event()
         self.turn = asyncio.Lock()
 
     def exclusive(self) -> asyncio.Lock:
         return self.turn
 
-    async def open_transfer(self, transport: str) -> tuple[str, int]:
+    async def transfer(self, verb: Any, *arguments: Any) -> Any:
+        return await getattr(self, verb.__name__)(*arguments)
+
+    async def open(self, transport: str) -> tuple[str, int]:
         return "127.0.0.1", 5000 + len(self.worlds)
 
-    async def connect_transfer(self, world_size: int, config: TransferConfig) -> None:
+    async def connect(self, world_size: int, config: TransferConfig) -> None:
         self.worlds.append(world_size)
         await self.fail("connect: ")
 
-    async def send_weights(self) -> str:
+    async def send(self) -> str:
         self.num_sent += 1
         for i in range(self.num_slow):
-            self.position = f"layer.{i}"
+            self.at = f"layer.{i}"
             await asyncio.sleep(0.3)
         await self.fail("")
-        return "sum"
+        return SENT
 
     async def fail(self, phase: str) -> None:
         if not self.failures or not self.failures[0].startswith(phase):
             return
         failure = self.failures.pop(0).removeprefix(phase)
         if failure in (HANGS, HANGS_FOR_GOOD):
-            self.position = "layer.7"
+            self.at = "layer.7"
             await self.aborted.wait()
             await asyncio.sleep(60 if failure == HANGS_FOR_GOOD else 0)
-            failure = "send: the group was left"
+            failure = "send: aborted"
         if failure:
             raise TransportError(failure)
 
-    async def abort_transfer(self) -> None:
+    async def abort(self) -> None:
         self.aborted.set()
 
-    async def transfer_position(self) -> str:
-        return self.position
+    async def position(self) -> str:
+        return self.at
 
-    async def close_transfer(self) -> None: ...
+    async def close(self) -> None: ...
 
-    async def weight_metas(self) -> Sequence[TensorMeta]:
+    async def metas(self) -> Sequence[TensorMeta]:
         return [TensorMeta("w", "float32", (10,))]
 
 
 class Engine:
-    """receives: what each receive answers; HANGS waits for ever, another text is the reason to be lost. commits:
-    whether a commit works. says: what it holds then, where that is not what was sent."""
+    """Test double of an engine, as `RemoteReceiver` and `ReceiverEnd` in one.
+
+    receives: the result of each receive; HANGS waits for ever, a `TransportError` is raised, another text is the reason
+    why the engine is lost. commits: whether a commit succeeds. loads: the weights that it reports then, if other ones
+    than were sent.
+    """
 
     def __init__(
-        self, name: str, *receives: Any, num_ranks: int = 1, commits: bool = True, says: LoadedWeights | None = None
+        self, name: str, *receives: Any, num_ranks: int = 1, commits: bool = True, loads: LoadedWeights | None = None
     ) -> None:
         self.name, self.num_ranks, self.lost = name, num_ranks, ""
         self.receives = list(receives)
         self.commits = commits
-        self.says = says
+        self.loads = loads
         self.version = self.committed = 0
-        self.infos: list[dict[str, Any]] = []
+        self.requests: list[JoinRequest] = []
 
-    async def connect(self, init_info: dict[str, Any], deadline_s: float) -> str:
-        self.infos.append(init_info)
-        return ""
+    async def transfer(self, deadline_s: float | None, verb: Any, *arguments: Any) -> Any:
+        return await getattr(self, verb.__name__)(*arguments)
 
-    async def receive(self, metas: Sequence[TensorMeta]) -> tuple[str, str]:
-        answer = self.receives.pop(0) if self.receives else ("sum", "")
+    async def connect(self, request: JoinRequest) -> None:
+        self.requests.append(request)
+
+    async def receive(self, metas: Sequence[TensorMeta]) -> str:
+        answer = self.receives.pop(0) if self.receives else SENT
         if answer == HANGS:
             await asyncio.sleep(60)
-        if isinstance(answer, str):
+        if isinstance(answer, TransportError):
+            raise answer
+        if answer not in (SENT, OTHER):
             self.lose(answer)
             raise EngineLost(self.lost)
-        return answer  # type: ignore[no-any-return]
+        return str(answer)
 
-    async def commit(self, version: int, deadline_s: float) -> LoadedWeights:
+    async def commit(self, version: int) -> LoadedWeights:
         if not self.commits:
             self.lose("commit: no answer")
             raise EngineLost(self.lost)
         self.committed = version
-        return self.says or LoadedWeights(version, "digest")
+        return self.loads or LoadedWeights(version, "digest")
 
-    async def resume(self, deadline_s: float) -> None:
-        self.version = self.committed
+    async def resume(self) -> int:
+        return self.committed
 
     def lose(self, reason: str) -> None:
         self.lost = reason
@@ -131,17 +147,17 @@ def push(learner: Learner, *engines: Engine, times: int = 1) -> PushReport[Engin
     return asyncio.run(everything())
 
 
-def test_a_push_reaches_all_and_the_group_is_kept_for_the_next_one() -> None:
+def test_push_reaches_all_engines_and_the_group_is_reused() -> None:
     learner, engines = Learner(), [Engine("a", num_ranks=2), Engine("b"), Engine("c", num_ranks=3)]
     report = push(learner, *engines, times=3)
     assert [engine.version for engine in engines] == [3, 3, 3]
     assert learner.worlds == [7]
-    assert [engine.infos[0]["rank_offset"] for engine in engines] == [1, 3, 4]
+    assert [engine.requests[0].rank_offset for engine in engines] == [1, 3, 4]
     assert (report.num_attempts, report.num_bytes, learner.num_sent) == (1, 40, 3)
 
 
-@pytest.mark.parametrize("answer", ["receive: its process died", ("other", "")], ids=["death", "checksum"])
-def test_an_engine_that_fails_is_given_up_and_the_others_get_everything_again(answer: Any) -> None:
+@pytest.mark.parametrize("answer", ["receive: its process died", OTHER], ids=["death", "checksum"])
+def test_failed_engine_is_given_up_and_the_others_receive_everything_again(answer: Any) -> None:
     learner, bad, good = Learner(), Engine("bad", answer), Engine("good")
     report = push(learner, bad, good)
     assert report.committed == (good,)
@@ -151,44 +167,50 @@ def test_an_engine_that_fails_is_given_up_and_the_others_get_everything_again(an
     assert report.num_attempts == 2
 
 
-def test_a_broken_link_without_anybody_to_blame_is_tried_again() -> None:
-    learner, engines = Learner("send: at tensor w (reset)"), [Engine("a", ("", "receive: at tensor w")), Engine("b")]
+def test_broken_link_without_an_engine_to_blame_is_retried() -> None:
+    learner, engines = (
+        Learner("send: at tensor w (reset)"),
+        [Engine("a", TransportError("receive: at tensor w")), Engine("b")],
+    )
     assert push(learner, *engines).num_attempts == 2
     assert [engine.version for engine in engines] == [1, 1]
 
 
-def test_a_link_that_stays_broken_ends_with_the_tensor() -> None:
+def test_link_that_stays_broken_raises_with_the_tensor() -> None:
     with pytest.raises(TransportError, match=r"push of version 1: send: at tensor w .*; tried 3 times"):
         push(Learner(*["send: at tensor w (reset)"] * 3), Engine("a"))
 
 
-def test_an_engine_that_cannot_load_is_given_up_without_sending_again() -> None:
+def test_engine_that_cannot_load_is_given_up_without_a_resend() -> None:
     learner, bad, good = Learner(), Engine("bad", commits=False), Engine("good")
     report = push(learner, bad, good)
     assert report.committed == (good,)
     assert learner.num_sent == 1
 
 
-def test_all_engines_lost_leaves_nothing_to_do() -> None:
+def test_push_ends_when_all_engines_are_lost() -> None:
     report = push(Learner(), Engine("a", "died"), Engine("b", "died too"))
     assert report.committed == ()
 
 
-def test_a_learner_that_waits_for_a_dead_engine_leaves_the_group_and_the_others_are_served() -> None:
-    """As over nccl: the sender never notices, and the other receiver ends by its own deadline."""
+def test_learner_that_waits_for_a_dead_engine_is_aborted_and_the_others_are_served() -> None:
+    """As over nccl: the sender never notices, and the other receiver fails by its own deadline."""
     learner = Learner(HANGS)
-    dead, good = Engine("dead", "receive: its process died"), Engine("good", ("", "receive: at tensor layer.7"))
+    dead, good = (
+        Engine("dead", "receive: its process died"),
+        Engine("good", TransportError("receive: at tensor layer.7")),
+    )
     report = push(learner, dead, good)
     assert report.committed == (good,)
     assert (good.version, report.num_attempts, learner.worlds) == (1, 2, [3, 2])
 
 
-def test_a_learner_that_hangs_for_good_ends_the_run_with_phase_and_tensor() -> None:
+def test_learner_that_ignores_an_abort_ends_the_run_with_phase_and_tensor() -> None:
     with pytest.raises(TransportError, match=r"push of version 1: send: at tensor layer\.7: the learner hangs"):
         push(Learner(HANGS_FOR_GOOD), Engine("dead", "receive: its process died"), Engine("good"))
 
 
-def test_a_learner_that_hangs_while_the_group_forms_is_aborted_too() -> None:
+def test_learner_that_hangs_in_connect_is_aborted() -> None:
     engine = Engine("a")
     assert push(Learner("connect: hangs"), engine).num_attempts == 2
     assert engine.version == 1
@@ -196,18 +218,18 @@ def test_a_learner_that_hangs_while_the_group_forms_is_aborted_too() -> None:
         push(Learner("connect: hangs for good"), Engine("a"))
 
 
-def test_an_engine_that_freezes_is_given_up_with_the_tensor_and_the_others_are_served() -> None:
+def test_frozen_engine_is_given_up_with_the_tensor_and_the_others_are_served() -> None:
     frozen, good = Engine("frozen", HANGS), Engine("good")
     assert push(Learner(HANGS), frozen, good).committed == (good,)
-    assert frozen.lost.startswith("receive: nothing moved for 1 s at tensor layer.7")
+    assert frozen.lost.startswith("receive: no progress for 1 s at tensor layer.7")
 
 
-def test_a_push_may_take_longer_than_its_deadline_as_long_as_it_moves() -> None:
+def test_push_may_take_longer_than_its_deadline_while_it_makes_progress() -> None:
     learner = Learner(num_slow=6)
 
     class Patient(Engine):
-        async def receive(self, metas: Sequence[TensorMeta]) -> tuple[str, str]:
-            while learner.position != "layer.5":
+        async def receive(self, metas: Sequence[TensorMeta]) -> str:
+            while learner.at != "layer.5":
                 await asyncio.sleep(0.02)
             return await super().receive(metas)
 
@@ -218,22 +240,22 @@ def test_a_push_may_take_longer_than_its_deadline_as_long_as_it_moves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "reason"),
+    ("loads", "reason"),
     [
-        (LoadedWeights(7, "digest"), "commit: it says version 7 where 1 was sent"),
-        (LoadedWeights(1, "other"), "commit: its weights are other, which most of the engines' are not"),
+        (LoadedWeights(7, "digest"), "commit: it reports version 7 where 1 was sent"),
+        (LoadedWeights(1, "other"), "commit: its weights have digest other, unlike most of the engines"),
     ],
     ids=["version", "digest"],
 )
-def test_an_engine_that_loaded_something_else_never_serves(says: LoadedWeights, reason: str) -> None:
-    learner, bad, good = Learner(), Engine("bad", says=says), [Engine("a"), Engine("b")]
+def test_engine_that_loaded_other_weights_never_serves(loads: LoadedWeights, reason: str) -> None:
+    learner, bad, good = Learner(), Engine("bad", loads=loads), [Engine("a"), Engine("b")]
     report = push(learner, bad, *good)
     assert report.committed == tuple(good)
     assert (bad.lost, bad.version) == (reason, 0)
     assert [engine.version for engine in good] == [1, 1]
 
 
-def test_of_two_engines_that_disagree_neither_serves() -> None:
-    pair = Engine("a"), Engine("b", says=LoadedWeights(1, "other"))
+def test_two_engines_that_disagree_both_stop_serving() -> None:
+    pair = Engine("a"), Engine("b", loads=LoadedWeights(1, "other"))
     assert push(Learner(), *pair).committed == ()
     assert [engine.version for engine in pair] == [0, 0]
