@@ -8,9 +8,9 @@ to take the last number anywhere would reward a model for listing numbers.
 
 import re
 
-from volley.rewards.math.answers.answer import is_number, parse_answer
 from volley.rewards.math.answers.equality import equal_answers
 from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.parsing import is_number, parse_answer
 from volley.rewards.math.hidden_text import find_closing_brace, remove_hidden_text
 from volley.rewards.math.statement import ANCHOR, answer_in_context, final_conclusion, read_first_line, read_sentence
 from volley.rewards.think_format import after_thinking

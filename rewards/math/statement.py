@@ -7,9 +7,9 @@ answer counts: a bounded piece of text just before and just after it.
 
 import re
 
-from volley.rewards.math.answers.answer import parse_answer
 from volley.rewards.math.answers.equality import equal_answers
 from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.parsing import parse_answer
 
 MAX_BEFORE = 160
 MAX_AFTER = 100

@@ -18,9 +18,10 @@ from typing import Any
 
 from volley.rewards.item import Unscorable
 from volley.rewards.math import extraction
-from volley.rewards.math.answers.answer import Answer, parse_answer
+from volley.rewards.math.answers.answer import Answer
 from volley.rewards.math.answers.equality import equal_answers, quick_equal_answers
 from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.parsing import parse_answer
 from volley.rewards.math.answers.unfinished import is_unfinished
 from volley.rewards.math.expressions.limits import TimeLimitError, time_limit
 from volley.rewards.think_format import with_opened_thinking

@@ -1,4 +1,7 @@
-"""Whether two answers are the same: choices, times, numerals and words by themselves, quantities by number and unit."""
+"""Decides whether two parsed answers are the same.
+
+Choices, times of day, numerals with a base, and words are compared directly, quantities by number and unit.
+"""
 
 from fractions import Fraction
 from math import gcd
@@ -12,8 +15,10 @@ from volley.rewards.math.expressions.tree import Node, number, symbols
 
 
 def equal_answers(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool:
-    """Whether two answers are the same; the gold one is the first. What takes more work than any real answer is not.
-    Raises TimeLimitError within `time_limit`."""
+    """Return whether a given answer equals the gold answer.
+
+    False if the comparison takes more steps than any real answer needs. Raises TimeLimitError within `time_limit`.
+    """
     try:
         with step_limit():
             return _equal_answers(gold, given, tolerance)
@@ -36,8 +41,10 @@ def _equal_answers(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
 
 
 def quick_equal_answers(gold: Answer, given: Answer, tolerance: Fraction = Fraction(0)) -> bool | None:
-    """`same` where it takes microseconds, None where formulas must be evaluated. True for equal formulas supposes
-    that the gold one has a value."""
+    """Return `equal_answers` if that takes microseconds; None if formulas must be evaluated.
+
+    Identical formulas give True without a check that the gold formula has a value. The caller must check that.
+    """
     one, other = gold.tree, given.tree
     if one is None or other is None:
         return equal_answers(gold, given, tolerance)
@@ -60,6 +67,7 @@ def quick_equal_answers(gold: Answer, given: Answer, tolerance: Fraction = Fract
 
 
 def _is_letters(node: Node) -> bool:
+    """Return whether a formula is a product of letters, so that it may be a word."""
     return node.op in ("symbol", "constant") or (node.op == "product" and all(map(_is_letters, node.parts)))
 
 
@@ -70,21 +78,25 @@ def _equal_choice_contents(gold: Answer, given: Answer) -> bool:
 
 
 def _is_ratio(gold: Answer) -> bool:
-    """Whether something like 5:12 may be a ratio: it is in lowest terms."""
+    """Return whether a time such as 5:12 may also be a ratio: ratios are given in lowest terms."""
     parts = gold.tree.parts if gold.tree and gold.tree.op == "ratio" else ()
     return len(parts) == 2 and gcd(*(int(part.number) for part in parts)) == 1
 
 
 def _equal_times(gold: tuple[int, str], given: tuple[int, str]) -> bool:
+    """Compare two times of day (see `Answer.clock`). An unknown half of the day may be either."""
     if gold[1] and given[1]:
         return gold[0] == given[0]
-    is_full = (gold[1] and given[1]) or "24" in (gold[1], given[1])
-    return gold[0] == given[0] if is_full else gold[0] % 720 == given[0] % 720
+    if "24" in (gold[1], given[1]):
+        return gold[0] == given[0]
+    return gold[0] % 720 == given[0] % 720
 
 
 def _equal_numerals(gold: Answer, given: Answer) -> bool:
-    """The same digits in the same base, which may be left unsaid as a unit may; to give the value in another base is
-    what the task asked for, so it is not the answer."""
+    """Compare digits and base. One of the two answers may leave out its base, like a unit.
+
+    The same value in another base is wrong, because the conversion is part of the task.
+    """
     if gold.base and given.base:
         return (gold.digits, gold.base) == (given.digits, given.base)
     numeral, other = (gold, given) if gold.base else (given, gold)
@@ -94,27 +106,28 @@ def _equal_numerals(gold: Answer, given: Answer) -> bool:
 def _equal_quantities(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
     assert gold.tree is not None
     assert given.tree is not None
-    is_equal = _equal_numbers_and_units(gold, given, tolerance)
+    is_equal = _equal_with_percent_and_degrees(gold, given, tolerance)
     return is_equal and (given.tree.op == "number" or not is_unfinished(gold.tree, given.tree))
 
 
-def _equal_numbers_and_units(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+def _equal_with_percent_and_degrees(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+    """Compare two formulas, also as a percentage against a plain number and as degrees against radians."""
     one, other = gold.tree, given.tree
     assert one is not None
     assert other is not None
-    share, plain = (gold, given) if gold.is_percent else (given, gold)
+    percentage, plain = (gold, given) if gold.is_percent else (given, gold)
     if gold.is_percent != given.is_percent and is_known_unit(plain.unit):
         return False
     if compare.equal(one, other, tolerance):
         return True
     if gold.is_percent != given.is_percent:
-        # 50 % is both 50, where the sign was left out, and its value 0.5.
-        if plain.unit or share.tree is None:
+        # 50 % equals both 50 (without the sign) and 0.5 (its value).
+        if plain.unit or percentage.tree is None:
             return False
-        value = Node("quotient", (share.tree, number(100)))
-        return compare.equal(value, other, tolerance) if share is gold else compare.equal(one, value, tolerance)
+        value = Node("quotient", (percentage.tree, number(100)))
+        return compare.equal(value, other, tolerance) if percentage is gold else compare.equal(one, value, tolerance)
     if (gold.unit == DEGREE) != (given.unit == DEGREE) and not (gold.unit and given.unit):
-        # An angle in radians, if the other is no plain number.
+        # An angle in degrees also equals its value in radians.
         one, other = (Node("degrees", (each.tree,)) if each.unit else each.tree for each in (gold, given) if each.tree)
         return compare.equal(one, other, tolerance)
     return False

@@ -1,7 +1,11 @@
-"""Units that are told apart, by every way to write them; other words behind a number only name what was counted."""
+"""The units of measurement that the verifier knows, with all of their spellings.
+
+Two different known units make two answers different. Any other word after a number only names what was counted.
+"""
 
 CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
-_WORDS = {
+"""The name of a currency, by its symbol."""
+_SPELLINGS = {
     "cent": "cent cents ¢",
     "dollar": "dollar dollars usd",
     "euro": "euro euros eur",
@@ -44,9 +48,9 @@ _WORDS = {
     "knot": "knot knots",
     "unit": "unit units",
 }
-"""A `unit` is a unit of any measure: of length, squared of area."""
+"""Units without prefixes, by their standard name. A `unit` is a unit of any measure: of length, squared of area."""
 _PREFIXES = {"n": "nano", "u": "micro", "m": "milli", "c": "centi", "k": "kilo", "M": "mega", "G": "giga", "T": "tera"}
-# Symbol, words, the prefixes that are in use, and whether a spelling in small letters says the same.
+# Units with prefixes: symbol, words, and the prefixes in use.
 _PREFIXED = [
     ("m", "meter metre", "numck"),
     ("g", "gram", "umk"),
@@ -69,33 +73,33 @@ _PREFIXED = [
     ("B", "byte", "kMGT"),
 ]
 _SYMBOLS = {"second": "s", "b": "bit"}
-# Single letters that stand for a unit where text shows that they are no symbol.
 _LETTER_WORDS = (
     "m meter, g gram, s second, l liter, L liter, h hour, t ton, N newton, J joule, W watt, V volt, A ampere"
 )
-LETTERS = dict(pair.split() for pair in _LETTER_WORDS.split(", "))
+UNIT_LETTERS = dict(pair.split() for pair in _LETTER_WORDS.split(", "))
+"""Single letters that are units where LaTeX marks them as text, and symbols everywhere else."""
 
 
 def _spellings() -> dict[str, str]:
-    """The name of a unit by its spelling; small letters only where these are not another unit's."""
-    found = {word: name for name, words in _WORDS.items() for word in words.split()}
+    """Return the standard name by spelling. Lower-case spellings are added unless they mean another unit."""
+    names = {word: name for name, words in _SPELLINGS.items() for word in words.split()}
     for base, words, prefixes in _PREFIXED:
         symbol = _SYMBOLS.get(base, base)
         for prefix, long in {"": "", **{each: _PREFIXES[each] for each in prefixes}}.items():
             name = prefix + (base if prefix == "" else symbol)
             if len(prefix + symbol) > 1 or symbol in "mgsl":
-                found[prefix + symbol] = name
+                names[prefix + symbol] = name
             for word in words.split():
-                found |= {long + word: name, long + word + "s": name}
-    for spelling, name in list(found.items()):
-        found.setdefault(spelling.lower(), name)
-    return found
+                names |= {long + word: name, long + word + "s": name}
+    for spelling, name in list(names.items()):
+        names.setdefault(spelling.lower(), name)
+    return names
 
 
 UNIT_BY_SPELLING = _spellings()
-NAMES = frozenset([*UNIT_BY_SPELLING.values(), *CURRENCIES.values()])
+UNIT_NAMES = frozenset([*UNIT_BY_SPELLING.values(), *CURRENCIES.values()])
 
 
 def known_unit(word: str) -> str | None:
-    """The name of the unit that a word is, None if it is none that is told apart."""
+    """Return the standard name of a unit by one of its spellings; None if the word is not a known unit."""
     return UNIT_BY_SPELLING.get(word) or UNIT_BY_SPELLING.get(word.lower())

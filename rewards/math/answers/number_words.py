@@ -1,4 +1,4 @@
-"""Numbers in words: `twenty-one`, `one hundred twenty-three`, `two and a half`, `three quarters`."""
+"""Parses numbers in words: `twenty-one`, `one hundred twenty-three`, `two and a half`, `three quarters`."""
 
 from fractions import Fraction
 from functools import lru_cache
@@ -20,8 +20,10 @@ MAX_WORDS = 16
 
 @lru_cache(1024)
 def leading_number(text: str) -> tuple[Fraction, str] | None:
-    """The number that a text in small letters begins with, as far as it goes, and the words behind it; None if it
-    begins with none."""
+    """Return the longest number in words at the start of a lower-case text, and the words after it.
+
+    None if the text does not begin with a number. At most `MAX_WORDS` words are tried.
+    """
     words: list[str] = []
     for word in text.split():
         pieces = word.split("-")
@@ -47,7 +49,7 @@ def _value(words: list[str]) -> Fraction | None:
 
 
 def _with_part(words: list[str]) -> Fraction | None:
-    """`two thirds`, `a half`, `two and a half`, `two and three quarters`."""
+    """Parse a number with a fraction: `two thirds`, `a half`, `two and a half`, `two and three quarters`."""
     below, head = _PARTS[words[-1]], words[:-1]
     whole = 0
     if "and" in head:
@@ -61,7 +63,7 @@ def _with_part(words: list[str]) -> Fraction | None:
 
 
 def _whole(words: list[str]) -> int | None:
-    """Of groups of hundreds with falling scales: one million two thousand three."""
+    """Parse a whole number: groups below a thousand with falling scales, as in one million two thousand three."""
     total, group, last = 0, [], 10**15
     for word in words:
         if word not in _SCALES:
@@ -79,7 +81,7 @@ def _whole(words: list[str]) -> int | None:
 
 
 def _hundreds(words: list[str]) -> int | None:
-    """Below 10,000: twenty one, one hundred and five, twelve hundred."""
+    """Parse a number below 10,000: twenty one, one hundred and five, twelve hundred."""
     if "hundred" in words:
         place = words.index("hundred")
         count, rest = _tens(words[:place]), words[place + 1 :]
@@ -90,6 +92,7 @@ def _hundreds(words: list[str]) -> int | None:
 
 
 def _tens(words: list[str]) -> int | None:
+    """Parse a number below 100."""
     if len(words) == 1:
         return _UNITS.get(words[0], _TENFOLD.get(words[0]))
     if len(words) == 2 and words[0] in _TENFOLD and 0 < _UNITS.get(words[1], 0) < 10:

@@ -1,15 +1,27 @@
-"""Is an answer worked out, or the task copied out? 47+38 means the same as 85, but is no answer to "What is 47+38?".
+"""Detects answers that are an unfinished calculation: 47+38 equals 85, but it does not answer "What is 47+38?".
 
-Where the gold answer is plain numbers, the response must give plain numbers, too, or what is one step from them and is
-a usual way to leave an answer: a/b, a mixed number, a percentage, a * 10^n; a power (2^{10}), root, factorial (10!),
-binomial or function (\\log_2 8) of plain numbers; a quotient of two of these. A sum, difference or product, and a step
-inside another ((2^3)^2, a fraction in a fraction), is a calculation left undone, and so is a formula with symbols
-(x/x for 1). A chain that ends in its result (47+38 = 85) is worked out; a sum or product of matrices is not, a number
-in front of a matrix is a usual form.
+If the gold answer is plain numbers, the response must be finished. Finished are:
 
-Left alone is a response to any other gold answer: irrational or symbolic (\\sqrt{12}, x+1), a power, or a calculation
-that the answer key itself leaves undone; and an irrational formula that the gold decimal is a rounding of (5\\sqrt{2}
-for 7.07). A task that is one such step ("What is 6!?") can still be copied out: then its copy is also a usual answer.
+- plain numbers: decimals, fractions a/b, mixed numbers, percentages, a * 10^n
+- one step from plain numbers that is a usual form of an answer: a power (2^{10}), root, factorial (10!), binomial or
+  function (\\log_2 8) of plain numbers
+- a quotient of two of these
+- a chain that ends in a finished result (47+38 = 85)
+- a matrix with a number in front of it
+
+Unfinished are:
+
+- sums, differences and products
+- a step inside another step ((2^3)^2), or a fraction in a fraction
+- formulas with symbols (x/x for 1)
+- sums and products of matrices
+
+Two kinds of responses are never refused:
+
+- a response to a gold answer that is irrational or symbolic (\\sqrt{12}, x+1), a power, or an unfinished calculation
+- an irrational formula whose rounding is the gold decimal (5\\sqrt{2} for 7.07)
+
+Known limit: if the task is one such step ("What is 6!?"), a copy of the task counts as a usual form of the answer.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,26 +34,28 @@ from volley.rewards.math.expressions.value import NoValueError, equal_values
 
 _STEPS = frozenset(["power", "root", "factorial", "binomial", "function"])
 _SIGNS = frozenset(["minus", "plus-minus", "minus-plus"])
-_ENDS = frozenset(["infinity", "numbers"])
-_HOLDERS = frozenset(["list", "set", "tuple", "matrix", "row", "union", "intersection", "difference", "ratio"])
+_UNBOUNDED = frozenset(["infinity", "numbers"])
+_CONTAINERS = frozenset(["list", "set", "tuple", "matrix", "row", "union", "intersection", "difference", "ratio"])
 
 
 def is_unfinished(gold: Node, given: Node) -> bool:
-    """Whether the gold answer is plain numbers, and the given one, which means the same, a way to calculate them."""
+    """Return whether the gold answer is plain numbers and the given answer, which equals it, only calculates them."""
     if given.op == "number" or given == gold or not all(map(_is_number, _values(gold))):
         return False
-    undone = [value for value in _values(given) if not _is_done(value)]
-    return bool(undone) and any(_is_exact(value, _values(gold)) for value in undone)
+    unfinished = [value for value in _values(given) if not _is_finished(value)]
+    return bool(unfinished) and any(_is_exact(value, _values(gold)) for value in unfinished)
 
 
 def _values(node: Node) -> Iterator[Node]:
-    """The values that an answer is made of, without the symbols that name them. Of a chain of equal ones those that
-    are worked out, if any is."""
+    """Yield the values in an answer, without the symbols that name them.
+
+    Of a chain of equal values, only those that are finished, if any is.
+    """
     if node.op == "relation":
         parts = tuple(part for part in node.parts if _without_sign(part).op not in ("lone-symbol", "symbol"))
         if set(node.name.split()) <= {"=", "~"} and not any(map(symbols, parts)):
-            parts = tuple(filter(_is_done, parts)) or parts
-    elif node.op in _HOLDERS or (node.op == "product" and _is_scaled(node)):
+            parts = tuple(filter(_is_finished, parts)) or parts
+    elif node.op in _CONTAINERS or (node.op == "product" and _is_scaled(node)):
         parts = node.parts
     else:
         yield from plus_minus_values(node)
@@ -51,7 +65,7 @@ def _values(node: Node) -> Iterator[Node]:
 
 
 def _is_scaled(product: Node) -> bool:
-    """A matrix with one number in front of it."""
+    """Return whether a product is a matrix with one number in front of it."""
     scalar, matrix = product.parts
     return matrix.op == "matrix" and _is_number(scalar)
 
@@ -63,14 +77,15 @@ def _without_sign(node: Node) -> Node:
 
 
 def _is_number(node: Node) -> bool:
-    """A plain number, as a gold answer is: rational and written as a decimal, a fraction or a * 10^n; or no end."""
+    """Return whether a gold answer is a plain number: a decimal, a fraction or a * 10^n. Infinity and R count, too."""
     node = _without_sign(node)
     if node.op == "quotient":
         return all(_without_sign(part).op == "number" for part in node.parts)
-    return node.op == "number" or node.op in _ENDS or _is_scientific(node)
+    return node.op == "number" or node.op in _UNBOUNDED or _is_scientific(node)
 
 
 def _is_scientific(node: Node) -> bool:
+    """Return whether a formula is a number in scientific notation, a * 10^n."""
     if node.op != "product":
         return False
     power = node.parts[1]
@@ -78,21 +93,23 @@ def _is_scientific(node: Node) -> bool:
     return is_ten and _without_sign(node.parts[0]).op == "number"
 
 
-def _is_done(node: Node) -> bool:
-    """Whether a value is a plain number, or one step from plain numbers, or a quotient of two of these."""
+def _is_finished(node: Node) -> bool:
+    """Return whether a value is a plain number, one step from plain numbers, or a quotient of two of these."""
     node = _without_sign(node)
     if node.op != "quotient":
         return _is_step(node)
     above, below = node.parts
-    return (_is_step(above) and _is_step(below)) or (below == number(100) and _is_done(above))  # a percentage
+    return (_is_step(above) and _is_step(below)) or (below == number(100) and _is_finished(above))  # a percentage
 
 
 def _is_step(node: Node) -> bool:
+    """Return whether a value is a plain number or one step from plain numbers."""
     node = _without_sign(node)
     return _is_atom(node) or (node.op in _STEPS and all(map(_is_plain, node.parts)))
 
 
 def _is_plain(node: Node) -> bool:
+    """Return whether an operand of a step is a plain number or a fraction."""
     node = _without_sign(node)
     return _is_atom(node) or (node.op == "quotient" and all(map(_is_atom, node.parts)))
 
@@ -101,17 +118,17 @@ def _is_atom(node: Node) -> bool:
     node = _without_sign(node)
     if node.op == "degrees":
         return _is_number(node.parts[0])
-    return node.op in ("number", "constant") or node.op in _ENDS or _is_scientific(node)
+    return node.op in ("number", "constant") or node.op in _UNBOUNDED or _is_scientific(node)
 
 
-def _is_exact(undone: Node, wanted: Iterable[Node]) -> bool:
-    """Whether what is left undone has a plain number as its value, not one that only rounds to it."""
-    if symbols(undone):
+def _is_exact(unfinished: Node, wanted: Iterable[Node]) -> bool:
+    """Return whether the exact value of an unfinished calculation is a plain number, not only its rounding."""
+    if symbols(unfinished):
         return True
     try:
-        result = evaluate(undone)
+        result = evaluate(unfinished)
         if isinstance(result[0], Fraction):
             return True
-        return any(equal_values(result, evaluate(value)) for value in wanted if value.op not in _ENDS)
+        return any(equal_values(result, evaluate(value)) for value in wanted if value.op not in _UNBOUNDED)
     except NoValueError:
         return True

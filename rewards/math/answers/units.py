@@ -1,20 +1,20 @@
-"""The unit behind a number: its name, whether two units may be the same, and what of a text is one.
+"""The unit after a number: finding it in a text, naming it, and comparing two units.
 
-A name is the first unit with its power, then what it is divided by: `cm^2`, `m/second^2`, `N*m`. Units are compared,
-not converted: to convert is part of the task.
+The name of a unit has the first unit with its power, then the further factors and divisors: `cm^2`, `m/second^2`,
+`N*m`. Units are compared but not converted, because the conversion is part of the task.
 """
 
 import re
 
-from volley.rewards.math.answers.known_units import CURRENCIES, LETTERS, NAMES, known_unit
+from volley.rewards.math.answers.known_units import CURRENCIES, UNIT_LETTERS, UNIT_NAMES, known_unit
 
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _TEMPERATURES = ("f", "c", "k", "fahrenheit", "celsius", "kelvin")
 _ADJECTIVES = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
-# Right behind a digit two letters may be two symbols (2mn), but not these.
+# Two letters that are a unit also without a space after the digit. Others are two symbols: 2mn.
 _TWO_LETTERS = "mm cm km mg kg ml mL ft in yd mi oz lb hr yr Hz Pa eV kJ kW MB GB TB"
 _GLUED = frozenset(_TWO_LETTERS.split())
-# Words after a number that change it, or offer another one.
+# Words after a number that change its value or offer another one, so that they are not units.
 _CHANGING = """
 or and to not nor but plus minus times over by than if is are hundred thousand million billion trillion dozen half
 halves third thirds quarter quarters fifth fifths tenth tenths hundredth hundredths mod base squared cubed pi infinity
@@ -37,7 +37,7 @@ _TEXT = r"\\(?:text|mathrm|textrm|textnormal|mbox|operatorname)"
 _GROUP = rf"{_TEXT}\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}"
 _TEXT_TAIL = re.compile(rf"({_VALUE}(?:[\s$]|\\[,;: !]|~)*)({_GROUP}(?:{_GROUP}|[/*^{{}}0-9 ~-]|\\cdot|\\[,;:!])*)$")
 _TEXT_GROUP = re.compile(rf"{_TEXT}\s*\{{([^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?)\}}")
-_LETTER = re.compile(rf"(?<![A-Za-z])[{''.join(LETTERS)}](?![A-Za-z])")
+_LETTER = re.compile(rf"(?<![A-Za-z])[{''.join(UNIT_LETTERS)}](?![A-Za-z])")
 _GREEK_UNIT = re.compile(rf"({_VALUE})(?:[\s$]|\\[,;: !]|~)+(?:\\mu\s*(?:{_TEXT}\s*\{{ ?)?([mgsL])\}}?|\\Omega)$")
 _UNIT_TEXT = re.compile(r"[A-Za-z]{1,12}(?:[ /*^{}0-9-]{1,4}[A-Za-z]{1,12})*[ ^{}0-9-]*")
 _AS_FRACTION = re.compile(
@@ -48,8 +48,10 @@ _AS_FRACTION = re.compile(
 
 
 def spell_out_unit(text: str) -> str:
-    """A text with the unit at its end in words, where LaTeX shows that its letters are a unit and no symbols:
-    `\\frac34\\text{ m}` is 3/4 of a metre, `\\frac34 m` a product."""
+    """Replace a unit in LaTeX at the end of a text by words, if LaTeX marks its letters as text.
+
+    `\\frac34\\text{ m}` is 3/4 of a metre, `\\frac34 m` is a product.
+    """
     if text.rfind("frac") >= 2 and (match := _AS_FRACTION.search(text)):
         _, above, below, power, above_text, below_text, power_text = match.groups("")
         rate = f"{_in_words(above or above_text)}/{_in_words(below or below_text)}{power or power_text}"
@@ -65,12 +67,17 @@ def spell_out_unit(text: str) -> str:
 
 
 def _in_words(unit: str) -> str:
-    return _LETTER.sub(lambda letter: LETTERS[letter[0]], unit)
+    return _LETTER.sub(lambda letter: UNIT_LETTERS[letter[0]], unit)
 
 
 def unit_name(text: str, spaced: bool) -> str | None:
-    """The name of the unit behind a number; None if the text is no unit. Letters right behind a number are algebra
-    unless they are a measure of two letters or more (5cm, but not 2t), or a metre with a power (40m^2)."""
+    """Return the name of the unit that follows a number; None if the text is not a unit.
+
+    Args:
+        text: what follows the number.
+        spaced: whether there is a space between. Without one, letters are symbols unless they are a known unit of two
+            letters or more (5cm, but not 2t) or a metre with a power (40m^2).
+    """
     match = _TERM.match(text)
     if match is None or any(word in NOT_UNITS for word in re.findall("[a-z]+", text.lower())):
         return None
@@ -98,34 +105,39 @@ def unit_name(text: str, spaced: bool) -> str | None:
 
 
 def _is_glued(word: str, power: str) -> bool:
+    """Return whether letters that follow a digit without a space are a unit."""
     if len(word) > 2:
         return known_unit(word) is not None
     return word == "¢" or word in _GLUED or word.lower() in _GLUED or (word == "m" and power in ("2", "3"))
 
 
 def is_known_unit(unit: str) -> bool:
-    return _base(unit) in NAMES or unit in NAMES or unit.startswith("degree ")
+    return _base(unit) in UNIT_NAMES or unit in UNIT_NAMES or unit.startswith("degree ")
 
 
 def _base(unit: str) -> str:
+    """Return the first unit of a name: `m` of `m/second^2`."""
     return re.split(r"[/^*]", unit, maxsplit=1)[0]
 
 
 def compatible_units(unit: str, other: str) -> bool:
-    """Whether two units may name the same thing: equal, one says less (pounds sterling, pounds; units, centimetres), or
-    one is no measure (or missing)."""
+    """Return whether two units may mean the same.
+
+    They may if they are equal, if one is less specific (pounds and pounds sterling, units and centimetres), or if one
+    is missing or not a known unit.
+    """
     if f"{unit} ".startswith(f"{other} ") or f"{other} ".startswith(f"{unit} "):
         return True
     if not (is_known_unit(unit) and is_known_unit(other)):
         return True
     bases = [_base(each) for each in (unit, other)]
     if bases[0] == bases[1] in CURRENCIES.values() and bases[0] in (unit, other):
-        return True  # what a price is for is often left out
+        return True  # a price may leave out what it is for: $5 and $5 per hour
     return "unit" in bases and unit.removeprefix(bases[0]) == other.removeprefix(bases[1])
 
 
 def split_unit(formula: str) -> tuple[str, str]:
-    """A formula and the unit behind it: `2\\sqrt{3} cm^2` is `2\\sqrt{3}` and `cm^2`; "" where there is none."""
+    """Split `2\\sqrt{3} cm^2` into the formula `2\\sqrt{3}` and its unit `cm^2`. The unit is "" if there is none."""
     match = _TRAILING.fullmatch(formula)
     if match is None:
         return formula, ""
@@ -136,8 +148,10 @@ def split_unit(formula: str) -> tuple[str, str]:
 
 
 def split_units(items: str) -> tuple[str, str]:
-    """A list and the one unit behind each of its numbers: `3 cm and 5 cm` is `3 and 5` and `cm`; "" where not all have
-    it."""
-    found = [known_unit(word) for word in _LISTED.findall(items)]
-    is_each = len(found) == len(_SEPARATOR.split(items)) > 1 == len(set(found))
-    return (_LISTED.sub("", items), found[0] or "") if is_each else (items, "")
+    """Split a list from the unit of all its numbers: `3 cm and 5 cm` into `3 and 5` and `cm`.
+
+    The unit is "" unless every number has the same one.
+    """
+    units = [known_unit(word) for word in _LISTED.findall(items)]
+    is_each = len(units) == len(_SEPARATOR.split(items)) > 1 == len(set(units))
+    return (_LISTED.sub("", items), units[0] or "") if is_each else (items, "")

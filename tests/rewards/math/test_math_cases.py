@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Unscorable
-from volley.rewards.math.answers.answer import parse_answer
 from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.parsing import parse_answer
 from volley.rewards.math.verifier import equivalent, extract, quick_reward, reward, verify
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.types import Completion, Prompt, Score

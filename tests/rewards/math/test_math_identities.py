@@ -5,8 +5,8 @@ from typing import Any
 
 import sympy
 
-from volley.rewards.math.answers.answer import parse_answer
 from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.parsing import parse_answer
 from volley.rewards.math.verifier import equivalent
 
 NUM_FORMULAS = 150

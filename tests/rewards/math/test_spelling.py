@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volley.rewards.math.answers.answer import is_number, parse_answer
 from volley.rewards.math.answers.normalization import normalize
+from volley.rewards.math.answers.parsing import is_number, parse_answer
 from volley.rewards.math.verifier import equivalent
 
 
