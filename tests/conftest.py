@@ -35,11 +35,24 @@ def char_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def gsm8k() -> Path:
-    """The directory of the GSM8K files."""
+    """The directory with the part of GSM8K that is in the repository; see its README."""
+    return Path(__file__).parent / "data" / "gsm8k"
+
+
+@pytest.fixture(scope="session")
+def gsm8k_full() -> Path:
+    """The directory with the complete GSM8K files."""
     root = os.environ.get("VOLLEY_TEST_DATA")
     if not root:
-        pytest.skip("VOLLEY_TEST_DATA is not set; it names a directory with gsm8k/train.jsonl and test.jsonl")
+        pytest.skip("needs the complete GSM8K files: VOLLEY_TEST_DATA is the directory that contains gsm8k/")
     return Path(root) / "gsm8k"
+
+
+@pytest.fixture(params=["part", "full"])
+def gsm8k_each(request: pytest.FixtureRequest) -> Path:
+    """First the part of GSM8K in the repository, then the complete files."""
+    directory: Path = request.getfixturevalue("gsm8k" if request.param == "part" else "gsm8k_full")
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -245,9 +245,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["audit", good, "--model", "no/such-model"]) == 5
 
 
-def test_solutions_of_real_models(gsm8k: Path, tmp_path: Path) -> None:
+def test_solutions_of_real_models(gsm8k_each: Path, tmp_path: Path) -> None:
     """Pairs of right and wrong solutions to the same question, and labels, as GSM8K's authors published them."""
-    lines = [json.loads(line) for line in (gsm8k / "model_solutions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (gsm8k_each / "model_solutions.jsonl").read_text().splitlines()]
     pairs, labels = [], []
     for line in lines:
         solutions = [value for value in line.values() if isinstance(value, dict)]
@@ -261,11 +261,11 @@ def test_solutions_of_real_models(gsm8k: Path, tmp_path: Path) -> None:
             {"prompt": line["question"], "chosen": one, "rejected": other}
             for one, other in itertools.product(right, wrong)
         ]
-    findings = found(written(tmp_path, pairs), test=str(gsm8k / "test.jsonl"))
+    findings = found(written(tmp_path, pairs), test=str(gsm8k_each / "test.jsonl"))
     assert findings["contradictory pairs"].state == "ok"
     assert findings["tied pairs"].state == "ok"
     assert findings["leakage"].state == "fail"
-    assert found(written(tmp_path, labels), test=str(gsm8k / "train.jsonl"))["leakage"].state == "ok"
+    assert found(written(tmp_path, labels), test=str(gsm8k_each / "train.jsonl"))["leakage"].state == "ok"
     share = sum(row["label"] for row in labels) / len(labels)
     assert found(written(tmp_path, labels))["class balance"].numbers["desirable_share"] == share
 

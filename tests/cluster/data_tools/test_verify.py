@@ -278,13 +278,13 @@ def test_groups_are_bounded() -> None:
     assert (groups.num_others, groups.total) == (10, 2 * (MAX_GROUPS + 10))
 
 
-def test_real_solutions(gsm8k: Path, tmp_path: Path) -> None:
+def test_real_solutions(gsm8k_each: Path, tmp_path: Path) -> None:
     rows = []
-    for line in (gsm8k / "model_solutions.jsonl").read_text().splitlines():
+    for line in (gsm8k_each / "model_solutions.jsonl").read_text().splitlines():
         row = json.loads(line)
         answer = row["ground_truth"].rpartition("A: ")[2]
         solutions = [value for value in row.values() if isinstance(value, dict)]
         rows += [{"response": each["solution"], "answer": answer, "label": each["is_correct"]} for each in solutions]
     tally = tallied(written(tmp_path, rows))
-    assert tally.num_rows == tally.num_labelled == 2640
-    assert tally.verdicts[0].labels == {"scored": 2640, "agree": 2640}
+    assert tally.num_rows == tally.num_labelled == len(rows) in (4 * 40, 4 * 660)
+    assert tally.verdicts[0].labels == {"scored": len(rows), "agree": len(rows)}

@@ -248,29 +248,29 @@ def test_importing_the_verifier_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
-def test_every_gold_answer_of_gsm8k_equals_itself(gsm8k: Path) -> None:
+def test_every_gold_answer_of_gsm8k_equals_itself(gsm8k_each: Path) -> None:
     started, count = time.process_time(), 0
     for name in ("train.jsonl", "test.jsonl"):
-        for line in (gsm8k / name).read_text().splitlines():
+        for line in (gsm8k_each / name).read_text().splitlines():
             solution = json.loads(line)["answer"]
             gold = solution.rpartition("####")[2].strip()
             assert quick_reward("", solution, gold) == 1.0, gold
             assert quick_reward("", f"<think>7</think>\\boxed{{{gold}}}", gold) == 1.0
             assert quick_reward("", solution, f"{int(gold.replace(',', '')) + 1}") == 0.0
             count += 1
-    assert count == 8792
+    assert count in (64 + 40, 7473 + 1319)
     assert time.process_time() - started < 10
 
 
-def test_agrees_with_the_labels_of_real_model_solutions(gsm8k: Path) -> None:
+def test_agrees_with_the_labels_of_real_model_solutions(gsm8k_each: Path) -> None:
     count = 0
-    for line in (gsm8k / "model_solutions.jsonl").read_text().splitlines():
+    for line in (gsm8k_each / "model_solutions.jsonl").read_text().splitlines():
         row = json.loads(line)
         gold = row["ground_truth"].rpartition("A: ")[2]
         for solution in (value for value in row.values() if isinstance(value, dict)):
             assert verify(solution["solution"], gold) == solution["is_correct"], (gold, solution["solution"][-80:])
             count += 1
-    assert count == 2640
+    assert count in (4 * 40, 4 * 660)
 
 
 @settings(max_examples=300, deadline=2000)

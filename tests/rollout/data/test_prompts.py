@@ -199,9 +199,9 @@ def test_a_prompt_without_tokens(tmp_path: Path, char_tokenizer: Any) -> None:
         prompts(tmp_path, tokenizer, [{"prompt": "x"}])
 
 
-def test_gsm8k_answers(gsm8k: Path, char_tokenizer: Any) -> None:
+def test_gsm8k_answers(gsm8k_each: Path, char_tokenizer: Any) -> None:
     for name in ("train", "test"):
-        file = str(gsm8k / f"{name}.jsonl")
+        file = str(gsm8k_each / f"{name}.jsonl")
         data = DataConfig(file, columns={"prompt": "question"}, answer_after="####")
         found = PromptSet(read_rows(file, data.columns, ("prompt", "answer")), char_tokenizer, data, 0)
         assert found.num_dropped_long == 0
