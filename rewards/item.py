@@ -1,48 +1,65 @@
-"""What a reward sees, and how it says that there is nothing to say."""
+"""The input and the output of a reward, as plain values that can travel between processes."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from volley.rollout.types import Completion, Prompt
 
 TIMED_OUT = "timed out after"
-"""How the reason begins where a time limit ended the scoring."""
+"""How the reason begins if a time limit ended the scoring."""
 ITEM_ARGUMENTS = ("prompt", "response", "answer", "num_tokens", "truncated")
 
 
 class Unscorable(Exception):
-    """Raised by a reward that cannot judge a row at all, for instance because its gold answer means nothing. The
-    completion then carries no signal and is counted with this reason; it is neither right nor wrong."""
+    """Raised by a reward that cannot judge a row at all, for example because its gold answer is invalid.
+
+    The completion then gives no training signal and is counted under this reason. It is neither correct nor wrong.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One completion to be scored, as plain values that can travel to another process.
-
-    prompt: as the model read it (chat template applied). answer: the gold answer, "" where the data has none.
-    num_tokens: of the completion. truncated: it ended at the token limit. row: the other columns of the data.
-    For terms that see whole groups, messages: the chat behind the prompt, () where there is none; accuracy: what the
-    run's verifier said, NaN where it could not or there is none.
-    """
+    """One completion to be scored. Picklable if the row is."""
 
     prompt: str
+    """The prompt as the model read it, with the chat template applied."""
     response: str
+    """The text of the completion."""
     answer: str
+    """The gold answer; "" if the data has none."""
     num_tokens: int
+    """The length of the completion."""
     truncated: bool
+    """Whether the completion ended at the token limit."""
     row: Mapping[str, Any]
+    """The other columns of the data."""
     messages: tuple[Mapping[str, Any], ...] = ()
+    """For group terms: the chat behind the prompt; () if there is none."""
     accuracy: float = math.nan
+    """For group terms: the verdict of the run's verifier; NaN if there is none."""
 
     @classmethod
     def of(cls, prompt: Prompt, completion: Completion, accuracy: float = math.nan) -> "Item":
+        """The item of a completion. accuracy: see the field."""
         num_tokens = len(completion.token_ids)
         truncated = completion.truncated
         text, answer = prompt.text, prompt.answer
         return cls(text, completion.text, answer, num_tokens, truncated, prompt.row, prompt.messages, accuracy)
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments offered to a reward; ours win over data columns of the same name."""
+        """The keyword arguments offered to a reward. They override data columns of the same name."""
         return {**self.row, **{name: getattr(self, name) for name in ITEM_ARGUMENTS}}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one term for one item."""
+
+    value: float
+    """NaN if the term failed."""
+    error: str = ""
+    """Why the term failed; "" if it did not."""
+    seconds: float = field(default=0.0, compare=False)
+    """The time that the term took."""

@@ -59,7 +59,7 @@ def quick_reward(
     return reward(prompt, response, answer, **row) if schema is None else None
 
 
-def found(prompt: str, response: str, answer: str, **row: Any) -> str | None:
+def extract_answer(prompt: str, response: str, answer: str, **row: Any) -> str | None:
     """The JSON text that `reward` takes for the response's answer, None where there is none."""
     text = _stated(prompt, response)
     try:

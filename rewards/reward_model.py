@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from volley.rewards.config import RewardConfig
-from volley.rewards.item import Item
-from volley.rewards.terms import Outcome, all_of, read_options
+from volley.rewards.item import Item, Outcome
+from volley.rewards.terms import all_of, read_options
 from volley.rollout.errors import RewardError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

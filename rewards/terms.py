@@ -10,26 +10,13 @@ import difflib
 import math
 import typing
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from volley.rewards.config import RewardConfig
-from volley.rewards.item import Item
+from volley.rewards.item import Item, Outcome
 from volley.rollout.errors import RewardError
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of one term for one item."""
-
-    value: float
-    """NaN if the term failed."""
-    error: str = ""
-    """Why the term failed; "" if it did not."""
-    seconds: float = field(default=0.0, compare=False)
-    """The time that the term took."""
 
 
 class GroupTerm(Protocol):

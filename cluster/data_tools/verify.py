@@ -25,13 +25,13 @@ import yaml
 from volley.cluster.data_tools.verify_tally import Judged, Row, Tally, judged
 from volley.cluster.storage.directory import RunDirectory, find_run
 from volley.rewards.config import RewardConfig, ScorerConfig
-from volley.rewards.scoring.function import ALWAYS_CHEAP, GROUP_TERMS
+from volley.rewards.item import Item
+from volley.rewards.rubric.registry import BUILT_IN, GROUP_TERMS
+from volley.rewards.rubric.row_verifier import VERIFIERS
 from volley.rewards.scoring.preflight import check_rewards
-from volley.rewards.scoring.row_verifier import VERIFIERS
-from volley.rewards.scoring.scorer import Scorer
+from volley.rewards.scoring.process_scorer import ProcessScorer
 from volley.rollout.data.rows import stream_rows
 from volley.rollout.errors import ConfigError, DataError
-from volley.rollout.types import Completion, Prompt
 
 WINDOW = 512
 """Rows in flight: enough for every child, and all that is in memory."""
@@ -138,7 +138,7 @@ def verify_file(
     first = next(source, None)
     if first is None:
         raise DataError(f"{spec}: there are no rows in it; there is nothing to verify.")
-    needs_answer = any(":" not in term.name and term.name not in ALWAYS_CHEAP for term in terms)
+    needs_answer = any(":" not in term.name and not _is_always_quick(term.name) for term in terms)
     rows = _read(itertools.chain([first], source), columns, needs_answer)
     sample = next(rows)
     for term in terms:
@@ -203,6 +203,10 @@ def _row(where: str, values: dict[str, Any], columns: Columns, needs_answer: boo
     )
 
 
+def _is_always_quick(name: str) -> bool:
+    return name in BUILT_IN and BUILT_IN[name].always_quick
+
+
 async def _judge_all(
     rows: Iterator[Row],
     terms: Sequence[RewardConfig],
@@ -213,7 +217,7 @@ async def _judge_all(
 ) -> None:
     """Every row to every scorer; at most `WINDOW` in flight, taken in their order."""
     async with AsyncExitStack() as stack:
-        scorers = [await stack.enter_async_context(Scorer([term], config)) for term in terms]
+        scorers = [await stack.enter_async_context(ProcessScorer([term], config)) for term in terms]
         started = said = time.monotonic()
         window: deque[tuple[Row, asyncio.Future[list[Judged]]]] = deque()
 
@@ -237,13 +241,11 @@ async def _judge_all(
         tally.seconds = time.monotonic() - started
 
 
-async def _judge(row: Row, scorers: Sequence[Scorer], terms: Sequence[RewardConfig]) -> list[Judged]:
+async def _judge(row: Row, scorers: Sequence[ProcessScorer], terms: Sequence[RewardConfig]) -> list[Judged]:
     if row.response is None:
         return [Judged("unscorable", reason="the row's response is no text")] * len(terms)
-    prompt = Prompt(0, 0, row.prompt, (), row.answer, row.values)
-    tokens = (0,) * row.num_tokens
-    completion = Completion(tokens, (), row.response, "length" if row.truncated else "stop", 0, 0)
-    results = await asyncio.gather(*(scorer.timed_score(prompt, completion) for scorer in scorers))
+    item = Item(row.prompt, row.response, row.answer, row.num_tokens, row.truncated, row.values)
+    results = await asyncio.gather(*(scorer.timed_score(item) for scorer in scorers))
     return [judged(term, score, seconds) for term, (score, seconds) in zip(terms, results, strict=True)]
 
 

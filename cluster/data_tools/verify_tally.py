@@ -12,7 +12,7 @@ from typing import Any
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import TIMED_OUT
 from volley.rewards.math.extraction import extract
-from volley.rewards.scoring.function import READS
+from volley.rewards.rubric.registry import BUILT_IN
 from volley.rollout.types import Score
 
 KINDS = ("right", "partly right", "wrong", "no answer", "unscorable", "time-out")
@@ -116,7 +116,7 @@ class Verdicts:
 
     def __init__(self, term: RewardConfig) -> None:
         self.name = term.label
-        self.tells_no_answer = term.name in READS
+        self.tells_no_answer = term.name in BUILT_IN and BUILT_IN[term.name].extract_answer is not None
         self.counts = dict.fromkeys(KINDS, 0)
         self.seconds = 0.0
         self.reasons = Groups()

@@ -103,7 +103,7 @@ def reward(
     if not any(_is_there(column) for column in (tests, test_list, test, input_output)):
         tests = answer
     given = read_tests(tests, test_list, test, entry_point, input_output, setup)
-    program = found(prompt, response, answer)
+    program = extract_answer(prompt, response, answer)
     if program is None:
         return 0.0
     limits = Limits(case_s=case_s, memory_bytes=memory_bytes)
@@ -113,10 +113,10 @@ def reward(
 
 def quick_reward(prompt: str, response: str, answer: str, **row: Any) -> float | None:
     """`reward` where there is no program to run, else None."""
-    return reward(prompt, response, answer, **row) if found(prompt, response, answer) is None else None
+    return reward(prompt, response, answer, **row) if extract_answer(prompt, response, answer) is None else None
 
 
-def found(prompt: str, response: str, answer: str, **row: Any) -> str | None:
+def extract_answer(prompt: str, response: str, answer: str, **row: Any) -> str | None:
     """The program that `reward` takes for the response's answer, None where there is none."""
     return extract(with_opened_thinking(prompt, response))
 

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from volley.rewards.config import RewardConfig
-from volley.rewards.item import Item, Unscorable
+from volley.rewards.item import Item, Outcome, Unscorable
 from volley.rewards.judge.chat_client import ChatClient, Message
 from volley.rewards.judge.judgement import SCORE, SYSTEM, WINNER, Question, read_principles, show, show_prompt
-from volley.rewards.terms import Outcome, all_of, read_options
+from volley.rewards.terms import all_of, read_options
 from volley.rollout.errors import RewardError
 
 MODES = ("score", "pairwise")

@@ -17,8 +17,7 @@ import math
 from collections.abc import Sequence
 
 from volley.rewards.config import RewardConfig
-from volley.rewards.item import Item
-from volley.rewards.terms import Outcome
+from volley.rewards.item import Item, Outcome
 from volley.rollout.errors import RewardError
 
 

@@ -1,1 +1,1 @@
-"""The reward service: the weighted sum of rewards, its child processes, and the checks before a run."""
+"""The service that scores completions: in processes that can be killed, with time and memory limits."""

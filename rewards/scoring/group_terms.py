@@ -3,7 +3,7 @@
     completions of a prompt -- all ended --> every GroupTerm.score_group --> combine with the plain terms' scores
 
 Plain terms are functions of one response; they do not wait for the rest of the group. To add a group term, write one
-file, and add its name to `volley.rewards.scoring.registry` and its class here.
+file, and add its name to `volley.rewards.rubric.registry` and its class here.
 """
 
 import dataclasses
@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 
 from volley.rewards.config import RewardConfig
+from volley.rewards.item import Outcome
 from volley.rewards.length.relative import LengthGroup
 from volley.rewards.reward_model import RewardModel
-from volley.rewards.scoring.function import GROUP_TERMS
-from volley.rewards.terms import GroupTerm, Outcome
+from volley.rewards.rubric.registry import GROUP_TERMS
+from volley.rewards.terms import GroupTerm
 from volley.rollout.errors import ConfigError
 from volley.rollout.types import Score
 

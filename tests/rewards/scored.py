@@ -1,4 +1,4 @@
-"""What the tests of the scoring service share: reward functions that fail in every way, and a score of texts."""
+"""Shared by tests of the scoring service: reward functions that fail in every way, and a helper to score texts."""
 
 import asyncio
 from pathlib import Path
@@ -67,7 +67,7 @@ def scores(terms: list[RewardConfig], texts: list[str], config: ScorerConfig = Q
 
 
 OTHERS: set[int] = set()
-"""Children that earlier tests left this process: the sandbox it shares, a resource tracker."""
+"""Child processes from earlier tests: the shared sandbox, a resource tracker."""
 
 
 def children_of(pid: int) -> list[int]:

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from volley.rewards.config import RewardConfig
-from volley.rewards.item import Item
+from volley.rewards.item import Item, Outcome
 from volley.rewards.reward_model import RewardModel
 from volley.rewards.scoring.preflight import check_rewards
-from volley.rewards.scoring.rubric import Outcome
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import RewardError
 from volley.rollout.types import Completion, Prompt, Score

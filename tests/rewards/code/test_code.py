@@ -18,11 +18,11 @@ from volley.rewards.code.cases import read_tests, same_output
 from volley.rewards.code.verifier import check_budgets, extract, grade, reward, verify
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Item, Unscorable
+from volley.rewards.rubric.rubric import Rubric
+from volley.rewards.rubric.signature import check_built_in
 from volley.rewards.sandbox.box import shared
 from volley.rewards.sandbox.types import Limits
-from volley.rewards.scoring.function import check_built_in
 from volley.rewards.scoring.preflight import check_rewards
-from volley.rewards.scoring.rubric import Rubric
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import ConfigError, RewardError
 from volley.rollout.types import Completion, Prompt, Score
@@ -321,8 +321,8 @@ def test_rows_name_it() -> None:
     rubric.load()
     row = {"verifier": "code", "tests": ASSERTS, "test_list": None}
     assert rubric(Item("", fenced(SQUARE), "", 7, False, row)).reward == 1.0
-    assert rubric.compute_cheaply(Item("", "no program", "", 7, False, row))[0].value == 0.0  # type: ignore[union-attr]
-    assert rubric.compute_cheaply(Item("", fenced(SQUARE), "", 7, False, row)) == [None]
+    assert rubric.compute_quick(Item("", "no program", "", 7, False, row))[0].value == 0.0  # type: ignore[union-attr]
+    assert rubric.compute_quick(Item("", fenced(SQUARE), "", 7, False, row)) == [None]
 
 
 def scored(

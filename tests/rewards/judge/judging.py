@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from volley.rewards.config import RewardConfig
-from volley.rewards.item import Item
+from volley.rewards.item import Item, Outcome
 from volley.rewards.judge.fake_endpoint import MODEL, Endpoint, Reply
 from volley.rewards.judge.judge import Judge
-from volley.rewards.scoring.rubric import Outcome
 from volley.rollout.types import Completion, Prompt, Score
 
 CONSTITUTION = Path(__file__).parents[3] / "recipes" / "constitution.txt"

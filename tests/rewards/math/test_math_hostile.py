@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.rewards.scored import children_of
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Unscorable
 from volley.rewards.math import verifier as math
@@ -251,11 +252,11 @@ def test_a_verdict_that_takes_too_long_is_unscorable_and_costs_no_child() -> Non
     async def main() -> tuple[Score, Score]:
         terms, config = [RewardConfig("math", options={"limit_s": 0.05})], ScorerConfig(workers=1)
         async with Scorer(terms, config) as scorer:
-            (gold, given), (child,) = LONG[0], scorer._children
+            (gold, given), children = LONG[0], children_of(os.getpid())
             slow = scorer.score(Prompt(0, 0, "", (), gold), Completion((), (), f"\\boxed{{{given}}}", "stop", 0, 0))
             good = Completion((), (), r"\boxed{\frac{\sqrt{12}}{2}}", "stop", 0, 0)
             scores = await asyncio.gather(slow, scorer.score(Prompt(0, 0, "", (), r"\sqrt{3}"), good))
-            assert scorer._children == [child]
+            assert children_of(os.getpid()) == children
             return scores[0], scores[1]
 
     slow, good = asyncio.run(main())

@@ -1,7 +1,9 @@
-"""The scoring service with real child processes: scores, blame and limits."""
+"""The scoring service with real processes: scores, failures and limits."""
 
 import asyncio
 import math
+import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -9,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.rewards.boxed import is_alive, within
-from tests.rewards.scored import completion, prompt, scores
+from tests.rewards.scored import children_of, completion, prompt, scores
 from volley.rewards.config import RewardConfig, ScorerConfig
+from volley.rewards.item import Item
+from volley.rewards.scoring.process_scorer import ProcessScorer
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import RewardError
 from volley.rollout.types import Score
+
+pytestmark = pytest.mark.usefixtures("others")
 
 
 def test_terms_of_all_kinds(file: Path) -> None:
@@ -30,12 +36,12 @@ def test_terms_of_all_kinds(file: Path) -> None:
     assert (score.accuracy, score.extracted, score.unscorable) == (1.0, r"\sqrt{324}", "")
 
 
-def test_many_at_once_keep_their_order(file: Path) -> None:
+def test_many_concurrent_items_keep_their_order(file: Path) -> None:
     texts = ["x" * n for n in range(600)]
     assert [score.reward for score in scores([RewardConfig(f"{file}:length")], texts)] == [float(n) for n in range(600)]
 
 
-def test_each_failure_costs_its_own_item_only(file: Path) -> None:
+def test_a_failure_affects_only_its_own_item(file: Path) -> None:
     reasons = {
         7: ("hang", "reward 'acts': timed out after 1 s"),
         8: ("sleep", "reward 'acts': timed out after 1 s"),
@@ -58,7 +64,7 @@ def test_each_failure_costs_its_own_item_only(file: Path) -> None:
             assert (score.reward, score.unscorable) == (0.5, "")
 
 
-def test_a_hanging_item_blocks_neither_the_loop_nor_the_others(file: Path) -> None:
+def test_a_hanging_item_blocks_neither_the_loop_nor_other_items(file: Path) -> None:
     async def main() -> tuple[int, bool]:
         ticks = 0
         async with Scorer([RewardConfig(f"{file}:acts")], ScorerConfig(workers=2, timeout_s=3.0)) as scorer:
@@ -78,33 +84,33 @@ def test_a_hanging_item_blocks_neither_the_loop_nor_the_others(file: Path) -> No
     assert ticks > 10
 
 
-def test_the_clock_does_not_run_while_an_item_waits(file: Path) -> None:
+def test_the_time_limit_does_not_count_waiting(file: Path) -> None:
     config = ScorerConfig(workers=1, timeout_s=0.5)
     results = scores([RewardConfig(f"{file}:acts")], ["hang", "hang", "hang", "good"], config)
     assert [bool(score.unscorable) for score in results] == [True, True, True, False]
 
 
-def test_a_loop_that_was_busy_does_not_make_finished_items_time_out(file: Path) -> None:
+def test_a_busy_event_loop_does_not_make_finished_items_time_out(file: Path) -> None:
     async def main() -> list[Score]:
         async with Scorer([RewardConfig(f"{file}:length")], ScorerConfig(workers=1, timeout_s=0.3)) as scorer:
             tasks = [asyncio.ensure_future(scorer.score(prompt(), completion("x" * n))) for n in range(40)]
             for _ in range(5):
                 await asyncio.sleep(0)
-            time.sleep(0.8)  # what training on the loop's own thread would do
+            time.sleep(0.8)  # like training on the event loop's thread
             return list(await asyncio.gather(*tasks))
 
     assert [score.reward for score in asyncio.run(main())] == [float(n) for n in range(40)]
 
 
-def test_the_processor_limit_holds_while_the_loop_is_blocked_and_cannot_be_ignored(file: Path) -> None:
+def test_the_processor_time_limit_holds_while_the_loop_is_blocked_and_cannot_be_ignored(file: Path) -> None:
     async def main() -> tuple[Score, bool]:
         async with Scorer([RewardConfig(f"{file}:ignores")], ScorerConfig(workers=1, timeout_s=1.0)) as scorer:
-            scorer._children[0].process.send_signal(signal.SIGSTOP)  # until the loop is blocked
+            (pid,) = children_of(os.getpid())
+            os.kill(pid, signal.SIGSTOP)  # resumes when the event loop is blocked
             task = asyncio.ensure_future(scorer.score(prompt(), completion("hang")))
             await asyncio.sleep(0.05)
-            child = scorer._children[0].process
-            child.send_signal(signal.SIGCONT)
-            ended = within(60, lambda: not is_alive(child.pid))  # the loop's own thread waits here
+            os.kill(pid, signal.SIGCONT)
+            ended = within(60, lambda: not is_alive(pid))  # blocks the event loop
             return await task, ended
 
     score, ended = asyncio.run(main())
@@ -112,7 +118,7 @@ def test_the_processor_limit_holds_while_the_loop_is_blocked_and_cannot_be_ignor
     assert score.unscorable in ("reward 'ignores': its process died", "reward 'ignores': timed out after 1 s")
 
 
-def test_memory_that_leaks_away_costs_an_item_not_the_run(file: Path) -> None:
+def test_a_memory_leak_costs_single_items_not_the_run(file: Path) -> None:
     config = ScorerConfig(workers=1, memory_bytes=300 << 20)
     results = scores([RewardConfig(f"{file}:remembers")], ["x"] * 12, config)
     lost = [score for score in results if score.unscorable]
@@ -120,19 +126,19 @@ def test_memory_that_leaks_away_costs_an_item_not_the_run(file: Path) -> None:
     assert all("MemoryError" in score.unscorable for score in lost)
 
 
-def test_what_a_reward_prints_does_not_reach_the_protocol(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_reward_does_not_reach_the_socket(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert [score.reward for score in scores([RewardConfig(f"{file}:noisy")], ["a"] * 20)] == [1.0] * 20
     assert capfd.readouterr().out == ""
 
 
-def test_secrets_stay_out_of_the_children(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_processes_do_not_inherit_secrets(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_MODE", "MY_SECRET"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("PLAIN", "seen")
     assert scores([RewardConfig(f"{file}:environment")], ["a"])[0].reward == 1.0
 
 
-def test_hostile_answers_lose_no_good_one(tmp_path: Path) -> None:
+def test_hostile_answers_do_not_affect_good_ones(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     hostile = [
         "9**9**9**9",
@@ -158,13 +164,13 @@ def test_hostile_answers_lose_no_good_one(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_row_that_cannot_travel_is_unscorable(file: Path) -> None:
+def test_a_row_that_json_cannot_represent_is_unscorable(file: Path) -> None:
     (score,) = scores([RewardConfig(f"{file}:length"), RewardConfig("think_format")], ["a"], level={1, 2})
     assert "row of the data" in score.unscorable
     assert score.terms["think_format"] == 0.0
 
 
-def test_a_reward_that_breaks_during_the_run_ends_it_with_a_name(tmp_path: Path) -> None:
+def test_a_reward_that_cannot_be_loaded_any_more_ends_the_run_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "fades.py"
     path.write_text("import os\ndef f(prompt, response, answer): os._exit(1)\n")
 
@@ -175,3 +181,43 @@ def test_a_reward_that_breaks_during_the_run_ends_it_with_a_name(tmp_path: Path)
 
     with pytest.raises(RewardError, match=r"fades.py does not exist"):
         asyncio.run(main())
+
+
+class PickledScorer:
+    """An `ItemScorer` that hands every item and score over as a pickle, as a remote one would."""
+
+    def __init__(self, scorer: ProcessScorer) -> None:
+        self._scorer = scorer
+
+    async def start(self) -> None:
+        await self._scorer.start()
+
+    async def close(self) -> None:
+        await self._scorer.close()
+
+    async def score(self, item: Item) -> Score:
+        score = await self._scorer.score(pickle.loads(pickle.dumps(item)))
+        restored: Score = pickle.loads(pickle.dumps(score))
+        assert restored == score
+        return restored
+
+
+def test_plain_terms_can_be_scored_elsewhere(file: Path) -> None:
+    """Group terms stay with the caller; the plain terms' items and scores are picklable."""
+    plain = [RewardConfig("math", weight=2.0), RewardConfig(f"{file}:column", weight=0.5)]
+    terms = [*plain, RewardConfig("length_group")]
+
+    async def main() -> tuple[Score, ...]:
+        items = PickledScorer(ProcessScorer(plain, ScorerConfig(workers=1)))
+        async with Scorer(terms, items=items) as scorer:
+            question = prompt(answer="18", level=3)
+            completions = [completion(r"\boxed{18}"), completion(r"\boxed{19}")]
+            scores = [await scorer.score(question, each) for each in completions]
+            return await scorer.score_group(question, completions, scores)
+
+    scores = asyncio.run(main())
+    assert [score.terms for score in scores] == [
+        {"math": 1.0, "column": 3.0, "length_group": 0.0},
+        {"math": 0.0, "column": 3.0, "length_group": 0.0},
+    ]
+    assert [score.reward for score in scores] == [3.5, 1.5]

@@ -1,4 +1,4 @@
-"""The scoring service's child processes: whose death takes whom along, what they reach, and that none is left."""
+"""The lifetime, the number and the network access of scoring processes."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from volley.rollout.types import Score
 pytestmark = pytest.mark.usefixtures("others")
 
 
-def test_without_user_functions_and_formulas_there_is_no_process() -> None:
+def test_quick_rewards_need_no_process() -> None:
     async def main() -> float:
         async with Scorer([RewardConfig("think_format")]) as scorer:
             assert not children_of(os.getpid())
@@ -29,7 +29,26 @@ def test_without_user_functions_and_formulas_there_is_no_process() -> None:
     assert asyncio.run(main()) == 1.0
 
 
-def test_a_caller_that_gives_up_leaves_the_scorer_whole(file: Path) -> None:
+def test_there_is_one_process_per_usable_core_by_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cores that this process may use, not those of the machine."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(3, 8)))
+
+    async def num_processes(config: ScorerConfig) -> int:
+        async with Scorer([RewardConfig(f"{file}:length")], config) as scorer:
+            await scorer.score(prompt(), completion("x"))
+            return len(children_of(os.getpid()))
+
+    assert asyncio.run(num_processes(ScorerConfig())) == 5
+    assert asyncio.run(num_processes(ScorerConfig(workers=2))) == 2
+
+
+def test_the_number_of_processes_has_no_upper_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(96)))
+    assert ScorerConfig().num_workers == 96
+    assert ScorerConfig(workers=7).num_workers == 7
+
+
+def test_cancelled_calls_do_not_break_the_scorer(file: Path) -> None:
     async def main() -> float:
         async with Scorer([RewardConfig(f"{file}:acts")], ScorerConfig(workers=1, timeout_s=0.5)) as scorer:
             tasks = [asyncio.ensure_future(scorer.score(prompt(), completion(text))) for text in ("hang", "a", "b")]
@@ -42,7 +61,7 @@ def test_a_caller_that_gives_up_leaves_the_scorer_whole(file: Path) -> None:
     assert asyncio.run(main()) == 0.5
 
 
-def test_closing_while_work_is_going_on(file: Path) -> None:
+def test_close_while_items_are_in_progress(file: Path) -> None:
     async def main() -> list[Any]:
         scorer = Scorer([RewardConfig(f"{file}:acts")], ScorerConfig(workers=2, timeout_s=60))
         await scorer.start()
@@ -80,14 +99,14 @@ def test_a_cancelled_run_leaves_no_process(file: Path) -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
-def test_what_an_item_started_dies_with_it(file: Path, tmp_path: Path) -> None:
+def test_processes_started_by_an_item_are_killed_with_it(file: Path, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     (score,) = scores([RewardConfig(f"{file}:acts")], [f"breed {note}"])
     assert "timed out" in score.unscorable
     assert within(5, lambda: not is_alive(int(note.read_text())))
 
 
-def test_children_die_when_their_parent_is_killed(file: Path) -> None:
+def test_scoring_processes_die_when_their_parent_is_killed(file: Path) -> None:
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
@@ -135,21 +154,21 @@ def reached(tmp_path: Path, network: bool) -> Score:
         return scores(terms, ["a"], config, answer=str(server.getsockname()[1]))[0]
 
 
-def test_the_network_is_for_ones_own_functions_unless_the_recipe_forbids_it(tmp_path: Path) -> None:
+def test_user_functions_have_network_access_unless_the_recipe_forbids_it(tmp_path: Path) -> None:
     assert reached(tmp_path, network=True).reward == 1.0
     if not may_leave_the_network():
-        pytest.skip("this system lets nobody make a network namespace")
+        pytest.skip("this system does not allow network namespaces")
     assert "Network is unreachable" in reached(tmp_path, network=False).unscorable
 
 
-@pytest.mark.parametrize("user", ["whoever this is", "one without rights"])
-def test_children_with_built_in_rewards_have_no_network_and_still_die_with_their_parent(user: str) -> None:
+@pytest.mark.parametrize("user", ["this user", "without privileges"])
+def test_processes_with_built_in_rewards_have_no_network_and_still_die_with_their_parent(user: str) -> None:
     if not may_leave_the_network():
-        pytest.skip("this system lets nobody make a network namespace")
-    # Root may leave the network as it is; others must first become root of a namespace of their own.
-    weaken = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if user == "one without rights" else []
+        pytest.skip("this system does not allow network namespaces")
+    # Root can leave the network directly; other users first need a user namespace.
+    weaken = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if user == "without privileges" else []
     if weaken and subprocess.run([*weaken, "true"], capture_output=True).returncode:
-        pytest.skip("setpriv is not there, or this user has no right to give away: the other case is the same then")
+        pytest.skip("setpriv is missing, or this user has no privileges to drop, so the other case covers this one")
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
@@ -175,8 +194,8 @@ asyncio.run(main())
         assert within(5, lambda: not any(map(is_alive, pids)))
 
 
-def test_a_polite_stop_of_all_processes_costs_no_item(file: Path) -> None:
-    """`ray job stop` signals every process of a job, and the step under way is still to be scored."""
+def test_sigterm_to_all_processes_loses_no_item(file: Path) -> None:
+    """`ray job stop` signals every process of a job, and the current step still has to be scored."""
 
     async def main() -> list[Score]:
         async with Scorer([RewardConfig(f"{file}:length")], QUICK) as scorer:

@@ -1,4 +1,4 @@
-"""A mixed data set: each row is judged by what its column names."""
+"""A mixed data set: each row is judged by the verifier that its column names."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pytest
 
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item, Unscorable
-from volley.rewards.scoring.row_verifier import QUICK, VERIFIERS, reward
-from volley.rewards.scoring.rubric import Rubric
+from volley.rewards.rubric.row_verifier import reward
+from volley.rewards.rubric.rubric import Rubric
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,13 @@ from volley.rewards.scoring.rubric import Rubric
         ('{"a": 1}', "", {"verifier": "json_schema", "schema": {"required": ["b"]}}, 0.0),
     ],
 )
-def test_rows_through_the_rubric(response: str, answer: str, row: dict[str, Any], value: float) -> None:
+def test_each_row_uses_its_verifier(response: str, answer: str, row: dict[str, Any], value: float) -> None:
     rubric = Rubric([RewardConfig("verifier")])
     rubric.load()
     assert rubric(Item("", response, answer, 7, False, row)).reward == value
 
 
 @pytest.mark.parametrize("name", ["maths", "", None, 3])
-def test_unknown_verifier(name: Any) -> None:
+def test_an_unknown_verifier_is_unscorable(name: Any) -> None:
     with pytest.raises(Unscorable, match="must be one of math, json_schema, exact_words"):
         reward("", "1", "1", verifier=name)
-
-
-def test_both_tables_agree() -> None:
-    assert set(QUICK) == set(VERIFIERS)

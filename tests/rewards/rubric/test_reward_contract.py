@@ -1,4 +1,4 @@
-"""What holds for every built-in reward: a new entry of the list is tested before its author writes a test."""
+"""Properties of every built-in reward. A new entry of the registry is tested without writing a test."""
 
 import math
 from typing import Any
@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item, Unscorable
-from volley.rewards.scoring.function import ALWAYS_CHEAP, BUILT_IN, CHEAP, bind
-from volley.rewards.scoring.rubric import Rubric
+from volley.rewards.rubric.registry import BUILT_IN
+from volley.rewards.rubric.rubric import Rubric
+from volley.rewards.rubric.signature import bind
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "length": {"max_tokens": 100, "cache_tokens": 20},
@@ -51,7 +52,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @settings(max_examples=200, deadline=2000)
 @given(item=ITEM)
 def test_pure_bounded_and_never_raises(name: str, item: Item) -> None:
-    function = bind(BUILT_IN[name], OPTIONS.get(name, {}))
+    function = bind(BUILT_IN[name].reward, OPTIONS.get(name, {}))
     try:
         value = function(item)
     except Unscorable:
@@ -63,25 +64,20 @@ def test_pure_bounded_and_never_raises(name: str, item: Item) -> None:
 
 @settings(max_examples=200, deadline=2000)
 @given(item=ITEM)
-def test_what_is_cheap_is_the_same(name: str, item: Item) -> None:
+def test_the_quick_variant_gives_the_same_value(name: str, item: Item) -> None:
     rubric = rubric_of(name)
-    (cheap,) = rubric.compute_cheaply(item)
-    if cheap is None:
-        assert name not in ALWAYS_CHEAP
+    (quick,) = rubric.compute_quick(item)
+    if quick is None:
+        assert not BUILT_IN[name].always_quick
         return
     full = rubric.compute(0, item)
-    assert (cheap.error, math.isnan(cheap.value)) == (full.error, math.isnan(full.value))
-    assert math.isnan(full.value) or cheap.value == full.value
+    assert (quick.error, math.isnan(quick.value)) == (full.error, math.isnan(full.value))
+    assert math.isnan(full.value) or quick.value == full.value
 
 
 @pytest.mark.parametrize("text", LARGE, ids=lambda text: text[:8])
-def test_large_texts_are_cheap(name: str, text: str) -> None:
+def test_large_texts_are_quick(name: str, text: str) -> None:
     rubric = rubric_of(name)
     for item in (Item(text, text, "18", 7, False, {}), Item("", "18", text, 7, False, {})):
-        (outcome,) = rubric.compute_cheaply(item)
+        (outcome,) = rubric.compute_quick(item)
         assert outcome is not None
-
-
-def test_cheap_rewards_are_built_in() -> None:
-    assert set(CHEAP) >= ALWAYS_CHEAP
-    assert set(BUILT_IN) >= set(CHEAP)

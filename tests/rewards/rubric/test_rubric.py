@@ -7,7 +7,7 @@ import pytest
 
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item
-from volley.rewards.scoring.rubric import Rubric
+from volley.rewards.rubric.rubric import Rubric
 from volley.rollout.errors import ConfigError, RewardError
 from volley.rollout.types import Completion, Prompt
 
@@ -108,13 +108,13 @@ def test_a_sum_that_is_not_finite_is_unscorable(file: Path) -> None:
     assert "not finite" in score.unscorable
 
 
-def test_an_unreadable_gold_answer(file: Path) -> None:
+def test_an_unreadable_gold_answer_is_unscorable(file: Path) -> None:
     score = loaded(RewardConfig("math"), RewardConfig(f"{file}:half"))(item(answer="???"))
     assert "gold answer '???'" in score.unscorable
     assert math.isnan(score.accuracy)
 
 
-def test_whose_accuracy(file: Path) -> None:
+def test_which_term_decides_accuracy(file: Path) -> None:
     own = RewardConfig(f"{file}:half", accuracy=True)
     assert loaded(RewardConfig("math"))(item(answer="19")).accuracy == 0.0
     assert math.isnan(loaded(RewardConfig("think_format"))(item()).accuracy)
@@ -132,24 +132,24 @@ def test_extracted_is_empty_without_an_answer() -> None:
     assert not loaded(RewardConfig("math"))(item("\\boxed{17}")).is_answerless
 
 
-def test_what_is_cheap(file: Path) -> None:
+def test_quick_terms(file: Path) -> None:
     rubric = Rubric([RewardConfig("math"), RewardConfig("think_format"), RewardConfig(f"{file}:half")])
-    assert [outcome and outcome.value for outcome in rubric.compute_cheaply(item())] == [1.0, 1.0, None]
-    assert rubric.compute_cheaply(item(r"\boxed{\sqrt{324}}"))[0] is None
-    assert rubric.needs_children
-    assert not Rubric([RewardConfig("think_format")]).needs_children
+    assert [outcome and outcome.value for outcome in rubric.compute_quick(item())] == [1.0, 1.0, None]
+    assert rubric.compute_quick(item(r"\boxed{\sqrt{324}}"))[0] is None
+    assert rubric.needs_processes
+    assert not Rubric([RewardConfig("think_format")]).needs_processes
 
 
-def test_terms_that_contradict_each_other(file: Path) -> None:
-    with pytest.raises(ConfigError, match="'math' stands there twice"):
+def test_contradicting_terms_are_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match="duplicate label 'math'"):
         Rubric([RewardConfig("math"), RewardConfig("math", weight=2)])
-    with pytest.raises(ConfigError, match="more than one term says accuracy"):
+    with pytest.raises(ConfigError, match="more than one term has accuracy"):
         Rubric([RewardConfig("math", accuracy=True), RewardConfig("think_format", accuracy=True)])
     with pytest.raises(RewardError, match="did you mean 'length'"):
         Rubric([RewardConfig("lenght")])
 
 
-def test_an_item_of_a_prompt_and_a_completion() -> None:
+def test_the_item_of_a_prompt_and_a_completion() -> None:
     prompt = Prompt(0, 0, "q", (1,), "a", {"level": 3, "truncated": "mine"})
     completion = Completion((1, 2), (0.0, 0.0), "text", "length", 0, 0)
     made = Item.of(prompt, completion)
