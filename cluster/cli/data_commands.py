@@ -88,13 +88,15 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from volley.cluster.data_tools.init_method import Wishes
+    from volley.cluster.data_tools.init_method import MethodOptions
     from volley.cluster.data_tools.init_recipe import propose
 
     out = Path(options.out)
     if out.exists():
         raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
-    text = propose(options.data, options.model, Wishes(options.concise, options.low_memory, options.spin, options.loss))
+    text = propose(
+        options.data, options.model, MethodOptions(options.concise, options.low_memory, options.spin, options.loss)
+    )
     out.write_text(text)
     print("\n".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())))
     print(f"wrote {out}; look through it, then: volley train {out} --dry-run")

@@ -1,7 +1,10 @@
-"""What `volley audit` looks for in a data set. Each check is a function of the table and gives findings, worst first.
+"""The checks of `volley audit`. Each one is a function from the table to findings, worst first.
 
-Left out: near duplicates that differ in words (only case, white space, punctuation and Unicode forms are looked
-through), circles of preferences longer than two (A > B > C > A), and whether a preference is right at all.
+Not checked:
+
+- near duplicates with different words (only case, white space, punctuation and Unicode forms are ignored);
+- preference cycles longer than two (A > B > C > A);
+- whether a preference is correct.
 """
 
 import math
@@ -14,51 +17,54 @@ from volley.cluster.data_tools.audit_report import Finding
 from volley.cluster.data_tools.audit_table import Keys, Table, combined
 from volley.cluster.data_tools.data_kind import FITTING
 
-WORDS = {
-    "pairs": "a chosen and a rejected answer each",
-    "labels": "a labelled answer each",
-    "answers": "a prompt and its right answer each",
-    "demonstrations": "a prompt and an answer to imitate each",
-    "prompts": "a prompt each",
+DESCRIPTIONS = {
+    "pairs": "a chosen and a rejected response",
+    "labels": "a labelled response",
+    "answers": "a prompt and its reference answer",
+    "demonstrations": "a prompt and a demonstration",
+    "prompts": "a prompt",
 }
+"""Kind of data -> what a row of it has."""
 SMALL_PAIRS = 10_000
 FEW_ROWS = 100
 DESIRABLE = (0.5, 0.7)
+"""Share of desirable rows that trains well with equal weights."""
 DESIRABLE_FAR = (0.1, 0.9)
+"""Outside this range weights are a poor substitute for data."""
 KTO_RATIO = (1.0, 4 / 3)
-"""Between these KTO wants desirable rows times w_D over undesirable rows times w_U (arXiv 2402.01306, section 4)."""
+"""Recommended range of (desirable rows * w_D) / (undesirable rows * w_U) (arXiv 2402.01306, section 4)."""
 SMALL_EFFECT = 0.2  # Cohen's convention
 LARGE_SHARE = 0.6
 
 
 def check_rows(table: Table) -> Iterator[Finding]:
-    """How many there are, and which cannot be read."""
+    """The number of rows, and rows that cannot be read."""
     num_rows, num_broken = len(table.rows), len(table.broken)
-    found = f"{num_rows:,} rows with {WORDS[table.kind]}; they fit {', '.join(FITTING[table.kind])}"
+    found = f"{num_rows:,} rows with {DESCRIPTIONS[table.kind]}; supported methods: {', '.join(FITTING[table.kind])}"
     if table.kind == "pairs" and num_rows < SMALL_PAIRS:
-        found += f"; below {SMALL_PAIRS:,} pairs IPO is the safer choice than DPO"
-    few = "that is few for any method; expect it to be learned by heart, and gather more" if num_rows < FEW_ROWS else ""
+        found += f"; with fewer than {SMALL_PAIRS:,} pairs IPO is less prone to overfitting than DPO"
+    few = "too few rows for any method; expect overfitting, and collect more data" if num_rows < FEW_ROWS else ""
     yield Finding("rows", "warn" if few else "ok", found, few, {"rows": num_rows})
     if num_broken:
         found = f"{num_broken:,} of {num_rows:,} rows cannot be read, the first: {table.broken[0]}"
         yield Finding(
-            "readable", "fail", found, "mend or remove them; training refuses the first", {"rows": num_broken}
+            "readable", "fail", found, "fix or remove them; training stops at the first one", {"rows": num_broken}
         )
 
 
 def check_empty(table: Table) -> Iterator[Finding]:
-    """Prompts, completions and answers without text."""
+    """Empty prompts, completions and answers."""
     for part, texts in table.texts.items():
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
-            found = f"{_share(len(empty), len(table))} have no text as {part}, the first at {table.where(empty[0])}"
+            found = f"{_share(len(empty), len(table))} have an empty {part}, the first at {table.where(empty[0])}"
             yield Finding(f"empty {part}", "fail", found, "remove these rows", {"rows": len(empty)})
     if all(text.strip() for texts in table.texts.values() for text in texts):
         yield Finding("empty texts", "ok", "none")
 
 
 def check_duplicates(table: Table) -> Iterator[Finding]:
-    """Rows and prompts that stand there more than once."""
+    """Rows and prompts that occur more than once."""
     exact, near = (_row_keys(table, normalised) for normalised in (False, True))
     again, near_again = repeated(exact), repeated(near)
     numbers = {"exact": float(again.sum()), "near": float(near_again.sum())}
@@ -66,11 +72,11 @@ def check_duplicates(table: Table) -> Iterator[Finding]:
         first = int(np.flatnonzero(near_again)[0])
         found = (
             f"{_share(numbers['exact'], len(table))} repeat an earlier row exactly, "
-            f"{numbers['near'] - numbers['exact']:,.0f} more but for case, space or punctuation; the first at "
-            f"{table.where(first)}"
+            f"{numbers['near'] - numbers['exact']:,.0f} more differ only in case, white space or punctuation; the "
+            f"first at {table.where(first)}"
         )
-        mend = "keep one of each: what is repeated counts as often in the loss"
-        yield Finding("duplicate rows", "warn", found, mend, numbers)
+        fix = "keep one copy of each; repeated rows get more weight in the loss"
+        yield Finding("duplicate rows", "warn", found, fix, numbers)
     else:
         yield Finding("duplicate rows", "ok", "none", numbers=numbers)
     yield _prompt_duplicates(table)
@@ -87,14 +93,14 @@ def _prompt_duplicates(table: Table) -> Finding:
     numbers = {"unique": float(unique), "near_unique": float(near_unique)}
     found = f"{unique:,} different prompts in {len(table):,} rows"
     if near_unique < unique:
-        found += f", {near_unique:,} but for case, space or punctuation"
+        found += f", {near_unique:,} ignoring case, white space and punctuation"
     most = int(np.unique(near, return_counts=True)[1].max())
     if most > 1:
-        found += f"; the most frequent one stands there {most:,} times"
+        found += f"; the most frequent one occurs {most:,} times"
     if table.kind in ("pairs", "labels") or near_unique > 0.99 * len(table):
         return Finding("prompts", "ok", found, numbers=numbers)
-    mend = "keep one row of each prompt, or hold the repeated ones out together, so that none is in train and test"
-    return Finding("prompts", "warn", found, mend, numbers)
+    fix = "keep one row per prompt, or keep all rows of a prompt on the same side of the train/test split"
+    return Finding("prompts", "warn", found, fix, numbers)
 
 
 def check_pairs(table: Table) -> Iterator[Finding]:
@@ -110,7 +116,7 @@ def check_pairs(table: Table) -> Iterator[Finding]:
         tied,
         "fail",
         "have the same text as chosen and rejected",
-        "remove them; they say nothing about what is preferred, and training refuses them",
+        "remove them; they carry no preference, and training refuses them",
     )
     if near_tied.any():
         yield _count(
@@ -118,8 +124,8 @@ def check_pairs(table: Table) -> Iterator[Finding]:
             "nearly tied pairs",
             near_tied,
             "warn",
-            "differ in case, space or punctuation only",
-            "remove them, unless form is what you want to teach",
+            "differ only in case, white space or punctuation",
+            "remove them, unless you want to teach formatting",
         )
     opposed = np.isin(combined([prompt, chosen, rejected]), combined([prompt, rejected, chosen])) & ~tied
     yield _count(
@@ -127,13 +133,13 @@ def check_pairs(table: Table) -> Iterator[Finding]:
         "contradictory pairs",
         opposed,
         "warn",
-        "are contradicted by another row that prefers the other side",
-        "keep the side that more judges chose, or remove both; together they teach nothing",
+        "are contradicted by another row with the opposite preference",
+        "keep the side that most annotators chose, or remove both; they cancel each other",
     )
 
 
 def check_labels(table: Table) -> Iterator[Finding]:
-    """Labels: their type, contradictions, and the balance of the two classes."""
+    """Label types, contradictions and class balance."""
     if table.kind != "labels":
         return
     wrong = np.array([not isinstance(label, bool) for label in table.labels], bool)
@@ -156,36 +162,39 @@ def check_labels(table: Table) -> Iterator[Finding]:
         "contradictory labels",
         both,
         "warn",
-        "are a completion that is labelled both ways for the same prompt",
-        "keep the label that more judges gave, or remove all of them",
+        "have a completion that is labelled both true and false for the same prompt",
+        "keep the label that most annotators gave, or remove all of them",
     )
     yield balance(int(desirable.sum()), int((~desirable & ~wrong).sum()))
 
 
 def balance(num_desirable: int, num_undesirable: int) -> Finding:
-    """The classes of KTO's data: 50 to 70 % desirable train well with equal weights. Beyond, one of the weights is to
-    bring num_desirable w_D / (num_undesirable w_U) into `KTO_RATIO`; the other stays 1."""
+    """Class balance for KTO.
+
+    With 50 to 70 % desirable rows, equal weights train well. Otherwise one weight should bring
+    (num_desirable * w_D) / (num_undesirable * w_U) into `KTO_RATIO`; the other stays 1.
+    """
     total = num_desirable + num_undesirable
     share = num_desirable / total
     numbers = {"desirable": float(num_desirable), "undesirable": float(num_undesirable), "desirable_share": share}
     found = f"{num_desirable:,} desirable, {num_undesirable:,} undesirable: {share:.1%} desirable"
     if not num_desirable or not num_undesirable:
-        mend = "KTO learns from the contrast; add rows of the other class, or imitate the desirable ones with sft"
-        return Finding("class balance", "fail", f"{found}, and nothing of the other class", mend, numbers)
+        fix = "KTO needs both classes; add rows of the other class, or train on the desirable rows with sft"
+        return Finding("class balance", "fail", f"{found}; one class is missing", fix, numbers)
     if DESIRABLE[0] <= share <= DESIRABLE[1]:
         return Finding("class balance", "ok", found, numbers=numbers)
     key, low, high = weight_range(num_desirable, num_undesirable)
     numbers |= {f"{key}_low": low, f"{key}_high": high}
-    mend = f"set loss.{key} between {low:.3g} and {high:.3g}, the other weight staying 1"
+    fix = f"set loss.{key} between {low:.3g} and {high:.3g} and keep the other weight at 1"
     if DESIRABLE_FAR[0] <= share <= DESIRABLE_FAR[1]:
-        return Finding("class balance", "warn", f"{found}, outside of 50 to 70 %", mend, numbers)
-    found += ", far out of balance (beyond 90/10): KTO will hardly see the rarer class"
-    mend += "; better, gather more of the rarer class: weights that large make single rows decide"
-    return Finding("class balance", "warn", found, mend, numbers)
+        return Finding("class balance", "warn", f"{found}, outside the recommended 50 to 70 %", fix, numbers)
+    found += ", strongly imbalanced (beyond 90/10): KTO will rarely see the smaller class"
+    fix += "; collecting more rows of the smaller class is better, because with large weights few rows dominate"
+    return Finding("class balance", "warn", found, fix, numbers)
 
 
 def weight_range(num_desirable: int, num_undesirable: int) -> tuple[str, float, float]:
-    """The option of KTO's loss to change, and the smallest and largest value that bring the ratio into `KTO_RATIO`."""
+    """The KTO weight to change, and the smallest and largest value that bring the ratio into `KTO_RATIO`."""
     ratio = num_desirable / num_undesirable
     if ratio > KTO_RATIO[1]:
         return "undesirable_weight", ratio / KTO_RATIO[1], ratio / KTO_RATIO[0]
@@ -193,7 +202,7 @@ def weight_range(num_desirable: int, num_undesirable: int) -> tuple[str, float, 
 
 
 def check_answers(table: Table) -> Iterator[Finding]:
-    """Prompts with more than one gold answer."""
+    """Prompts with more than one reference answer."""
     if table.kind != "answers":
         return
     prompt, answer = table.keys("prompt", True), table.keys("answer", True)
@@ -206,17 +215,19 @@ def check_answers(table: Table) -> Iterator[Finding]:
         "contradictory answers",
         np.isin(prompt, kinds[counts > 1]),
         "warn",
-        "have a prompt that another row answers differently",
-        "check which answer is right; the reward believes each",
+        "have a prompt with a different answer in another row",
+        "keep the correct answer; the reward treats each one as correct",
     )
 
 
 def length_gap(chosen: Sequence[int], rejected: Sequence[int], unit: str) -> Finding:
-    """Chosen against rejected in length, and what it will do to a model trained by DPO.
+    """Compare the lengths of chosen and rejected responses and predict the effect on a model trained with DPO.
 
-    DPO sums log-ratios over tokens, so where one side is longer as a rule, length itself separates the sides and is
-    learned along with quality (arXiv 2403.19159). effect_size: mean difference over its standard deviation (Cohen's d
-    of paired values). longer_share: ties count half; it is the accuracy of always preferring the longer side.
+    DPO sums log-ratios over tokens. If one side is usually longer, length separates the sides and is learned along
+    with quality (arXiv 2403.19159). Numbers reported:
+
+    - effect_size: mean difference over its standard deviation (Cohen's d of paired values);
+    - longer_share: accuracy of always preferring the longer side; ties count half.
     """
     long, short = np.asarray(chosen, float), np.asarray(rejected, float)
     gaps = long - short
@@ -232,30 +243,30 @@ def length_gap(chosen: Sequence[int], rejected: Sequence[int], unit: str) -> Fin
         "effect_size": effect,
     }
     found = (
-        f"chosen has {medians[0]:,.0f} {unit} (median), rejected {medians[1]:,.0f}, and chosen is the longer one in "
-        f"{share:.0%} of the pairs (effect size {effect:+.2f})"
+        f"chosen has {medians[0]:,.0f} {unit} (median), rejected {medians[1]:,.0f}; chosen is longer in {share:.0%} of "
+        f"the pairs (effect size {effect:+.2f})"
     )
-    # Two standard errors: a gap that few pairs show by chance is none.
+    # Two standard errors: a smaller gap can be chance.
     certain = abs(effect) > 2 / math.sqrt(len(gaps)) or abs(share - 0.5) > 1 / math.sqrt(len(gaps))
     if not certain or (abs(effect) < SMALL_EFFECT and 1 - LARGE_SHARE < share < LARGE_SHARE):
-        return Finding("length gap", "ok", f"{found}: too little to be learned instead of quality", numbers=numbers)
+        return Finding("length gap", "ok", f"{found}: too small to be learned instead of quality", numbers=numbers)
     if effect > 0:
-        found += f": preferring the longer one is right in {share:.0%}, so DPO will lengthen the answers"
-        mend = (
-            "use SimPO, which divides length out (volley init --concise), or drop pairs until either side is the "
-            "longer one as often; watch the response length while training"
+        found += f": preferring the longer one is right in {share:.0%}, so DPO will make responses longer"
+        fix = (
+            "use SimPO, which normalizes by length (volley init --concise), or remove pairs until both sides are "
+            "longer equally often; monitor the response length during training"
         )
     else:
-        found += f": preferring the shorter one is right in {1 - share:.0%}, so DPO will shorten the answers"
-        mend = (
-            "fine if shorter is what you want, but watch accuracy by length bucket; else use SimPO, which divides "
-            "length out, or drop pairs until either side is the longer one as often"
+        found += f": preferring the shorter one is right in {1 - share:.0%}, so DPO will make responses shorter"
+        fix = (
+            "if you want shorter responses, monitor accuracy by length bucket; otherwise use SimPO, which normalizes "
+            "by length, or remove pairs until both sides are longer equally often"
         )
-    return Finding("length gap", "warn", found, mend, numbers)
+    return Finding("length gap", "warn", found, fix, numbers)
 
 
 def leakage(train: Table, test: Table) -> Finding:
-    """Prompts that stand in both."""
+    """Test prompts that also occur in the training data."""
     exact, near = (
         np.isin(test.keys("prompt", normalised), train.keys("prompt", normalised)) for normalised in (False, True)
     )
@@ -263,31 +274,31 @@ def leakage(train: Table, test: Table) -> Finding:
     numbers = {"test_rows": float(len(test)), "exact": float(exact.sum()), "near": float(near.sum())}
     if not near.any():
         return Finding(
-            "leakage", "ok", f"none of the {len(test):,} test prompts is in the training data", numbers=numbers
+            "leakage", "ok", f"none of the {len(test):,} test prompts occurs in the training data", numbers=numbers
         )
     found = (
-        f"{_share(float(near.sum()), len(test), 'test prompts')} are in the training data, too "
-        f"({exact.sum():,} exactly, {(near & ~exact).sum():,} but for case, space or punctuation), the first at "
+        f"{_share(float(near.sum()), len(test), 'test prompts')} also occur in the training data "
+        f"({exact.sum():,} exactly, {(near & ~exact).sum():,} up to case, white space and punctuation), the first at "
         f"{test.where(int(np.flatnonzero(near)[0]))}"
     )
-    return Finding(
-        "leakage", "fail", found, "remove them from the training data, else the test measures memory", numbers
-    )
+    fix = "remove them from the training data; otherwise the test measures memorization"
+    return Finding("leakage", "fail", found, fix, numbers)
 
 
 def repeated(keys: Keys) -> NDArray[np.bool_]:
-    """Which rows have the key of an earlier row."""
+    """Mask of the rows whose key occurred in an earlier row."""
     again = np.ones(len(keys), bool)
     again[np.unique(keys, return_index=True)[1]] = False
     return again
 
 
-def _count(table: Table, name: str, rows: NDArray[np.bool_], state: str, what: str, mend: str) -> Finding:
+def _count(table: Table, name: str, rows: NDArray[np.bool_], state: str, what: str, fix: str) -> Finding:
+    """A finding about the rows of a mask."""
     number = int(rows.sum())
     if not number:
         return Finding(name, "ok", "all are true or false" if name == "labels" else "none", numbers={"rows": 0})
     first = table.where(int(np.flatnonzero(rows)[0]))
-    return Finding(name, state, f"{_share(number, len(table))} {what}, the first at {first}", mend, {"rows": number})
+    return Finding(name, state, f"{_share(number, len(table))} {what}, the first at {first}", fix, {"rows": number})
 
 
 def _share(number: float, total: int, what: str = "rows") -> str:

@@ -1,4 +1,4 @@
-"""What `volley audit` found, for people and for programs."""
+"""Findings of `volley audit`, printed as text or JSON."""
 
 import json
 import math
@@ -10,36 +10,40 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """state: "ok", "warn" (trains, but not as well as it could) or "fail" (refused by `volley train`, or makes its
-    result worthless). found: one sentence. mend: what to do, "" when ok. numbers: the same for programs; NaN where
-    there is none."""
+    """The result of one check."""
 
     name: str
     state: str
+    """One of "ok", "warn" (training works, but worse than it could) and "fail" (`volley train` refuses the data, or its
+    result would be worthless)."""
     found: str
-    mend: str = ""
+    """One sentence."""
+    fix: str = ""
+    """What to do about it; "" if the state is "ok"."""
     numbers: dict[str, float] = field(default_factory=dict)
+    """The result as numbers; NaN if there is none."""
 
 
 def print_findings(findings: Sequence[Finding]) -> int:
-    """Print what was found and what to do about it, as wide as the terminal is; the exit code is 1 when something
-    fails."""
+    """Print findings and fixes, wrapped to the terminal's width. Returns exit code 1 if a check failed."""
     width = max(len(finding.name) for finding in findings)
-    room = max(60, shutil.get_terminal_size((120, 24)).columns)
+    columns = max(60, shutil.get_terminal_size((120, 24)).columns)
     for finding in findings:
         margin = " " * (width + 8)
         head = f"{finding.state:<4}  {finding.name:<{width}}  "
-        print(textwrap.fill(finding.found, room, initial_indent=head, subsequent_indent=margin, break_long_words=False))
-        if finding.mend:
+        print(
+            textwrap.fill(finding.found, columns, initial_indent=head, subsequent_indent=margin, break_long_words=False)
+        )
+        if finding.fix:
             start, rest = f"{margin}-> ", f"{margin}   "
-            print(textwrap.fill(finding.mend, room, initial_indent=start, subsequent_indent=rest))
+            print(textwrap.fill(finding.fix, columns, initial_indent=start, subsequent_indent=rest))
     counts = {state: sum(finding.state == state for finding in findings) for state in ("fail", "warn", "ok")}
     print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
     return 1 if counts["fail"] else 0
 
 
 def print_json(data: str, kind: str, num_rows: int, findings: Sequence[Finding]) -> int:
-    """Print the same as one JSON object, for programs; numbers that are none are null."""
+    """Print findings as one JSON object; NaN and infinity become null. Returns the same exit code."""
     listed = [asdict(finding) for finding in findings]
     for each in listed:
         each["numbers"] = {name: value if math.isfinite(value) else None for name, value in each["numbers"].items()}

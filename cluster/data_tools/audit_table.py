@@ -1,7 +1,6 @@
-"""The rows of a data set as `volley audit` looks at them: one text for each part of a row, and numbers that stand for
-the texts, so that 100,000 rows are compared in seconds.
+"""The table that `volley audit` checks: one text per part of a row, compared by hash so that 100,000 rows take seconds.
 
-Texts are references into the rows, not copies; what is added is 8 bytes a text and comparison.
+Texts are references into the rows, not copies. A comparison adds 8 bytes per text.
 """
 
 import unicodedata
@@ -23,25 +22,32 @@ PUNCTUATION = ".,;:!?\"'`*_‘’“”…"
 
 @dataclass(slots=True)
 class Table:
-    """The rows that can be read, in the data's order. kind: of `data_kind.KINDS`. prompts: as they stand in the row
-    (text or messages). texts: part ("prompt", "chosen", "rejected", "completion", "answer") -> one text a row; a chat
-    is the contents of its messages. labels: as they stand in the rows. places: index of each row in the data.
-    broken: what is wrong with the rows that are left out, with their places."""
+    """The readable rows of a data set, in order."""
 
     kind: str
+    """One of `data_kind.KINDS`."""
     rows: Rows
+    """All rows of the data set, including unreadable ones."""
     prompts: list[Any] = field(default_factory=list)
+    """Original prompts: text or messages."""
     texts: dict[str, list[str]] = field(default_factory=dict)
+    """Part ("prompt", "chosen", "rejected", "completion", "answer") -> one text per row.
+
+    The text of a chat is the contents of its messages.
+    """
     labels: list[Any] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    """Original labels, unchecked."""
+    indices: list[int] = field(default_factory=list)
+    """The index of each readable row in `rows`."""
     broken: list[str] = field(default_factory=list)
+    """One error per unreadable row, with its place."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def where(self, index: int) -> str:
-        """The place of a row of the table, as a user finds it."""
-        return self.rows.where(self.places[index])
+        """The file and line of a row of the table."""
+        return self.rows.where(self.indices[index])
 
     @property
     def completions(self) -> list[str]:
@@ -49,14 +55,14 @@ class Table:
         return [part for part in ("chosen", "rejected", "completion") if part in self.texts]
 
     def keys(self, part: str, normalised: bool) -> Keys:
-        """A number a row, equal where the texts are (after `normalise`, or but for white space at the ends)."""
+        """One hash per row. Equal texts have equal hashes, after `normalise` or after stripping white space."""
         texts = map(normalise, self.texts[part]) if normalised else map(str.strip, self.texts[part])
-        # The hash of a text has 64 bits: among a million texts the chance of two that share one is 3e-8.
+        # With 64 bits the chance of a collision among a million texts is 3e-8.
         return np.fromiter(map(hash, texts), np.int64, len(self)).view(np.uint64)
 
 
 def make_table(rows: Rows, kind: DataKind) -> Table:
-    """`rows`, read under their own names, as a table. Rows that cannot be read are set aside, never an error."""
+    """Build a table of `rows`, whose columns have their original names. Unreadable rows go to `broken`."""
     table = Table(kind.kind, rows)
     parts = [name for name in KINDS[kind.kind] if name != "label"]
     table.texts = {name: [] for name in ("prompt", *parts)}
@@ -70,31 +76,33 @@ def make_table(rows: Rows, kind: DataKind) -> Table:
         for name, text in texts.items():
             table.texts[name].append(text)
         table.prompts.append(prompt)
-        table.places.append(index)
+        table.indices.append(index)
         if label:
             table.labels.append(row.get(label))
     return table
 
 
 def normalise(text: str) -> str:
-    """`text` without what does not change its sense: case, white space, punctuation around words, forms of Unicode.
-    Signs within words stay, so that "2-2" and "2+2" are not the same."""
+    """Remove case, extra white space, punctuation around words and differences of Unicode form.
+
+    Characters inside words stay, so "2-2" and "2+2" remain different.
+    """
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
     return " ".join([bare for word in text.lower().split() if (bare := word.strip(PUNCTUATION))])
 
 
 def combined(keys: Sequence[Keys]) -> Keys:
-    """One number a row for several, in their order."""
+    """Combine several hashes per row into one; the order of `keys` matters."""
     total = np.zeros_like(keys[0])
     for each in keys:
-        # A product by an odd number and a rotation lose nothing, and tell (a, b) from (b, a).
+        # Multiplying by an odd number and rotating are bijective and distinguish (a, b) from (b, a).
         total = (total * np.uint64(0x9E3779B97F4A7C15)) ^ each
         total = (total << np.uint64(29)) | (total >> np.uint64(35))
     return total
 
 
 def _read(row: Mapping[str, Any], parts: Sequence[str], where: str, kind: DataKind) -> tuple[Any, dict[str, str]]:
-    """The prompt as it stands there, and the text of every part."""
+    """The original prompt, and the text of every part."""
     values: dict[str, Any] = {ours: row.get(theirs) for ours, theirs in kind.columns.items()}
     for name, value in values.items():
         if value is None:
@@ -106,7 +114,9 @@ def _read(row: Mapping[str, Any], parts: Sequence[str], where: str, kind: DataKi
             raise DataError(f"{where}: {problem}; give it a value, or remove the row.")
     values = with_split_conversations(values, where)
     if "prompt" not in values:
-        raise DataError(f"{where}: chosen and rejected are no conversations, and there is no prompt; name its column.")
+        raise DataError(
+            f"{where}: chosen and rejected are not conversations, and there is no prompt; name the prompt column."
+        )
     prompt = values["prompt"]
     messages = None if isinstance(prompt, str) else check_messages(prompt, where)
     texts = {"prompt": prompt if messages is None else "\n\n".join(message["content"] for message in messages)}
@@ -116,7 +126,7 @@ def _read(row: Mapping[str, Any], parts: Sequence[str], where: str, kind: DataKi
 
 
 def _completion(value: Any, where: str) -> str:
-    """The text of a completion; an empty one is counted later, so it is none of the errors here."""
+    """The text of a completion. An empty completion is not an error here; `check_empty` counts it."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("content") == "":
         return ""
     return "" if value == "" else completion_text(value, where)

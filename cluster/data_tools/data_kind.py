@@ -1,7 +1,8 @@
-"""What kind of data a data set is, judged by its columns: what `volley init` and `volley audit` have in common.
+"""Detect the kind of a data set from its columns, for `volley init` and `volley audit`.
 
-The names are those that the ecosystem uses, whatever their case. Left out: tables whose completions are ranked lists or
-carry scores; make pairs or labels of them first.
+Column names are matched case-insensitively against the names that public data sets use.
+
+Not supported: ranked lists of completions and completions with scores. Convert them to pairs or labels first.
 """
 
 import re
@@ -20,7 +21,7 @@ NAMES = {
     "rejected": ("rejected", "dispreferred", "loser"),
     "label": ("label", "desirable", "thumbs_up"),
 }
-"""Our name of a column -> what data sets call it, the likeliest first."""
+"""Volley's name of a column -> the names that data sets use for it, most common first."""
 
 KINDS = {
     "pairs": ("chosen", "rejected"),
@@ -29,7 +30,7 @@ KINDS = {
     "demonstrations": ("completion",),
     "prompts": (),
 }
-"""A kind of data -> the columns that make it, beside the prompt."""
+"""Kind of data -> the columns it requires in addition to the prompt."""
 
 SAMPLED = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo")
 PAIRED = ("dpo", "ipo", "simpo", "orpo")
@@ -40,35 +41,45 @@ FITTING = {
     "demonstrations": ("sft", "spin"),
     "prompts": (*SAMPLED, *PAIRED, "kto"),
 }
-"""A kind of data -> what can learn from it: losses, and SPIN, which is DPO against the policy's own answers. Losses of
-pairs and labels get theirs from the policy's own samples where the data has answers or prompts only."""
+"""Kind of data -> the methods that can train on it.
+
+A method is a loss or "spin" (DPO against the policy's own samples). If the data has only answers or prompts, losses on
+pairs and labels train on samples of the policy.
+"""
 
 MARKER = "####"
-LONG_ANSWER = 200  # characters, above which an answer is a text to imitate rather than a result to check
+"""GSM8K's separator between the worked solution and the final answer."""
+LONG_ANSWER = 200
+"""Median length in characters above which answers are treated as demonstrations, not as results to check."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataKind:
-    """kind: one of `KINDS`. columns: our name -> the data's; no `prompt` where chosen and rejected are conversations
-    that begin with it. marker: whether every answer has one. checkable: whether answers are numbers or formulas."""
+    """The kind of a data set and the columns that hold its parts."""
 
     kind: str
+    """One of `KINDS`."""
     columns: dict[str, str]
+    """Volley's name -> the data's name. Has no `prompt` if chosen and rejected are conversations that include it."""
     marker: bool = False
+    """Whether every answer contains `MARKER`."""
     checkable: bool = False
+    """Whether answers are numbers or formulas."""
 
 
 def find_kind(rows: Rows, given: Mapping[str, str]) -> DataKind:
-    """The kind of `rows`, read under their own names. given: columns that the user named, our name -> the data's.
+    """Detect the kind of `rows`, whose columns have their original names.
 
-    Raises `DataError` for a column that is not there, and for data without a prompt.
+    given: columns that the user named explicitly (Volley's name -> the data's name).
+
+    Raises `DataError` for a missing column and for data without a prompt.
     """
     names = list(dict.fromkeys(name for row in rows.values[:1000] for name in row))
     for ours, theirs in given.items():
         if ours not in NAMES:
-            raise DataError(f"'{ours}' is not a column Volley reads; it reads {', '.join(NAMES)}.")
+            raise DataError(f"'{ours}' is not a column that Volley reads; valid names: {', '.join(NAMES)}.")
         if theirs not in names:
-            raise DataError(f"{rows.spec}: there is no column '{theirs}'; the columns are {', '.join(names)}.")
+            raise DataError(f"{rows.spec}: there is no column '{theirs}'; available columns: {', '.join(names)}.")
     free = [name for name in names if name not in given.values()]
     found = {ours: theirs for ours, known in NAMES.items() if (theirs := _find(free, known))}
     columns = found | dict(given)
@@ -82,14 +93,14 @@ def find_kind(rows: Rows, given: Mapping[str, str]) -> DataKind:
         kind = _unlabelled(rows, columns)
     if "prompt" not in kind.columns and not (kind.kind == "pairs" and _are_conversations(rows, kind.columns)):
         raise DataError(
-            f"{rows.spec}: none of its columns ({', '.join(names)}) is known as a prompt; call it 'prompt', or name "
-            "it (for volley audit with --columns prompt=COLUMN, in a recipe with data.columns: {prompt: COLUMN})."
+            f"{rows.spec}: no prompt column found among {', '.join(names)}; rename the column to 'prompt' or map it "
+            "(volley audit: --columns prompt=COLUMN; in a recipe: data.columns: {prompt: COLUMN})."
         )
     return kind
 
 
 def _unlabelled(rows: Rows, columns: dict[str, str]) -> DataKind:
-    """Answers to be checked, or texts to be imitated."""
+    """Distinguish answers to check, demonstrations and plain prompts."""
     answer = columns.get("answer", "")
     answers = [str(row[answer]) for row in rows.values if row.get(answer) is not None]
     marker = bool(answers) and all(MARKER in text for text in answers)
@@ -108,13 +119,13 @@ def _only(columns: Mapping[str, str], kind: str) -> dict[str, str]:
 
 
 def _are_conversations(rows: Rows, columns: Mapping[str, str]) -> bool:
-    """Whether chosen and rejected are lists of messages that begin with what was asked."""
+    """Whether chosen and rejected are lists of messages that include the prompt."""
     first = [row[columns["chosen"]] for row in rows.values[:10] if columns["chosen"] in row]
     return bool(first) and all(isinstance(value, list) and len(value) > 1 for value in first)
 
 
 def _are_texts(answers: Sequence[str]) -> bool:
-    """Whether answers are whole texts, to be imitated, rather than results, to be checked."""
+    """Whether answers are full responses (demonstrations) rather than results to check."""
     return bool(answers) and median(map(len, answers)) > LONG_ANSWER and not any("\\boxed" in text for text in answers)
 
 
@@ -123,6 +134,6 @@ def _are_formulas(answers: Sequence[str]) -> bool:
 
 
 def _find(names: Sequence[str], known: Sequence[str]) -> str:
-    """The first of `known` among the data's column names, whatever its case; "" if none."""
+    """The first of `known` among the data's column names (case-insensitive), or "" if there is none."""
     lowered = {name.lower(): name for name in reversed(names)}
     return next((lowered[name] for name in known if name in lowered), "")

@@ -12,7 +12,7 @@ import yaml
 from volley.cluster.data_tools import init_templates as templates
 from volley.cluster.data_tools.audit_table import Table, make_table
 from volley.cluster.data_tools.data_kind import MARKER, DataKind, find_kind
-from volley.cluster.data_tools.init_method import PASSES, Method, Wishes, choose, cost
+from volley.cluster.data_tools.init_method import PASSES, Method, MethodOptions, choose, cost
 from volley.rollout.data.rows import Rows, column_names, read_rows
 from volley.rollout.errors import DataError
 from volley.rollout.model_files import inspect_model
@@ -22,7 +22,7 @@ SYSTEM = "Think step by step inside <think> and </think>, then give the final an
 ROUNDS = 3
 
 
-def propose(data_path: str, model: str | None = None, wishes: Wishes | None = None) -> str:
+def propose(data_path: str, model: str | None = None, options: MethodOptions | None = None) -> str:
     """A recipe (YAML with comments) for the data at `data_path`, as `volley.rollout.data.rows.read_rows` takes it.
 
     Raises `DataError` for what is wrong with the data; `ConfigError` for a wish that the data cannot fulfil;
@@ -35,7 +35,7 @@ def propose(data_path: str, model: str | None = None, wishes: Wishes | None = No
     if table.broken:
         raise DataError(table.broken[0])
     _check_labels(table)
-    method = choose(kind.kind, len(rows), wishes or Wishes(), table.labels, "answer" in kind.columns)
+    method = choose(kind.kind, len(rows), options or MethodOptions(), table.labels, "answer" in kind.columns)
     groups = min(32, len(rows))
     per_round = math.ceil(len(rows) / groups)
     steps = _steps(method, len(rows) / groups)

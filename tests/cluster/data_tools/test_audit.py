@@ -54,8 +54,8 @@ def test_clean_pairs_are_in_order(tmp_path: Path) -> None:
     findings, table = audit(written(tmp_path, CLEAN))
     assert table.kind == "pairs"
     assert {finding.state for finding in findings} == {"ok"}
-    assert all(not finding.mend for finding in findings)
-    assert "fit dpo, ipo, simpo, orpo; below 10,000 pairs IPO" in findings[0].found
+    assert all(not finding.fix for finding in findings)
+    assert "supported methods: dpo, ipo, simpo, orpo; with fewer than 10,000 pairs IPO" in findings[0].found
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_faults_of_pairs(
     finding = found(written(tmp_path, CLEAN + rows))[name]
     assert (finding.state, finding.numbers["rows"]) == (state, number)
     assert f"data.jsonl:{place}" in finding.found
-    assert finding.mend
-    assert "\n" not in finding.found + finding.mend
+    assert finding.fix
+    assert "\n" not in finding.found + finding.fix
 
 
 def test_conversations_are_the_pairs_that_they_hold(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_duplicates_exact_and_near(tmp_path: Path) -> None:
     assert findings["duplicate rows"].numbers == {"exact": 1, "near": 2}
     assert findings["prompts"].numbers == {"unique": 4, "near_unique": 3}
     assert findings["prompts"].state == "warn"
-    assert "few" in findings["rows"].mend
+    assert "few" in findings["rows"].fix
 
 
 @pytest.mark.parametrize(
@@ -133,17 +133,17 @@ def test_weights_bring_the_classes_into_the_papers_range(wanted: str, counts: tu
     ("counts", "state", "says"),
     [
         ((60, 40), "ok", "60.0% desirable"),
-        ((49, 51), "warn", "outside of 50 to 70 %"),
-        ((80, 20), "warn", "outside of 50 to 70 %"),
-        ((91, 9), "warn", "far out of balance"),
-        ((9, 91), "warn", "far out of balance"),
-        ((10, 0), "fail", "nothing of the other class"),
+        ((49, 51), "warn", "outside the recommended 50 to 70 %"),
+        ((80, 20), "warn", "outside the recommended 50 to 70 %"),
+        ((91, 9), "warn", "strongly imbalanced"),
+        ((9, 91), "warn", "strongly imbalanced"),
+        ((10, 0), "fail", "one class is missing"),
     ],
 )
 def test_class_balance(counts: tuple[int, int], state: str, says: str) -> None:
     finding = balance(*counts)
     assert (finding.state, says in finding.found) == (state, True)
-    assert ("weight between" in finding.mend) == (state == "warn")
+    assert ("weight between" in finding.fix) == (state == "warn")
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -164,9 +164,13 @@ def test_the_length_gap_tells_what_dpo_will_do() -> None:
     spread = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / 150)
     assert longer.numbers["effect_size"] == pytest.approx(mean / spread)
     assert (longer.numbers["longer_share"], longer.numbers["gap_median"]) == (1.0, 10)
-    assert (longer.state, "DPO will lengthen" in longer.found, "SimPO" in longer.mend) == ("warn", True, True)
+    assert (longer.state, "DPO will make responses longer" in longer.found, "SimPO" in longer.fix) == (
+        "warn",
+        True,
+        True,
+    )
     shorter = length_gap([10, 10, 41] * 50, [20, 30, 44] * 50, "tokens")
-    assert (shorter.state, "DPO will shorten" in shorter.found) == ("warn", True)
+    assert (shorter.state, "DPO will make responses shorter" in shorter.found) == ("warn", True)
     assert length_gap([9, 10] * 50, [10, 9] * 50, "tokens").state == "ok"
     assert length_gap([9, 10, 9], [10, 9, 8], "tokens").state == "ok"
     assert length_gap([8] * 100, [8] * 100, "tokens").numbers["effect_size"] == 0.0
@@ -214,15 +218,15 @@ def test_truncation_counts_tokens(tmp_path: Path, tiny_model: Path) -> None:
 def test_columns_of_ones_own(tmp_path: Path) -> None:
     rows = [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in CLEAN]
     data = written(tmp_path, rows)
-    with pytest.raises(DataError, match=r"none of its columns \(ask, good, bad\) is known as a prompt"):
+    with pytest.raises(DataError, match=r"no prompt column found among ask, good, bad"):
         audit(data)
     columns = parse_columns(["prompt=ask", "chosen=good", "rejected=bad"])
     assert {finding.state for finding in audit(data, columns=columns)[0]} == {"ok"}
-    with pytest.raises(DataError, match="there is no column 'worse'; the columns are ask, good, bad"):
+    with pytest.raises(DataError, match="there is no column 'worse'; available columns: ask, good, bad"):
         audit(data, columns={"rejected": "worse"})
-    with pytest.raises(DataError, match="'question' is not a column Volley reads"):
+    with pytest.raises(DataError, match="'question' is not a column that Volley reads"):
         audit(data, columns={"question": "ask"})
-    with pytest.raises(ConfigError, match="write our name = the data's name"):
+    with pytest.raises(ConfigError, match="expected VOLLEY_NAME=YOUR_NAME"):
         parse_columns(["prompt"])
 
 
@@ -284,7 +288,7 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
 def test_truncation_of_many_long_rows_is_estimated(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("volley.cluster.data_tools.audit.TOKENISED", 100)
+    monkeypatch.setattr("volley.cluster.data_tools.audit_lengths.MAX_CANDIDATES", 100)
     rows = [{"prompt": "1+1=", "completion": "1" * (300 if i % 3 else 253)} for i in range(1000)]
     finding = found(written(tmp_path, rows), model=str(tiny_model))["truncation"]
     assert "(estimated from 100)" in finding.found

@@ -11,7 +11,7 @@ import yaml
 
 from volley.cluster.cli.main import main
 from volley.cluster.data_tools.data_kind import FITTING
-from volley.cluster.data_tools.init_method import DISPLAY, REFERENCED, Wishes, choose, cost
+from volley.cluster.data_tools.init_method import DISPLAY, REFERENCED, MethodOptions, choose, cost
 from volley.cluster.data_tools.init_recipe import propose
 from volley.cluster.recipe.build import build, build_loss
 from volley.cluster.recipe.config import Recipe, load_recipe, parse_recipe
@@ -125,10 +125,10 @@ def test_odd_names_stay_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"chosen": "b", "rejected": "c"}, r"none of its columns \(chosen, rejected\) is known as a prompt"),
+        ({"chosen": "b", "rejected": "c"}, r"no prompt column found among chosen, rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": None}, r"sums.jsonl:1: 'rejected' is null"),
         ({"prompt": "a", "completion": "b", "label": 1}, r"sums.jsonl:1: the label is 1; it must be true"),
-        ({"text": "a", "id": 1}, r"none of its columns \(text, id\) is known as a prompt"),
+        ({"text": "a", "id": 1}, r"no prompt column found among text, id"),
         ({"prompt": None, "answer": "1"}, r"sums.jsonl:1: 'prompt' is null"),
         ({"messages": [*CHAT, {"role": "assistant", "content": "4"}]}, "the last chat message is the assistant's"),
         ({"prompt": 3, "answer": "1"}, "the prompt is of type int"),
@@ -156,26 +156,28 @@ def rows_of(kind: str, number: int = 64) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wishes", "name", "lr"),
+    ("kind", "options", "name", "lr"),
     [
-        ("pairs", Wishes(), "ipo", 5e-7),
-        ("conversations", Wishes(), "ipo", 5e-7),
-        ("pairs", Wishes(loss="DPO"), "dpo", 5e-7),
-        ("pairs", Wishes(concise=True), "simpo", 1e-6),
-        ("pairs", Wishes(low_memory=True), "orpo", 8e-6),
-        ("pairs", Wishes(concise=True, low_memory=True), "simpo", 1e-6),
-        ("labels", Wishes(), "kto", 5e-7),
-        ("answers", Wishes(), "grpo", 1e-6),
-        ("answers", Wishes(loss="rloo"), "rloo", 1e-6),
-        ("answers", Wishes(loss="dpo"), "dpo", 5e-7),
-        ("answers", Wishes(loss="kto"), "kto", 5e-7),
-        ("demonstrations", Wishes(), "sft", 1e-5),
-        ("demonstrations", Wishes(spin=True), "spin", 5e-7),
+        ("pairs", MethodOptions(), "ipo", 5e-7),
+        ("conversations", MethodOptions(), "ipo", 5e-7),
+        ("pairs", MethodOptions(loss="DPO"), "dpo", 5e-7),
+        ("pairs", MethodOptions(concise=True), "simpo", 1e-6),
+        ("pairs", MethodOptions(low_memory=True), "orpo", 8e-6),
+        ("pairs", MethodOptions(concise=True, low_memory=True), "simpo", 1e-6),
+        ("labels", MethodOptions(), "kto", 5e-7),
+        ("answers", MethodOptions(), "grpo", 1e-6),
+        ("answers", MethodOptions(loss="rloo"), "rloo", 1e-6),
+        ("answers", MethodOptions(loss="dpo"), "dpo", 5e-7),
+        ("answers", MethodOptions(loss="kto"), "kto", 5e-7),
+        ("demonstrations", MethodOptions(), "sft", 1e-5),
+        ("demonstrations", MethodOptions(spin=True), "spin", 5e-7),
     ],
 )
-def test_a_method_for_each_kind_of_data(tmp_path: Path, kind: str, wishes: Wishes, name: str, lr: float) -> None:
+def test_a_method_for_each_kind_of_data(
+    tmp_path: Path, kind: str, options: MethodOptions, name: str, lr: float
+) -> None:
     spec = written(tmp_path, *rows_of(kind))
-    text = propose(spec, "some/base-model", wishes)
+    text = propose(spec, "some/base-model", options)
     recipe = yaml.safe_load(text)
     loss = dict(recipe["loss"])
     assert loss.pop("name") == ("dpo" if name == "spin" else name)
@@ -201,32 +203,35 @@ def test_a_method_for_each_kind_of_data(tmp_path: Path, kind: str, wishes: Wishe
 
 
 def test_many_pairs_are_for_dpo() -> None:
-    assert (choose("pairs", 9_999, Wishes()).name, choose("pairs", 10_000, Wishes()).name) == ("ipo", "dpo")
+    assert (choose("pairs", 9_999, MethodOptions()).name, choose("pairs", 10_000, MethodOptions()).name) == (
+        "ipo",
+        "dpo",
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "wishes"),
+    ("kind", "options"),
     [
-        *((kind, Wishes(loss=loss)) for kind in ("pairs", "labels", "answers") for loss in FITTING[kind]),
-        ("conversations", Wishes()),
-        ("demonstrations", Wishes()),
-        ("demonstrations", Wishes(spin=True)),
+        *((kind, MethodOptions(loss=loss)) for kind in ("pairs", "labels", "answers") for loss in FITTING[kind]),
+        ("conversations", MethodOptions()),
+        ("demonstrations", MethodOptions()),
+        ("demonstrations", MethodOptions(spin=True)),
     ],
 )
 def test_what_is_proposed_passes_all_checks_of_a_run(
-    tmp_path: Path, chat_model: Path, kind: str, wishes: Wishes
+    tmp_path: Path, chat_model: Path, kind: str, options: MethodOptions
 ) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text(propose(written(tmp_path, *rows_of(kind)), str(chat_model), wishes))
+    file.write_text(propose(written(tmp_path, *rows_of(kind)), str(chat_model), options))
     parts = build(load_recipe(str(file)))
-    method = choose("pairs" if kind == "conversations" else kind, 64, wishes)
+    method = choose("pairs" if kind == "conversations" else kind, 64, options)
     assert (parts.loss.needs_reference, parts.needs_engine) == (method.needs_reference, method.is_sampled)
 
 
 @pytest.mark.parametrize("name", [name for name in DISPLAY if name != "spin"])
 def test_which_losses_have_a_reference(name: str) -> None:
     kind = next(kind for kind, fitting in FITTING.items() if name in fitting)
-    options = yaml.safe_load(choose(kind, 64, Wishes(loss=name)).loss)
+    options = yaml.safe_load(choose(kind, 64, MethodOptions(loss=name)).loss)
     loss = build_loss(parse_recipe({"name": "x", "model": "x", "data": {"train": "x"}, "steps": 1, "loss": options}))
     assert loss.needs_reference == (name in REFERENCED)
 
@@ -236,24 +241,32 @@ def test_every_loss_fits_some_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wishes", "problem"),
+    ("kind", "options", "problem"),
     [
-        ("pairs", Wishes(loss="kto"), r"--loss kto: KTO does not fit .*; these fit: dpo, ipo, simpo, orpo\."),
-        ("labels", Wishes(concise=True), r"--concise: SimPO does not fit rows with a labelled answer each; .* kto\."),
-        ("answers", Wishes(spin=True), "--spin: SPIN does not fit"),
-        ("demonstrations", Wishes(loss="nonsense"), "there is no such method; your data fits sft, spin"),
-        ("pairs", Wishes(loss="dpo", concise=True), "--loss dpo and --concise both choose"),
-        ("demonstrations", Wishes(spin=True, low_memory=True), "--spin and --low-memory choose different"),
+        (
+            "pairs",
+            MethodOptions(loss="kto"),
+            r"--loss kto: KTO cannot train on .*; supported methods: dpo, ipo, simpo, orpo\.",
+        ),
+        (
+            "labels",
+            MethodOptions(concise=True),
+            r"--concise: SimPO cannot train on rows with a labelled response; .* kto\.",
+        ),
+        ("answers", MethodOptions(spin=True), "--spin: SPIN cannot train on"),
+        ("demonstrations", MethodOptions(loss="nonsense"), "unknown method; methods for your data: sft, spin"),
+        ("pairs", MethodOptions(loss="dpo", concise=True), "--loss dpo and --concise both select"),
+        ("demonstrations", MethodOptions(spin=True, low_memory=True), "--spin and --low-memory select different"),
     ],
 )
-def test_wishes_that_the_data_cannot_fulfil(kind: str, wishes: Wishes, problem: str) -> None:
+def test_options_that_the_data_cannot_fulfil(kind: str, options: MethodOptions, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        choose(kind, 64, wishes)
+        choose(kind, 64, options)
 
 
 @pytest.mark.parametrize(("good", "bad"), [(60, 40), (95, 5), (10, 90), (400, 600)])
 def test_ktos_weights_balance_the_classes(good: int, bad: int) -> None:
-    loss = yaml.safe_load(choose("labels", good + bad, Wishes(), [True] * good + [False] * bad).loss)
+    loss = yaml.safe_load(choose("labels", good + bad, MethodOptions(), [True] * good + [False] * bad).loss)
     ratio = good * loss["desirable_weight"] / (bad * loss["undesirable_weight"])
     assert 1 <= ratio <= 4 / 3 or (good, bad) == (60, 40)
     assert 1.0 in (loss["desirable_weight"], loss["undesirable_weight"])
@@ -261,16 +274,18 @@ def test_ktos_weights_balance_the_classes(good: int, bad: int) -> None:
 
 def test_the_cost_in_copies_of_the_model(tiny_model: Path) -> None:
     size = inspect_model(tiny_model).num_parameters * 16 / 2**30
-    offline = cost(choose("pairs", 64, Wishes(loss="dpo")), str(tiny_model))
+    offline = cost(choose("pairs", 64, MethodOptions(loss="dpo")), str(tiny_model))
     assert offline.startswith(
-        f"one copy of the model: the model in training ({size:.3g} GiB); the reference takes none"
+        f"one copy of the model: the model being trained ({size:.3g} GiB); reference log-probs are precomputed"
     )
-    assert "no reference" in cost(choose("pairs", 64, Wishes(low_memory=True)), str(tiny_model))
-    assert cost(choose("demonstrations", 64, Wishes(spin=True)), str(tiny_model)).startswith("3 copies of the model:")
-    assert cost(choose("answers", 64, Wishes()), "org/Model-7B-Instruct").startswith(
-        "2 copies of the model: the model in training (about 104 GiB) and the sampler's copy (about 13 GiB)"
+    assert "no reference model" in cost(choose("pairs", 64, MethodOptions(low_memory=True)), str(tiny_model))
+    assert cost(choose("demonstrations", 64, MethodOptions(spin=True)), str(tiny_model)).startswith(
+        "3 copies of the model:"
     )
-    assert "GiB" not in cost(choose("answers", 64, Wishes()), "org/model")
+    assert cost(choose("answers", 64, MethodOptions()), "org/Model-7B-Instruct").startswith(
+        "2 copies of the model: the model being trained (about 104 GiB) and the rollout engine's copy (about 13 GiB)"
+    )
+    assert "GiB" not in cost(choose("answers", 64, MethodOptions()), "org/model")
 
 
 def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,24 +317,24 @@ def test_a_broken_model_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wishes", "is_set"),
+    ("kind", "options", "is_set"),
     [
-        ("pairs", Wishes(), True),
-        ("conversations", Wishes(), True),
-        ("labels", Wishes(), True),
-        ("answers", Wishes(), True),
-        ("demonstrations", Wishes(), True),
-        ("demonstrations", Wishes(spin=True), False),
+        ("pairs", MethodOptions(), True),
+        ("conversations", MethodOptions(), True),
+        ("labels", MethodOptions(), True),
+        ("answers", MethodOptions(), True),
+        ("demonstrations", MethodOptions(), True),
+        ("demonstrations", MethodOptions(spin=True), False),
     ],
 )
 def test_a_test_file_beside_the_data_is_used(
-    tmp_path: Path, chat_model: Path, kind: str, wishes: Wishes, is_set: bool
+    tmp_path: Path, chat_model: Path, kind: str, options: MethodOptions, is_set: bool
 ) -> None:
     """SPIN ends by what it measures in training, and has no rewards to evaluate by."""
     rows = rows_of(kind)
     spec, held_out = written(tmp_path, *rows, name="train.jsonl"), written(tmp_path, *rows[:8], name="test.jsonl")
     file = tmp_path / "recipe.yaml"
-    file.write_text(propose(spec, str(chat_model), wishes))
+    file.write_text(propose(spec, str(chat_model), options))
     recipe = load_recipe(str(file))
     assert (recipe.data.test, recipe.eval_every) == ((held_out, 25) if is_set else ("", 0))
     parts = build(recipe)
