@@ -1,1 +1,1 @@
-"""Weights on the wire: vLLM's weight-transfer backends, ours among them, and the client that drives a push."""
+"""Sending weights from learner to engines: transports for vLLM's weight-transfer API and the client of a push."""

@@ -1,8 +1,8 @@
-"""vLLM's weight-transfer API over gloo, for CPUs: the engine's side and the learner's side.
+"""vLLM's weight-transfer API over gloo, for CPUs: the engine's end and the learner's end.
 
-The engine receives in a thread and goes on generating under its old weights; `finish_weight_update` then loads what has
-arrived. An update is two chunks: the first announces the tensors and starts the thread, the last waits for it, and
-raises if the stream broke (which leaves vLLM's update session closed and the old weights untouched).
+The engine receives in a thread and keeps generating with its old weights; `finish_weight_update` then loads what was
+received. An update has two chunks. The first announces the tensors and starts the thread. The last waits for the thread
+and raises if the stream broke, which closes vLLM's update session and leaves the old weights unchanged.
 """
 
 import socket
@@ -24,13 +24,14 @@ from volley.rollout.transport.stream import Group, Layout, TensorMeta, Transport
 
 @dataclass(kw_only=True)
 class GlooInitInfo(WeightTransferInitInfo):
-    """master_address, master_port: where the group meets. rank_offset: of this engine's first worker."""
+    """What vLLM's worker needs to join the group; see `JoinRequest`."""
 
     master_address: str
     master_port: int
     rank_offset: int
     world_size: int
     address: str
+    """Of this engine's machine."""
     bucket_bytes: int
     connect_s: float
     transfer_s: float
@@ -38,7 +39,7 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """A chunk of an update: the announcement of all tensors, or (last) the wait for them."""
+    """A chunk of an update: the announcement of all tensors, or, with `last`, the wait for them."""
 
     names: list[str] = field(default_factory=list)
     dtype_names: list[str] = field(default_factory=list)
@@ -47,7 +48,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """In vLLM's worker. checksum: of the stream that was received last."""
+    """The engine's end, in vLLM's worker."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
@@ -61,6 +62,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self._plan: Layout | None = None
         self._stream = torch.empty(0, dtype=torch.uint8)
         self.checksum = ""
+        """Of the stream that was received last."""
 
     def init_transfer_engine(self, info: GlooInitInfo) -> None:
         self._close_group()
@@ -76,10 +78,10 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         )
 
     def start_weight_update(self) -> None:
-        """Nothing yet: the old weights serve until the new ones are here."""
+        """Does nothing: the old weights serve until the new ones have arrived."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As vLLM's, without waiting for an accelerator that a CPU has not."""
+        """As in vLLM, without synchronizing an accelerator, which a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, info: GlooUpdateInfo) -> None:
@@ -118,12 +120,13 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
 @dataclass(kw_only=True)
 class GlooTrainerInfo(TrainerInitInfo):
-    """listener: the sender's socket, on which the others meet it (see `stream.listen`)."""
+    """What the learner's end needs to form the group."""
 
     backend: ClassVar[str] = "gloo"
 
     address: str
     listener: socket.socket | None
+    """Rank 0's socket, where the group meets (see `stream.listen`)."""
     world_size: int
     bucket_bytes: int
     connect_s: float
@@ -131,8 +134,7 @@ class GlooTrainerInfo(TrainerInitInfo):
 
 
 class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
-    """In the learner. Rank 0 sends; the other ranks only read the weights, which under ZeRO-3 gathers them.
-    checksum: of the stream that was sent last."""
+    """The learner's end. Rank 0 sends; the other ranks only read the weights, which gathers them under ZeRO-3."""
 
     init_info_cls = GlooTrainerInfo
 
@@ -157,6 +159,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
         return trainer
 
     checksum: str
+    """Of the stream that was sent last."""
     _plan: Layout
     _group: Group | None = None
 

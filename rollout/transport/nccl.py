@@ -1,12 +1,12 @@
-"""vLLM's nccl weight transfer with deadlines: a member that dies leaves all others in a broadcast that never ends.
+"""vLLM's nccl weight transfer with deadlines: without them, a dead member leaves all others in an endless broadcast.
 
-The learner's side is told to `abort` by whoever drives the push; an engine's side has a watch of its own, because its
-process does nothing else meanwhile. Both abort the communicator (`ncclCommAbort`), after which what was waited for
-returns with wrong content, and so counts as failed. A new group and a full push follow.
+The push client aborts the learner's end. An engine's end has its own watchdog, because its process does nothing else
+during a transfer. Both abort the communicator (`ncclCommAbort`). The pending calls then return with wrong content, so
+the transfer counts as failed; a new group and a full push follow.
 
-Written against vLLM 0.32's sources (`PyNcclCommunicator`, `StatelessProcessGroup`, `nccl_engine`, `packed_tensor`) and
-never run on GPUs by its tests, which put a communicator's double in its place. Left out: a deadline on
-`ncclCommInitRank` itself, which nothing can abort before it returns; NCCL ends it where a member's process is gone.
+Written against the sources of vLLM 0.32 (`PyNcclCommunicator`, `StatelessProcessGroup`, `nccl_engine`,
+`packed_tensor`). Its tests use a test double of the communicator and never run on GPUs. Left out: a deadline on
+`ncclCommInitRank`, which cannot be aborted before it returns; NCCL ends it if the process of a member is gone.
 """
 
 import socket
@@ -30,14 +30,16 @@ from volley.rollout.transport.stream import TransportError
 
 @dataclass(kw_only=True)
 class NcclInitInfo(NCCLWeightTransferInitInfo):
-    """connect_s: for all to meet. transfer_s: for one packed buffer (1 GiB)."""
+    """What vLLM's worker needs to join the group; see `JoinRequest`."""
 
     connect_s: float
+    """Time limit for forming the group."""
     transfer_s: float
+    """Time limit for one packed buffer (1 GiB)."""
 
 
 class NcclEngine(NCCLWeightTransferEngine):
-    """In vLLM's worker."""
+    """The engine's end, in vLLM's worker."""
 
     init_info_cls = NcclInitInfo
     model: Any
@@ -57,29 +59,29 @@ class NcclEngine(NCCLWeightTransferEngine):
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         if self.model_update_group is None:
             raise TransportError("receive: the engine is not connected")
-        with Watch(self.model_update_group, self._transfer_s) as watch:
-            model, self.model = self.model, _Watched(self.model, watch)
+        with Watchdog(self.model_update_group, self._transfer_s) as watchdog:
+            model, self.model = self.model, _WatchedModel(self.model, watchdog)
             try:
                 super().receive_weights(update_info)
                 torch.cuda.current_stream().synchronize()
             finally:
                 self.model = model
-        watch.check()
+        watchdog.check()
 
 
-class Watch:
-    """Aborts a communicator when `moved` has not been called for `deadline_s`, while it is entered."""
+class Watchdog:
+    """While entered, aborts a communicator when `progress` has not been called for `deadline_s`."""
 
     def __init__(self, communicator: Any, deadline_s: float) -> None:
         self._communicator = communicator
         self._deadline_s = deadline_s
-        self._moved_at = time.monotonic()
+        self._progress_at = time.monotonic()
         self._at = ""
         self._left = threading.Event()
         self._is_aborted = False
 
-    def __enter__(self) -> "Watch":
-        self._thread = threading.Thread(target=self._look, name="nccl watch", daemon=True)
+    def __enter__(self) -> "Watchdog":
+        self._thread = threading.Thread(target=self._run, name="nccl watchdog", daemon=True)
         self._thread.start()
         return self
 
@@ -87,40 +89,40 @@ class Watch:
         self._left.set()
         self._thread.join()
 
-    def moved(self, at: str) -> None:
-        """The tensor `at` comes next, or now. Raises `TransportError` once it is too late."""
-        self._moved_at, self._at = time.monotonic(), at
+    def progress(self, at: str) -> None:
+        """Tensor `at` is being received. Raises `TransportError` if the communicator was aborted."""
+        self._progress_at, self._at = time.monotonic(), at
         self.check()
 
     def check(self) -> None:
-        """Raises `TransportError` where the communicator was aborted: what came after that is not what was sent."""
+        """Raises `TransportError` if the communicator was aborted: data received after that is wrong."""
         if self._is_aborted:
-            raise TransportError(f"receive: at tensor {self._at} (nothing came for {self._deadline_s:g} s)")
+            raise TransportError(f"receive: at tensor {self._at} (nothing received for {self._deadline_s:g} s)")
 
-    def _look(self) -> None:
-        while not self._left.wait(max(0.0, self._moved_at + self._deadline_s - time.monotonic())):
-            if time.monotonic() - self._moved_at >= self._deadline_s:
+    def _run(self) -> None:
+        while not self._left.wait(max(0.0, self._progress_at + self._deadline_s - time.monotonic())):
+            if time.monotonic() - self._progress_at >= self._deadline_s:
                 self._is_aborted = True
                 abort(self._communicator)
                 return
 
 
-class _Watched:
-    """A model that says when it loads something."""
+class _WatchedModel:
+    """A model that reports progress to a watchdog when it loads tensors."""
 
-    def __init__(self, model: Any, watch: Watch) -> None:
+    def __init__(self, model: Any, watchdog: Watchdog) -> None:
         self._model = model
-        self._watch = watch
+        self._watchdog = watchdog
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         kept = list(weights)
-        self._watch.moved(kept[0][0])
+        self._watchdog.progress(kept[0][0])
         return self._model.load_weights(kept)
 
 
 @dataclass(kw_only=True)
 class NcclTrainerInfo(TrainerInitInfo):
-    """listener: rank 0's bound socket at master_address and master_port."""
+    """What the learner's end needs to form the group."""
 
     backend: ClassVar[str] = "nccl"
 
@@ -128,11 +130,12 @@ class NcclTrainerInfo(TrainerInitInfo):
     master_port: int
     world_size: int
     listener: socket.socket | None
+    """Rank 0's socket at master_address and master_port."""
     connect_s: float
 
 
 class NcclTrainer(NCCLTrainerWeightTransferEngine):
-    """In the learner; rank 0 sends."""
+    """The learner's end; rank 0 sends."""
 
     init_info_cls = NcclTrainerInfo
 
@@ -145,14 +148,15 @@ class NcclTrainer(NCCLTrainerWeightTransferEngine):
         return trainer
 
     def abort(self) -> None:
-        """Have a broadcast under way end, from another thread."""
+        """End a broadcast under way; called from another thread."""
         if self.model_update_group is not None:
             abort(self.model_update_group)
 
 
 def meet(address: str, port: int, rank: int, num_ranks: int, connect_s: float, listener: socket.socket | None) -> Any:
-    """A communicator of all ranks, as vLLM's `stateless_init_process_group` makes it, with a deadline. Raises
-    `TransportError`."""
+    """A communicator of all ranks, like vLLM's `stateless_init_process_group`, with a deadline.
+
+    Raises `TransportError`."""
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
     from vllm.distributed.utils import StatelessProcessGroup
     from vllm.utils.nccl import unpinned_nccl_env
@@ -164,12 +168,14 @@ def meet(address: str, port: int, rank: int, num_ranks: int, connect_s: float, l
         with unpinned_nccl_env():
             return PyNcclCommunicator(group, device=torch.accelerator.current_device_index())
     except RuntimeError as error:
-        raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
+        raise TransportError(f"connect: rank {rank} of {num_ranks} could not connect to the others ({error})") from None
 
 
 def abort(communicator: Any) -> None:
-    """End whatever waits in a communicator, and use it no more. As its `destroy`, which does not keep a loop that was
-    woken up by it from broadcasting on freed memory: a communicator that is disabled first returns at once."""
+    """End all pending calls of a communicator for good.
+
+    Unlike its `destroy`, this disables the communicator first, so that further calls return at once instead of using
+    freed memory."""
     communicator.disabled = True
     with torch.accelerator.device_index(communicator.device.index):
         communicator.nccl.ncclCommAbort(communicator.comm)

@@ -1,4 +1,4 @@
-"""Makes our transport known to vLLM in every process that it starts (entry point `vllm.general_plugins`)."""
+"""Register our transports in every process that vLLM starts (entry point `vllm.general_plugins`)."""
 
 import ctypes
 import multiprocessing
@@ -9,8 +9,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
-    """Put `gloo` beside vLLM's own backends, and `nccl` in the place of its own. vLLM may call this several times in a
-    process."""
+    """Add `gloo` to vLLM's own backends, and replace its `nccl`. vLLM may call this several times in a process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
     for name in ("gloo", "nccl"):
@@ -23,6 +22,6 @@ def register() -> None:
 
 
 def _die_with_parent() -> None:
-    """An engine's process must not outlive a worker that was killed (Linux; elsewhere vLLM's own watch must do)."""
+    """End this process when its worker is killed. Linux only; elsewhere vLLM's own monitor has to do it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

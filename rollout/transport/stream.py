@@ -1,13 +1,13 @@
 """A model's weights as one stream of bytes in buckets, broadcast over gloo from one sender to many receivers.
 
-Both sides know the tensors' names, types and shapes beforehand, and so where each lies in the stream and how it is cut.
-The sender holds a few buckets of it, and reads the weights anew when it has to send them again. The receiver keeps the
-whole stream in memory of its own until it is complete: a push arrives whole or not at all, and whoever receives it can
-go on working with the old weights meanwhile. That costs one more copy of the model on each receiver; on GPUs, where
-that would hurt, `nccl` loads as it receives.
+Both ends know the names, types and shapes of the tensors beforehand, and therefore their places in the stream and the
+buckets. The sender holds a few buckets, and reads the weights again when it has to resend them. The receiver keeps the
+whole stream in memory of its own until it is complete. A push therefore arrives completely or not at all, and the
+receiver can use its old weights meanwhile. That costs another copy of the model on each receiver; on GPUs, where memory
+is scarce, `nccl` loads while it receives.
 
-Each bucket has a checksum, and the checksums of all buckets are compared by the client. Every wait has a deadline and
-ends with a `TransportError` that names the tensor.
+Each bucket has a checksum, and the client compares the checksums of all buckets. Every wait has a deadline and ends
+with a `TransportError` that names the tensor.
 """
 
 import socket
@@ -26,28 +26,31 @@ from torch import Tensor
 from volley.rollout.errors import LostError
 
 IN_FLIGHT = 8
-"""Buckets on their way at a time, each with a thread of gloo's on both sides: with fewer, the wire rests in between."""
+"""Buckets in flight, each with a gloo thread on both ends; with fewer the network is idle in between."""
 LARGE = 16
-"""A tensor of a bucket's size over this shares no bucket: to copy it there takes longer than a broadcast of its own."""
+"""A tensor of at least a bucket's size divided by this shares no bucket: copying it takes longer than a broadcast."""
 ALIGNMENT = 64
-"""Bytes: every tensor starts at a multiple of it, so that a view of any type can be taken in place."""
+"""Bytes. Every tensor starts at a multiple of this, so that a view of any dtype is possible."""
 
 
 class TransportError(LostError):
-    """A push failed on the way; the message names the phase and the tensor."""
+    """A transfer of weights failed; the message names the phase and the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """name: in the checkpoint. dtype: as torch names it ("bfloat16"). shape: whole, not this rank's share."""
+    """Name, type and shape of a tensor."""
 
     name: str
+    """In the checkpoint."""
     dtype: str
+    """As in torch ("bfloat16")."""
     shape: tuple[int, ...]
+    """Of the whole tensor, not of a rank's shard."""
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype, shape: Iterable[int]) -> "TensorMeta":
-        """From what a tensor says of itself."""
+        """From the attributes of a tensor."""
         return cls(name, str(dtype).removeprefix("torch."), tuple(shape))
 
     @property
@@ -57,33 +60,37 @@ class TensorMeta:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor lies. starts: [K] byte offsets. num_bytes: of the whole stream. buckets: begin and end of each,
-    in the order of sending: each as soon as its last tensor is there, if the tensors come in the order of metas."""
+    """The place of each tensor in the stream, and the division of the stream into buckets."""
 
     metas: tuple[TensorMeta, ...]
+    """[K] tensors, in the order in which the sender reads them."""
     starts: tuple[int, ...]
+    """[K] byte offset of each tensor."""
     num_bytes: int
+    """Of the whole stream."""
     buckets: tuple[tuple[int, int], ...]
+    """Begin and end of each bucket, in the order of sending: a bucket is sent once its last tensor was read."""
 
     def name_at(self, offset: int) -> str:
-        """The tensor that the byte at `offset` belongs to."""
+        """The name of the tensor that contains the byte at `offset`."""
         places = zip(self.metas, self.starts, strict=True)
         return next(meta.name for meta, start in places if start <= offset < start + meta.num_bytes)
 
     def views(self, stream: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, as views of the `[num_bytes]` uint8 stream."""
+        """Names and tensors, as views of the `[num_bytes]` uint8 stream."""
         for meta, start in zip(self.metas, self.starts, strict=True):
             part = stream[start : start + meta.num_bytes]
             yield meta.name, part.view(getattr(torch, meta.dtype)).view(meta.shape)
 
 
 def layout(metas: Iterable[TensorMeta], bucket_bytes: int) -> Layout:
-    """The stream of these tensors in buckets of that size at most: first the large ones, each cut by itself, then the
-    others, several to a bucket."""
+    """The layout of these tensors in buckets of at most that size.
+
+    Large tensors come first, each divided into buckets of its own. The others follow, several in a bucket."""
     kept = tuple(metas)
     is_large = [meta.num_bytes * LARGE >= bucket_bytes for meta in kept]
     starts, num_bytes = [0] * len(kept), 0
-    buckets: list[tuple[int, int, int]] = []  # the number of its last tensor, begin, end
+    buckets: list[tuple[int, int, int]] = []  # (index of its last tensor, begin, end)
     for i in sorted(range(len(kept)), key=lambda i: not is_large[i]):
         starts[i] = begin = num_bytes
         end = begin + kept[i].num_bytes
@@ -98,11 +105,11 @@ def layout(metas: Iterable[TensorMeta], bucket_bytes: int) -> Layout:
 
 
 class Group:
-    """A gloo process group beside any other: rank 0 sends, all others receive. connect_s, transfer_s: deadlines of
-    meeting and of one bucket. Raises `TransportError`.
+    """A gloo process group, independent of any other: rank 0 sends, all others receive. Raises `TransportError`.
 
-    address: of this process's network interface. listener: rank 0's bound socket, where the others meet; a socket given
-    by its owner listens on that interface alone, which torch's own would not.
+    address: of this process's network interface. connect_s: time limit for forming the group. transfer_s: time limit
+    for one bucket. listener: rank 0's bound socket, where the group meets; it listens on one interface only, while a
+    socket created by torch would listen on all. master_address: of rank 0, if it is not `address`.
     """
 
     def __init__(
@@ -136,12 +143,14 @@ class Group:
             options._threads = IN_FLIGHT
             self._group = ProcessGroupGloo(PrefixStore("weights", self._store), rank, num_ranks, options)
         except RuntimeError as error:
-            raise TransportError(f"connect: rank {rank} of {num_ranks} did not meet the others ({error})") from None
+            raise TransportError(
+                f"connect: rank {rank} of {num_ranks} could not connect to the others ({error})"
+            ) from None
         self._transfer_timeout = timedelta(seconds=transfer_s)
         self.ring: list[Tensor] = []
 
     def broadcast(self, bucket: Tensor) -> Any:
-        """Start a broadcast from rank 0; returns the work to wait for."""
+        """Start a broadcast from rank 0; returns the handle to wait on."""
         options = torch.distributed.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
@@ -149,12 +158,12 @@ class Group:
         return self._group.broadcast([bucket], options)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Leave the group. Receivers that wait for this side then fail at once."""
+        """Leave the group. Receivers that wait for this process fail at once."""
         del self._group, self._store
 
 
 def listen(address: str, port: int = 0) -> socket.socket:
-    """A listening socket on `address`; port 0 is a free one."""
+    """A listening socket on `address`; port 0 selects a free port."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
@@ -165,21 +174,21 @@ def listen(address: str, port: int = 0) -> socket.socket:
 def send(group: Group, plan: Layout, weights: Iterable[tuple[str, Tensor]]) -> list[int]:
     """Broadcast `weights` (in the order of `plan`) from rank 0; returns the checksum of each bucket.
 
-    A bucket leaves as soon as it is full, while the next one fills; IN_FLIGHT of them exist at most, whatever the
-    model's size. A tensor that fills buckets alone is not copied into one but sent from where it lies, unless that is a
-    GPU: it must not change until this returns. `weights` is read to its end even when the network fails, because
-    reading it may be a collective of several learner ranks. Raises `TransportError`.
+    A bucket is sent as soon as it is full, while the next one is filled. At most IN_FLIGHT buckets exist, whatever the
+    size of the model. A large tensor on the CPU is not copied but sent from its own memory, so it must not change until
+    this function returns. `weights` is read to its end even if the network fails, because reading may be a collective
+    of several learner ranks. Raises `TransportError`.
     """
     with ThreadPoolExecutor(1) as hasher:
         outbox = _Outbox(group, plan, hasher)
         for (name, tensor), meta, start in zip(weights, plan.metas, plan.starts, strict=True):
-            assert name == meta.name, f"the weights came as {name} where {meta.name} was announced"
+            assert name == meta.name, f"weight {name} was read where {meta.name} was announced"
             outbox.put(start, tensor.detach().contiguous().view(-1).view(torch.uint8))
-        return outbox.end()
+        return outbox.finish()
 
 
 class _Outbox:
-    """Buckets that are filled and broadcast. failure: what went wrong first; nothing more is copied or sent then."""
+    """Fills buckets and broadcasts them."""
 
     def __init__(self, group: Group, plan: Layout, hasher: ThreadPoolExecutor) -> None:
         self._group = group
@@ -187,39 +196,40 @@ class _Outbox:
         self._hasher = hasher
         self._places = sorted(plan.buckets)
         self._num_copied = 0
-        # Kept from push to push: touching fresh memory would cost more than the copy.
+        # Kept for the next push: touching new memory would cost more than the copy.
         size = max((end - begin for begin, end in plan.buckets), default=0)
         if [len(bucket) for bucket in group.ring] != [size] * IN_FLIGHT:
             group.ring = [torch.empty(size, dtype=torch.uint8) for _ in range(IN_FLIGHT)]
         self._pending: deque[tuple[Any, int]] = deque()
         self._checksums: list[Future[int]] = []
         self.failure: TransportError | None = None
+        """The first error; after it nothing more is copied or sent."""
 
     def put(self, at: int, content: Tensor) -> None:
-        """The tensor that starts at `at` in the stream, as bytes."""
+        """Add the bytes of the tensor that starts at offset `at`."""
         while self.failure is None and len(content):
             begin, end = self._places[bisect_right(self._places, at, key=lambda place: place[0]) - 1]
             part, content = content[: end - at], content[end - at :]
             if len(part) == end - begin and part.is_cpu:
-                self._leave(part, begin)
+                self._broadcast(part, begin)
             else:
                 bucket = self._group.ring[self._num_copied % IN_FLIGHT][: end - begin]
                 bucket[at - begin :][: len(part)].copy_(part)
                 if at + len(part) == end:
                     self._num_copied += 1
-                    self._leave(bucket, begin)
+                    self._broadcast(bucket, begin)
             at += len(part)
 
-    def end(self) -> list[int]:
-        """Wait for everything."""
+    def finish(self) -> list[int]:
+        """Wait for all buckets; returns their checksums. Raises `TransportError`."""
         while self._pending:
             self._await_oldest()
         if self.failure is not None:
             raise self.failure
         return [checksum.result() for checksum in self._checksums]
 
-    def _leave(self, bucket: Tensor, begin: int) -> None:
-        """Broadcast the bucket, and make room for the next one."""
+    def _broadcast(self, bucket: Tensor, begin: int) -> None:
+        """Broadcast the bucket; returns when there is room for another."""
         try:
             self._pending.append((self._group.broadcast(bucket), begin))
         except RuntimeError as error:
@@ -263,12 +273,12 @@ def receive(group: Group, plan: Layout, stream: Tensor) -> list[int]:
 
 
 def checksum_of(bucket: Tensor) -> int:
-    """XXH3 of its bytes: as fast as memory, where a CRC would take as long as the wire."""
+    """XXH3 of the bytes: it runs at memory speed, while a CRC would take as long as the network."""
     return xxhash.xxh3_64_intdigest(bucket.numpy().data)
 
 
 def combined(checksums: Sequence[int]) -> str:
-    """One short text for all buckets' checksums and their order."""
+    """One short checksum of the checksums of all buckets, in order."""
     return xxhash.xxh3_64_hexdigest(b"".join(value.to_bytes(8, "big") for value in checksums))
 
 

@@ -1,4 +1,4 @@
-"""Processes of a run on Ray are killed and frozen; the run goes on or ends, and leaves nothing behind."""
+"""Processes of a run on Ray are killed and frozen; the run recovers or ends, and leaves nothing behind."""
 
 import os
 import re
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.faults
 BAD_LINK = str(Path(__file__).with_name("bad_link"))
 
 
-def test_lost_rollout_workers_are_replaced_and_nothing_is_lost(workspace: Path) -> None:
-    """One after another in one run: an actor killed, an engine killed, an engine frozen; then both engines at once."""
+def test_lost_rollout_workers_are_replaced_and_no_sample_is_lost(workspace: Path) -> None:
+    """One after another in one run: an actor killed, an engine killed, an engine frozen, both engines killed."""
     name, restarts = "lost", 0
     with running(workspace, name, steps=5000, cluster={"max_restarts": 10}) as run:
         run.wait_for(5)
@@ -40,7 +40,7 @@ def test_lost_rollout_workers_are_replaced_and_nothing_is_lost(workspace: Path) 
             last = rows(workspace, name)[-1]
             assert (last["rollout_restarts"], last["rollout_workers"]) == (restarts, 2)
             if number == signal.SIGSTOP or num_lost == 2:
-                # A frozen engine is found by what it was asked for and does not answer.
+                # A frozen engine is only noticed because its requests do not finish.
                 assert last["samples_resent"] > resent
         assert run.log.read_text().count("lost: rollout worker") == restarts
         assert run.stop() == 0, run.log.read_text()[-3000:]
@@ -55,9 +55,9 @@ ONE_EACH: dict[str, Any] = {
 }
 
 
-def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Path) -> None:
-    """Before: while the step's samples are generated. Within: in its forward and backward passes. After: as soon as it
-    is logged. Each time the run is resumed, and loses a rank again."""
+def test_lost_rank_ends_the_run_and_resume_continues(workspace: Path) -> None:
+    """A rank is killed before a step (while samples are generated), within it (in forward and backward), and after it
+    (as soon as it is logged). The run is resumed each time."""
     flags: tuple[str, ...] = ()
     for moment, steps in (("before", 6), ("within", 11), ("after", 16)):
         with running(workspace, "rank-lost", *flags, learner={"ranks": 2}, **ONE_EACH) as run:
@@ -70,7 +70,7 @@ def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Pa
                 wait_until_busy(victims[1])
             os.kill(victims[1].pid, signal.SIGKILL)
             assert run.end(60) == 1
-            # The call that it was in and the watch over it tell the same, whichever comes first.
+            # The failed call and the watcher of the actor report the same, whichever comes first.
             assert re.search(r"volley: learner rank [01]: .*\bdied", run.log.read_text()), run.log.read_text()[-3000:]
             assert "Traceback" not in run.log.read_text()
             run.assert_nothing_left()
@@ -81,14 +81,14 @@ def test_a_rank_lost_around_a_step_ends_the_job_and_resume_goes_on(workspace: Pa
 
 
 def wait_until_busy(process: psutil.Process) -> None:
-    """Until it has computed for 30 ms from now on."""
+    """Wait until the process has used 30 ms of processor time from now on."""
     start, deadline = sum(process.cpu_times()[:2]), time.monotonic() + 20
     while sum(process.cpu_times()[:2]) - start < 0.03:
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
-def test_a_driver_killed_while_it_saves_resumes_from_the_checkpoint_before(workspace: Path) -> None:
+def test_driver_killed_while_saving_resumes_from_the_previous_checkpoint(workspace: Path) -> None:
     with running(workspace, "killed-saving", **ONE_EACH, save_every=4) as run:
         run.wait_for(7)
         torn = workspace / "runs" / "killed-saving" / "checkpoints" / ".writing-000008"
@@ -115,11 +115,11 @@ def test_a_driver_killed_while_it_saves_resumes_from_the_checkpoint_before(works
         warnings.warn(f"not compared, the engines round otherwise: {difference}", stacklevel=1)
 
 
-def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(workspace: Path, tmp_path: Path) -> None:
-    """Killed in one push; and the one that came in its place is frozen in another."""
+def test_engine_lost_during_a_push_is_replaced(workspace: Path, tmp_path: Path) -> None:
+    """An engine is killed in one push, and its replacement is frozen in another."""
     in_push = tmp_path / "in-push"
     variables = {"PYTHONPATH": BAD_LINK, "VOLLEY_TEST_IN_PUSH": str(in_push)}
-    # So small that some buckets have left before the push rests and some have not.
+    # Small enough that the push pauses after some of its buckets were sent.
     transfer = {"bucket_bytes": 16384}
     with running(workspace, "in-push", rollout={"workers": 1}, transfer=transfer, env=variables) as run:
         run.wait_for(3)
@@ -143,7 +143,7 @@ def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(workspace: Path, tmp
         run.assert_nothing_left()
 
 
-def test_while_the_learner_stands_still_rollouts_wait_and_memory_stays(workspace: Path) -> None:
+def test_stopped_learner_makes_rollouts_wait_without_memory_growth(workspace: Path) -> None:
     with running(workspace, "stalled", rollout={"workers": 1}) as run:
         run.wait_for(8)
         (rank,), (engine,) = run.find(RANK), run.find(ENGINE)
@@ -154,7 +154,7 @@ def test_while_the_learner_stands_still_rollouts_wait_and_memory_stays(workspace
         time.sleep(15)
         after = [process.memory_info().rss for process in held], engine.cpu_times().user, run.steps()
         assert after[2] == before[2]
-        assert after[1] - before[1] < 3, "the engine goes on generating"
+        assert after[1] - before[1] < 3, "the engine keeps generating"
         assert all(new - old < 20e6 for new, old in zip(after[0], before[0], strict=True)), (before, after)
         rank.resume()
         assert run.end() == 0, run.log.read_text()[-3000:]
@@ -163,7 +163,7 @@ def test_while_the_learner_stands_still_rollouts_wait_and_memory_stays(workspace
         run.assert_nothing_left()
 
 
-def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Path) -> None:
+def test_killed_driver_leaves_nothing_behind_and_resume_continues(workspace: Path) -> None:
     with running(workspace, "driver-killed", rollout={"workers": 1}) as run:
         run.wait_for(7)
         run.kill()
@@ -173,8 +173,8 @@ def test_a_killed_driver_leaves_nothing_behind_and_resume_goes_on(workspace: Pat
         run.assert_each_prompt_trained_once()
 
 
-def test_a_push_that_arrives_otherwise_than_it_was_sent_is_not_served(workspace: Path) -> None:
-    """One byte of one push is flipped on its way to one of two engines."""
+def test_push_with_a_flipped_byte_is_not_served(workspace: Path) -> None:
+    """One byte of one push is flipped in transit to one of two engines."""
     variables = {"PYTHONPATH": BAD_LINK, "VOLLEY_TEST_BAD_CARD": str(workspace / "the-card-is-taken")}
     with running(workspace, "tampered", env=variables, steps=1000) as run:
         run.wait_for(3)
@@ -185,7 +185,7 @@ def test_a_push_that_arrives_otherwise_than_it_was_sent_is_not_served(workspace:
             assert time.monotonic() < deadline, run.log.read_text()[-3000:]
             time.sleep(0.1)
         run.wait_for(run.steps() + 3)
-        # The other one serves on in the process that it had.
+        # The other engine keeps serving in the same process.
         assert sum(engine.is_running() for engine in engines) == 1
         run.process.send_signal(signal.SIGINT)  # the step is finished, and saved
         assert run.end() == 0, run.log.read_text()[-3000:]

@@ -11,7 +11,7 @@ from tests.cluster.whole_run import recipe, rows, volley
 CLUSTER = {"launcher": "ray", "max_staleness": 0, "cluster": {"worker_cpus": 1, "rank_cpus": 1}}
 
 
-def test_through_ray_synchronously_everything_is_as_in_one_process(workspace: Path) -> None:
+def test_synchronous_run_on_ray_equals_a_local_run(workspace: Path) -> None:
     """One worker and one rank in fp32: the same losses as the local launcher, to 1e-5."""
     changes: dict[str, Any] = {"steps": 20, "save_every": 10, "eval_every": 10}
     volley(workspace, "train", str(recipe(workspace, "by-hand", **changes)))

@@ -1,4 +1,4 @@
-"""A run over two machines: the learner's two ranks on one, rollouts on the other, and a cable that is pulled."""
+"""A run on two nodes: the learner's two ranks on one, rollouts on the other, and a network link that is cut."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 def over(head: Node, **cluster: Any) -> dict[str, Any]:
-    """What a recipe for these two nodes says."""
+    """Recipe keys for these two nodes."""
     return {
         "learner": {"ranks": 2, "zero_stage": 2},
         "rollout": {"workers": 1},
@@ -32,7 +32,7 @@ def finish(run: Run, nodes: tuple[Node, Node], steps: int) -> None:
         )
 
 
-def test_weights_cross_between_machines_and_a_cut_cable_comes_back(workspace: Path, tmp_path: Path) -> None:
+def test_weights_cross_between_nodes_and_a_cut_link_recovers(workspace: Path, tmp_path: Path) -> None:
     # 4 CPUs hold both ranks and no worker, 3 hold the worker and one rank at most.
     with two_nodes(tmp_path, (4, 3), "40mbit") as nodes:
         head, other = nodes
@@ -44,17 +44,17 @@ def test_weights_cross_between_machines_and_a_cut_cable_comes_back(workspace: Pa
             assert len(other.find(ENGINE)) == 1
             assert not other.find(RANK)
             cut_in_a_push(run, other, 3)
-            wait_until(lambda: run.steps() > 8, "the run did not go on after a short cut", 60)
+            wait_until(lambda: run.steps() > 8, "the run did not continue after a short cut", 60)
             assert "lost" not in run.log.read_text()
             steps_then = cut_in_a_push(run, other, 25)
-            # What was sampled before may still be learned from.
+            # Samples from before the cut may still be trained on.
             assert run.steps() <= steps_then + 3
             finish(run, nodes, 30)
             assert "lost: rollout worker" in run.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
+def test_engine_lost_during_a_push_between_nodes_is_replaced(
     workspace: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     with two_nodes(tmp_path, (4, 3), "40mbit") as nodes:
@@ -72,7 +72,7 @@ def test_an_engine_lost_in_the_middle_of_a_push_is_replaced(
 
 
 def wait_for_a_push(run: Run, node: Node) -> None:
-    """Until a quarter of the weights has come in at the node, without a pause."""
+    """Wait until the node has received a quarter of the weights without a pause."""
     size = rows(run.workspace, run.name)[-1]["push_bytes"]
     start, quiet_since = node.received_bytes(), time.monotonic()
     while node.received_bytes() - start < size / 4:
@@ -82,7 +82,7 @@ def wait_for_a_push(run: Run, node: Node) -> None:
 
 
 def cut_in_a_push(run: Run, node: Node, seconds: float) -> int:
-    """Pull the cable in the middle of a push, and put it back. Returns the steps done before."""
+    """Cut the link during a push, and restore it. Returns the number of steps done before."""
     wait_for_a_push(run, node)
     node.plug("down")
     steps = run.steps()
@@ -91,7 +91,7 @@ def cut_in_a_push(run: Run, node: Node, seconds: float) -> int:
     return steps
 
 
-def test_a_second_machine_is_lost_and_the_run_goes_on_with_the_first(workspace: Path, tmp_path: Path) -> None:
+def test_run_continues_when_the_second_node_is_lost(workspace: Path, tmp_path: Path) -> None:
     with two_nodes(tmp_path, (5, 3)) as nodes:
         head, other = nodes
         changes = over(head, rank_cpus=1, worker_cpus=3) | {"steps": 20, "rollout": {"workers": 2}}

@@ -1,4 +1,4 @@
-"""Two Ray nodes on this machine, each in a network namespace of its own, joined by a cable that can be pulled."""
+"""Two Ray nodes on this machine, each in its own network namespace, connected by a link that can be cut."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ PORT = 26479
 
 
 class Node:
-    """A network namespace with one end of the cable and a Ray node in it. index: 1 is the head."""
+    """A network namespace with one end of the link and a Ray node. index: 1 is the head."""
 
     def __init__(self, index: int, variables: dict[str, str]) -> None:
         self.name, self.cable, self.address = f"volley{index}", f"vly{index}", f"10.213.77.{index}"
@@ -28,7 +28,7 @@ class Node:
         self.variables = variables
 
     def start(self, num_cpus: int, head: "Node | None" = None) -> None:
-        """Start Ray; as the head where none is given."""
+        """Start Ray; as the head if no head is given."""
         role = ["--head", f"--port={PORT}", "--include-dashboard=false"]
         if head is not None:
             role = [f"--address={head.address}:{PORT}"]
@@ -44,7 +44,7 @@ class Node:
 
     @property
     def processes(self) -> list[psutil.Process]:
-        """All that runs in the namespace."""
+        """All processes in the namespace."""
         pids = ip("netns", "pids", self.name).split()
         found = []
         for pid in pids:
@@ -61,16 +61,16 @@ class Node:
         return found[0]
 
     def plug(self, state: str) -> None:
-        """The cable's end: "up" or "down"."""
+        """Set the state of this end of the link: "up" or "down"."""
         ip("-n", self.name, "link", "set", self.cable, state)
 
     def received_bytes(self) -> int:
-        """What came in over the cable so far."""
+        """Bytes received over the link so far."""
         fields = ip("-n", self.name, "-s", "-o", "link", "show", self.cable).split("RX:")[1].split("\\")[1].split()
         return int(fields[0])
 
     def end(self) -> None:
-        """Kill all that runs in it and take it away, if that has not happened."""
+        """Kill all processes in the namespace and remove it. May be called again."""
         with suppress(OSError):
             for process in self.processes:
                 with suppress(psutil.Error):
@@ -87,11 +87,11 @@ def ip(*arguments: str) -> str:
 
 @contextmanager
 def two_nodes(directory: Path, cpus: tuple[int, int], rate: str = "") -> Iterator[tuple[Node, Node]]:
-    """A head and a second node with so many CPUs, and a cable of at most `rate` ("30mbit"). Skips the test, and says
-    why, where this system permits no namespaces."""
+    """A head and a second node with these numbers of CPUs, and a link with at most `rate` ("30mbit"). Skips the test if
+    the system does not permit network namespaces."""
     token = directory / "token"
     write_token(token)
-    # Ray counts a node as dead that does not answer: long enough for a cable that comes back.
+    # How many missed health checks make a node dead to Ray: enough for a link that is restored.
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -103,7 +103,7 @@ def two_nodes(directory: Path, cpus: tuple[int, int], rate: str = "") -> Iterato
         try:
             for node in nodes:
                 if node.name in ip("netns", "list"):
-                    node.end()  # left by a session that was killed
+                    node.end()  # left over from a killed test session
                 ip("netns", "add", node.name)
                 made.append(node)
             ip("link", "add", nodes[0].cable, "netns", nodes[0].name, "type", "veth", "peer", "name", nodes[1].cable)

@@ -1,4 +1,4 @@
-"""The stream over real gloo, in threads: bit-equal tensors, several receivers, dead and silent peers."""
+"""The stream over real gloo in threads: bit-equal tensors, several receivers, dead and silent peers."""
 
 import socket
 import threading
@@ -50,7 +50,7 @@ def exchange(
     receiver: Callable[[Group, int], Any],
     deadline_s: float = 20,
 ) -> tuple[Any, list[Any]]:
-    """What the sender returns or raises, and what each receiver does."""
+    """What the sender returns or raises, and the result of each receiver."""
     listener = listen("127.0.0.1")
     port = listener.getsockname()[1]
     results: list[Any] = [None] * num_receivers
@@ -102,7 +102,7 @@ def test_every_receiver_gets_the_same_bits(num_receivers: int, bucket_bytes: int
     st.lists(st.tuples(st.sampled_from(["bfloat16", "float32", "uint8"]), st.lists(st.integers(0, 9), max_size=3))),
     st.integers(1, 2000),
 )
-def test_tensors_lie_apart_and_aligned_and_each_byte_is_in_one_bucket(
+def test_tensors_are_aligned_and_disjoint_and_each_byte_is_in_one_bucket(
     kinds: list[tuple[str, list[int]]], bucket_bytes: int
 ) -> None:
     plan = layout((TensorMeta(str(i), dtype, tuple(shape)) for i, (dtype, shape) in enumerate(kinds)), bucket_bytes)
@@ -123,7 +123,7 @@ def test_tensors_lie_apart_and_aligned_and_each_byte_is_in_one_bucket(
             assert all(start <= begin < stop <= end for begin, stop in own)
         else:
             assert len(own) == 1
-        # In the order of reading, every bucket that is full by now comes before those that are not.
+        # In reading order, the buckets that are complete by now come before those that are not.
         for number in numbers:
             if plan.buckets[number][1] <= end:
                 assert number == completed
@@ -132,13 +132,13 @@ def test_tensors_lie_apart_and_aligned_and_each_byte_is_in_one_bucket(
 
 
 @pytest.mark.parametrize(("rows", "num_tensors"), [(1000, 8), (1, 2000)], ids=["large tensors", "small tensors"])
-def test_the_sender_holds_a_few_buckets_whatever_the_size(rows: int, num_tensors: int) -> None:
-    """Of some 8 MB in buckets of 100 kB: what is read and kept, and what buckets it has of its own."""
+def test_sender_holds_a_few_buckets_whatever_the_model_size(rows: int, num_tensors: int) -> None:
+    """Some 8 MB in buckets of 100 kB: the tensors that are kept in memory, and the buckets that are copied to."""
     alive: dict[int, int] = {}
     kept, shapes = [0], [(rows + i % 6, 250) for i in range(num_tensors)]
 
     def weight(i: int) -> torch.Tensor:
-        """Made as it is read, as ZeRO-3 gathers; what lives as long as its memory is the array under it."""
+        """Created when it is read, like a gathered weight of ZeRO-3. Its memory lives as long as the numpy array."""
         array = np.full(shapes[i], float(i), np.float32)
         alive[i] = array.nbytes
         weakref.finalize(array, alive.pop, i)
@@ -168,13 +168,13 @@ def test_the_sender_holds_a_few_buckets_whatever_the_size(rows: int, num_tensors
         sent, [(checksums, received)] = exchange(plan, each_weight(), 1, take)
     assert checksums == sent
     assert all(bool((received[f"layer.{i}"] == i).all()) for i in range(len(shapes)))
-    # Beside what is in flight: the tensor that is being sent and the one that is being read.
+    # In addition to buckets in flight: the tensor that is being sent, and the one that is being read.
     largest = max(meta.num_bytes for meta in plan.metas)
     assert kept[0] <= IN_FLIGHT * 100_000 + 2 * largest
     assert len(copied) == (IN_FLIGHT if rows == 1 else 0)
 
 
-def test_a_corrupted_bucket_shows_in_its_checksum() -> None:
+def test_corrupted_bucket_changes_its_checksum() -> None:
     weights = tensors([torch.float32])
     plan = layout(metas(weights), 1 << 16)
 
@@ -192,7 +192,7 @@ def test_a_corrupted_bucket_shows_in_its_checksum() -> None:
     assert [a == b for a, b in zip(results[1], sent, strict=True)].count(False) == 1
 
 
-def test_a_peer_that_dies_raises_at_once_with_the_tensor() -> None:
+def test_dead_peer_raises_at_once_with_the_tensor() -> None:
     weights: Tensors = [(f"big.{i}", torch.ones(1 << 20)) for i in range(4)]
     plan = layout(metas(weights), 1 << 22)
 
@@ -209,7 +209,7 @@ def test_a_peer_that_dies_raises_at_once_with_the_tensor() -> None:
     assert time.monotonic() - started < 15
 
 
-def test_a_silent_peer_raises_at_the_deadline_and_the_weights_are_read_to_their_end() -> None:
+def test_silent_peer_raises_at_the_deadline_and_all_weights_are_read() -> None:
     weights: Tensors = [(f"big.{i}", torch.ones(1 << 20)) for i in range(4)]
     read: list[str] = []
 
@@ -228,18 +228,18 @@ def test_a_silent_peer_raises_at_the_deadline_and_the_weights_are_read_to_their_
     assert read[-4:] == ["big.0", "big.1", "big.2", "big.3"]
 
 
-def test_nobody_comes_to_the_meeting() -> None:
+def test_group_without_its_other_members_raises() -> None:
     listener = listen("127.0.0.1")
-    with pytest.raises(TransportError, match="connect: rank 0 of 2 did not meet the others"):
+    with pytest.raises(TransportError, match="connect: rank 0 of 2 could not connect to the others"):
         Group("127.0.0.1", listener.getsockname()[1], 0, 2, 1, 1, listener)
 
 
-def test_the_meeting_place_listens_on_its_address_alone() -> None:
+def test_group_listens_on_its_own_address_only() -> None:
     listener = listen("127.0.0.1")
     port = listener.getsockname()[1]
     threading.Thread(target=lambda: Group("127.0.0.1", port, 1, 2, 10, 10), daemon=True).start()
     group = Group("127.0.0.1", port, 0, 2, 10, 10, listener)
-    elsewhere = "127.0.0.2"
+    other_address = "127.0.0.2"
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((elsewhere, port), 1)
+        socket.create_connection((other_address, port), 1)
     group.close()

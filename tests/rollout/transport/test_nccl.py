@@ -1,4 +1,4 @@
-"""What Volley adds to vLLM's nccl transfer, with a double in the place of the communicator: there is no GPU here."""
+"""What Volley adds to vLLM's nccl transfer, with a test double of the communicator, because it needs GPUs."""
 
 import threading
 from types import SimpleNamespace
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from volley.rollout.transport import nccl
-from volley.rollout.transport.nccl import NcclEngine, Watch, abort
+from volley.rollout.transport.nccl import NcclEngine, Watchdog, abort
 from volley.rollout.transport.stream import TransportError
 
 
 class Communicator:
-    """Broadcasts end when it is aborted; `disabled` is what it was at that moment."""
+    """Test double whose broadcasts end when it is aborted. aborted: the handle, and whether it was disabled then."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
@@ -38,14 +38,14 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "device_index", Nothing)
 
 
-def test_an_aborted_communicator_is_disabled_before() -> None:
+def test_communicator_is_disabled_before_it_is_aborted() -> None:
     communicator = Communicator()
     abort(communicator)
     assert communicator.aborted == [("the communicator", True)]
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["all arrive", "the sender dies"])
-def test_an_engine_leaves_a_broadcast_that_does_not_end(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+def test_engine_leaves_a_broadcast_that_does_not_end(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
     loaded: list[str] = []
 
     def receive(self: Any, info: Any) -> None:
@@ -61,7 +61,7 @@ def test_an_engine_leaves_a_broadcast_that_does_not_end(monkeypatch: pytest.Monk
     engine.model_update_group = communicator = Communicator()
     engine._transfer_s = 0.2 if hangs else 60
     if hangs:
-        with pytest.raises(TransportError, match=r"receive: at tensor b \(nothing came for 0.2 s\)"):
+        with pytest.raises(TransportError, match=r"receive: at tensor b \(nothing received for 0.2 s\)"):
             engine.receive_weights(None)
     else:
         engine.receive_weights(None)
@@ -70,10 +70,10 @@ def test_an_engine_leaves_a_broadcast_that_does_not_end(monkeypatch: pytest.Monk
     assert engine.model is model
 
 
-def test_a_watch_goes_on_as_long_as_something_moves() -> None:
+def test_watchdog_does_not_abort_while_there_is_progress() -> None:
     communicator = Communicator()
-    with Watch(communicator, 2) as watch:
+    with Watchdog(communicator, 2) as watchdog:
         for i in range(25):
             assert not communicator.ended.wait(0.1)
-            watch.moved(str(i))
+            watchdog.progress(str(i))
     assert communicator.aborted == []

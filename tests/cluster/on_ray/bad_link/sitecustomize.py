@@ -1,8 +1,8 @@
-"""On PYTHONPATH this stands for a bad link between a learner and its engines; the variable that is set says which.
+"""On PYTHONPATH, this simulates a bad link between learner and engines. An environment variable selects the fault.
 
-VOLLEY_TEST_IN_PUSH: a slow one. The sixth and twelfth push that a learner sends rest in their middle, and say so by
-making the file that the variable names. VOLLEY_TEST_BAD_CARD: one with a bad network card. Of the sixth push that one
-engine receives, a byte is not what was sent; which engine: the first that creates the file that the variable names.
+VOLLEY_TEST_IN_PUSH: a slow link. The sixth and twelfth push of a learner pause in the middle, and create the file that
+the variable names. VOLLEY_TEST_BAD_CARD: a bad network card. In the sixth push that one engine receives, a byte is
+flipped; that engine is the first one that creates the file that the variable names.
 """
 
 import importlib.abc
@@ -16,19 +16,19 @@ from types import ModuleType
 from typing import Any
 
 BAD_PUSHES = (6, 12)
-REST_S = 4.0
+PAUSE_S = 4.0
 
 
 def slowed(weights: Iterable[Any], middle: int) -> Iterator[Any]:
     for i, weight in enumerate(weights):
         if i == middle:
             Path(os.environ["VOLLEY_TEST_IN_PUSH"]).touch()
-            time.sleep(REST_S)
+            time.sleep(PAUSE_S)
         yield weight
 
 
 class Work:
-    """A broadcast that has a byte flipped when it has arrived."""
+    """A broadcast with a byte that is flipped on arrival."""
 
     def __init__(self, work: Any, bucket: Any) -> None:
         self._work, self._bucket = work, bucket
@@ -39,7 +39,7 @@ class Work:
 
 
 class BadCard:
-    """A group whose first bucket comes wrong."""
+    """A group whose first bucket arrives with a flipped byte."""
 
     def __init__(self, group: Any) -> None:
         self._group, self._is_first = group, True
@@ -59,7 +59,7 @@ def has_the_bad_card() -> bool:
 
 
 def spoil(stream: Any) -> None:
-    """Put the bad link in place of the module's `send` or `receive`."""
+    """Replace the module's `send` or `receive` by the bad link."""
     send, receive, pushes = stream.send, stream.receive, [0]
 
     def is_bad_push() -> bool:
@@ -79,7 +79,7 @@ def spoil(stream: Any) -> None:
 
 
 class Spoilt(importlib.abc.MetaPathFinder):
-    """Hands out `volley.rollout.transport.stream` with the bad link in it."""
+    """Imports `volley.rollout.transport.stream` with the bad link in it."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
         if name != "volley.rollout.transport.stream":
