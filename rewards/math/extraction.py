@@ -1,9 +1,13 @@
-"""Where in a response its answer stands.
+"""Finds the answer of a response. The first of these that the response has:
 
-In this order: the last box; the last of `<answer>` tags, `####`, `answer is ...`, `A: ...`; the formula that the
-response ends with as its conclusion, or the number of a last sentence with "therefore"; a response of one short line,
-as a whole; a last line or display that is nothing but a number. A sentence that merely contains a number is no answer:
-to take the last number anywhere would reward a model for listing numbers.
+1. the last box
+2. the last of `<answer>` tags, `####`, `answer is ...` and `A: ...`
+3. a formula as the conclusion at the end, or a number at the end of a last sentence with "therefore"
+4. the whole response, if it is one short line
+5. a number that is alone on the last line or in a last display
+
+A sentence that merely contains a number is not an answer. To take the last number of any text would reward a model for
+listing numbers.
 """
 
 import re
@@ -12,7 +16,8 @@ from volley.rewards.math.answers.equality import equal_answers
 from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.answers.parsing import is_number, parse_answer
 from volley.rewards.math.hidden_text import find_closing_brace, remove_hidden_text
-from volley.rewards.math.statement import ANCHOR, answer_in_context, final_conclusion, read_first_line, read_sentence
+from volley.rewards.math.retraction import answer_in_context
+from volley.rewards.math.statement import ANCHOR, final_conclusion, read_first_line, read_sentence
 from volley.rewards.think_format import after_thinking
 
 MAX_TAIL = 65_536
@@ -24,36 +29,39 @@ MAX_WORDS = 3
 MAX_GAP = 40
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
-# A second box behind "or" is a second answer.
+# Boxes with only "and", "or" or a comma between them are one answer.
 _SPACE = r"(?:[\s$]|\\(?:q?quad\b|[;,: ]))*"
 _BETWEEN_BOXES = re.compile(rf"{_SPACE}(?:,?{_SPACE}(?:and|or|\\text\s*\{{\s*(?:and|or)\s*\}})|[,;]){_SPACE}")
 _LAST_DISPLAY = re.compile(r"(?:\$\$[^$]{1,128}\$\$|\\\[(?:(?!\\\[)(?s:.)){1,128}\\\])\Z")
 _QUOTES = (('"', '"'), ("“", "”"))
-# "I don't know" is no answer, "no solution" is one.
+# Words that begin a sentence: "I don't know" is not an answer, "no solution" is one.
 _TALK = re.compile(r"(?:i|we|you|they|he|she|it|this|that|these|there|here|sorry|please|let|unknown)\b", re.IGNORECASE)
 
 
 def extract(response: str, truncated: bool = False) -> str | None:
-    """The answer that a response gives, as it spells it; None where it gives none, and for what is no text.
+    """Return the answer that a response gives, in its own spelling; None if it gives none or is not text.
 
-    Read is what follows the last `</think>`, or everything where no thinking is marked; thinking that is still open
-    holds no answer. A box that is cut off or empty, `<answer>` tags that contradict each other, and an answer that its
-    sentence takes back give none, and nothing else is taken in their place. truncated: the response ended at the token
-    limit, so an answer that nothing closes may be cut off: the last line counts for boxes and closed tags only. Looks
-    at the last `MAX_TAIL` characters.
+    Only the text after the last `</think>` is searched, or all of it if no thinking is marked. Thinking that is still
+    open contains no answer. Only the last `MAX_TAIL` characters are searched.
+
+    There is no answer, and no other place is tried, if a box is empty or cut off, if `<answer>` tags contradict each
+    other, or if the sentence takes its answer back.
+
+    truncated: whether the response ended at the token limit. Then an answer at its end may be cut off, so in the last
+    line only boxes and closed tags count.
     """
     text = after_thinking(response) if isinstance(response, str) else None
     if text is None:
         return None
     text = remove_hidden_text(text[-MAX_TAIL:], MAX_ANSWER)
     boxes = list(_BOX.finditer(text))
-    found = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
-    found = _unquoted(found.strip()) if found else ""
-    return found if 0 < len(found) <= MAX_ANSWER else None
+    answer = _boxed(text, boxes) if boxes else _unboxed(text, truncated)
+    answer = _unquoted(answer.strip()) if answer else ""
+    return answer if 0 < len(answer) <= MAX_ANSWER else None
 
 
 def _unquoted(text: str) -> str:
-    """The text without marks of bold type, code and quotation around it."""
+    """Return a text without the marks of bold type, code and quotation around it."""
     if "**" not in (unmarked := text.strip("*_`").strip()):
         text = unmarked
     bare = text.removesuffix(".")
@@ -64,7 +72,10 @@ def _unquoted(text: str) -> str:
 
 
 def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
-    """The content of the last box; of several, where only a comma, "and" or "or" is between them, joined by commas."""
+    """Return the content of the last box, joined by commas with the boxes before it that belong to it.
+
+    Boxes belong together if only a comma, "and" or "or" is between them.
+    """
     contents: list[str] = []
     next_start = last_end = 0
     for box in reversed(boxes[-MAX_BOXES:]):
@@ -81,34 +92,37 @@ def _boxed(text: str, boxes: list[re.Match[str]]) -> str | None:
 
 
 def _joins(gap: str) -> bool:
+    """Return whether the text between two boxes makes them one answer."""
     return len(gap) <= MAX_GAP and _BETWEEN_BOXES.fullmatch(gap) is not None
 
 
 def _unboxed(text: str, truncated: bool) -> str | None:
-    """The answer behind the last of the marks, or the text itself where there is none."""
+    """Return the answer after the last mark: a tag, `####` or a phrase. Without any, a conclusion or a bare answer."""
     whole = text.rpartition("\n")[0] if truncated else text
     *_, last_anchor = [None, *ANCHOR.finditer(whole)]
-    tag_place, hash_place = text.rfind("<answer>"), whole.rfind("####")
-    anchor_place = last_anchor.end() if last_anchor else -1
-    if tag_place >= 0 and "</answer>" not in text[tag_place : max(hash_place, anchor_place)]:
-        return _tagged(text, tag_place, truncated)  # any other mark stands inside
-    last = max(tag_place, hash_place, anchor_place)
+    tag_position, hash_position = text.rfind("<answer>"), whole.rfind("####")
+    anchor_position = last_anchor.end() if last_anchor else -1
+    if tag_position >= 0 and "</answer>" not in text[tag_position : max(hash_position, anchor_position)]:
+        return _tagged(text, tag_position, truncated)  # any other mark is inside the tag
+    last = max(tag_position, hash_position, anchor_position)
     if last < 0:
         return (None if truncated else final_conclusion(whole)) or _bare(whole)
-    if last == tag_place:
-        return _tagged(text, tag_place, truncated)
-    if last == hash_place:
-        start = hash_place + 4
+    if last == tag_position:
+        return _tagged(text, tag_position, truncated)
+    if last == hash_position:
+        start = hash_position + 4
         content, end = read_first_line(whole, start)
     else:
-        start = anchor_place
+        start = anchor_position
         content, end = read_sentence(whole, start)
     return answer_in_context(whole, start, end, content)
 
 
-def _tagged(text: str, place: int, truncated: bool) -> str | None:
-    """What stands in the last `<answer>`; None if an earlier one says something else. The last may lack its end tag,
-    which sampling removes where it is the stop string."""
+def _tagged(text: str, position: int, truncated: bool) -> str | None:
+    """Return the content of the last `<answer>` tag; None if an earlier one has a different answer.
+
+    The last tag may lack its end tag, because a stop string is not part of the response.
+    """
     parts = [piece.partition("</answer>") for piece in text.split("<answer>")[1:]]
     if truncated and not parts[-1][1]:
         return None
@@ -117,11 +131,11 @@ def _tagged(text: str, place: int, truncated: bool) -> str | None:
     if not all(equal_answers(last, parse_answer(spelling)) for spelling in set(map(normalize, contents))):
         return None
     end = len(text) - len(parts[-1][2])
-    return answer_in_context(text, place, end, contents[-1])
+    return answer_in_context(text, position, end, contents[-1])
 
 
 def _tag_content(text: str) -> str:
-    """What a tag holds, or what its sentence states."""
+    """Return the content of a tag, or the answer that the sentence in it states."""
     anchor = ANCHOR.search(text[:MAX_ANSWER])
     if anchor is None or "\n" in text[: anchor.start()].strip():
         return _unquoted(text.strip())
@@ -130,8 +144,10 @@ def _tag_content(text: str) -> str:
 
 
 def _bare(text: str) -> str | None:
-    """A response of one short line that can be read, of at most `MAX_WORDS` words where it is words; or a number that
-    the response ends with, on a line or in a display of its own."""
+    """Return a response of one short line, or a number that is alone on the last line or in a last display.
+
+    A response in words may have at most `MAX_WORDS` words.
+    """
     stripped = text.strip()
     display = _LAST_DISPLAY.search(stripped[-MAX_ANSWER:])
     line = display[0] if display else stripped.rpartition("\n")[2].strip()

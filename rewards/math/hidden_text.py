@@ -1,8 +1,8 @@
-"""A response as it is seen on paper: comments and phantoms show nothing.
+"""Removes the parts of a response that LaTeX does not print: comments and phantoms.
 
-A `%` starts a comment at the start of a line, after a doubled backslash, and after a space behind punctuation or `&`,
-where no amount stands in front of it. Anywhere else it is a percent sign: behind a number, a bracket, a symbol or a
-word, as in "a rate of x % gives". In doubt it is one, because a box that is lost costs a good answer.
+A `%` starts a comment at the start of a line, after a double backslash, and after punctuation or `&` with a space.
+Everywhere else it is a percent sign: after a number, a bracket, a symbol or a word, as in "a rate of x % gives". In
+doubt it is a percent sign, because removing a box would lose a right answer.
 """
 
 import re
@@ -15,8 +15,10 @@ _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{")
 
 
 def remove_hidden_text(text: str, max_inside: int) -> str:
-    """The text without its comments and phantoms. max_inside: characters that a phantom may hold; one that nothing
-    closes within them hides all that follows."""
+    """Return a text without its comments and phantoms.
+
+    A phantom may contain `max_inside` characters. One that is not closed within them hides the rest of the text.
+    """
     if "%" in text or "<!--" in text or "\\iffalse" in text or "{comment}" in text:
         text = _COMMENT.sub("", text)
     while phantom := _PHANTOM.search(text):
@@ -26,16 +28,19 @@ def remove_hidden_text(text: str, max_inside: int) -> str:
 
 
 def find_closing_brace(text: str, start: int, max_inside: int) -> int:
-    """Index of the brace that closes the one before `start`; -1 if none does within `max_inside` characters."""
-    depth, place, limit = 1, start, min(len(text), start + max_inside + 1)
-    while place < limit:
-        if text[place] == "\\":
-            place += 1
-        elif text[place] == "{":
+    """Return the index of the brace that closes the one before `start`.
+
+    -1 if it is not within `max_inside` characters.
+    """
+    depth, position, limit = 1, start, min(len(text), start + max_inside + 1)
+    while position < limit:
+        if text[position] == "\\":
+            position += 1
+        elif text[position] == "{":
             depth += 1
-        elif text[place] == "}":
+        elif text[position] == "}":
             depth -= 1
             if depth == 0:
-                return place
-        place += 1
+                return position
+        position += 1
     return -1

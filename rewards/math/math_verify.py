@@ -1,9 +1,11 @@
-"""The package math-verify as a reward, to hold our own verifier against: `volley.rewards.math.math_verify:reward`.
+"""The package math-verify as a reward, for comparison with our verifier: `volley.rewards.math.math_verify:reward`.
 
-This module is imported in the scoring child only, where this reward is asked for; the package then loads with it, not
-on the first answer's time. Its own timers are off, which is its faster way; the child's time limit stands in for them.
-It hands text to sympy's parsers, which our own verifier never does: not for the answers of a model that somebody
-hostile has steered.
+Only a scoring child whose recipe asks for this reward imports this module. The package is imported with it, so that the
+first answer does not pay for the import. The timers of math-verify are off, because it is faster without them; the time
+limit of the child replaces them.
+
+Security: math-verify passes text to the parsers of sympy, which our verifier never does. Do not use it for a model
+whose output an attacker may control.
 """
 
 import logging
@@ -15,16 +17,18 @@ import math_verify
 from volley.rewards.item import Unscorable
 from volley.rewards.math.extraction import extract
 
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns of its timers at every call
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs a warning about its timers at every call
 _NUMBER = re.compile(r"-?[0-9][0-9,.]*")
 
 
 def reward(prompt: str, response: str, answer: str, **row: Any) -> float:
-    """1.0 where math-verify takes the response's answer for the gold one, else 0.0. Raises Unscorable where it reads
-    nothing in the gold answer."""
-    stated = (extract(answer) or "") if "\\boxed" in answer or "####" in answer else answer
-    golds = math_verify.parse(stated if _NUMBER.fullmatch(stated) else f"${stated}$", parsing_timeout=None)
+    """Return 1.0 if math-verify finds that the response's answer equals the gold answer, else 0.0.
+
+    Raises Unscorable if math-verify cannot parse the gold answer.
+    """
+    gold = (extract(answer) or "") if "\\boxed" in answer or "####" in answer else answer
+    golds = math_verify.parse(gold if _NUMBER.fullmatch(gold) else f"${gold}$", parsing_timeout=None)
     if not golds:
-        raise Unscorable("math-verify reads nothing in the gold answer")
+        raise Unscorable("math-verify cannot parse the gold answer")
     given = math_verify.parse(response, parsing_timeout=None)
     return float(math_verify.verify(golds, given, timeout_seconds=None))

@@ -1,23 +1,25 @@
-"""Is the response's answer the gold answer? Exact for numbers, by evaluation for formulas, literal for words.
+"""The math verifier: does the answer of a response equal the gold answer?
 
-    verify(response, answer) -> bool        extract(response) -> str | None        equivalent(a, b) -> bool
+Numbers are compared exactly, formulas by evaluation, words literally. The steps, and the modules that take them:
 
-`extraction` finds the answer, `spelling` gives it one spelling, `answer` and `grammar`
-read it, `verdict` and `compare` compare. None of these raises or executes its input, the work for an
-answer is bounded by its length, and on a machine that is too slow for that it ends after `LIMIT_S` of work all the
-same; so they may be called from any thread, process and event loop.
+    response -> extraction (statement, retraction) -> normalization -> parsing -> equality and compare -> verdict
+
+Three functions are for everyone: `verify`, `equivalent` and `extract`. They never raise. The others are for the reward
+service: `reward` gives the verdict, `quick_reward` gives it only where that takes microseconds, and the variants for an
+extracted answer skip the extraction.
+
+Safety: no part of the input is executed. The work for an answer is bounded by its length. On a machine that is too slow
+even for that, it ends after `LIMIT_S` seconds of processor time. All functions may be called from any thread, process
+and event loop.
 """
 
 import re
 from collections.abc import Callable
-from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
-from numbers import Real
 from typing import Any
 
 from volley.rewards.item import Unscorable
-from volley.rewards.math import extraction
+from volley.rewards.math import extraction, gold
 from volley.rewards.math.answers.answer import Answer
 from volley.rewards.math.answers.equality import equal_answers, quick_equal_answers
 from volley.rewards.math.answers.normalization import normalize
@@ -29,12 +31,28 @@ from volley.rewards.think_format import with_opened_thinking
 __all__ = ["equivalent", "extract", "quick_reward", "reward", "verify"]
 
 LIMIT_S = 2.0
+"""Processor time for one verdict, in seconds."""
 
 
 def verify(response: str, answer: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
-    """Whether the response's answer equals the gold answer. False where the gold answer cannot be read, for a response
-    that is no text, and after `limit_s` seconds of work. tolerance: how far a number may be from the gold one; 0 is
-    exact."""
+    r"""Return whether the answer of a response equals the gold answer.
+
+    Args:
+        response: the text of the response, with or without thinking.
+        answer: the gold answer, or a worked solution that ends in a box or with `####`.
+        tolerance: how far a number may be from the gold one. 0 is exact.
+        limit_s: seconds of processor time after which the verdict is False.
+
+    Returns:
+        False also if the gold answer cannot be read or the response is not text.
+
+    >>> verify(r"Half of it, so the answer is \boxed{\frac{1}{2}}.", "0.5")
+    True
+    >>> verify("The answer is 19.", "18")
+    False
+    >>> verify("The answer is 3.1", "3.14", tolerance=0.05)
+    True
+    """
     try:
         return reward("", response, answer, tolerance=tolerance, limit_s=limit_s) == 1.0
     except Exception:
@@ -42,23 +60,50 @@ def verify(response: str, answer: str, tolerance: float = 0.0, limit_s: float = 
 
 
 def equivalent(a: str, b: str, tolerance: float = 0.0, limit_s: float = LIMIT_S) -> bool:
-    """Whether two answers, as `extract` gives them, are the same answer: neither is a calculation whose result the
-    other is (`worked_out`). False after `limit_s` seconds of work. Where it matters which is the true one (a
-    rounded decimal), that is `a`."""
+    r"""Return whether two answers, such as `extract` returns them, are the same answer.
+
+    Neither may be an unfinished calculation of the other (`volley.rewards.math.answers.unfinished`). Where it matters
+    which of them is the gold answer (a rounded decimal), that is `a`.
+
+    Args:
+        a: one answer.
+        b: the other answer.
+        tolerance: how far numbers may be apart. 0 is exact.
+        limit_s: seconds of processor time after which the result is False.
+
+    >>> equivalent("(x+1)^2", "x^2 + 2x + 1")
+    True
+    >>> equivalent("5 cm", "5 m")
+    False
+    >>> equivalent("47+38", "85")
+    False
+    """
     try:
         with time_limit(limit_s):
-            gold, given = parse_answer(normalize(_as_text(a))), parse_answer(normalize(_as_text(b)))
-            if not (gold.is_readable and given.is_readable and equal_answers(gold, given, _exact(tolerance))):
+            one, other = parse_answer(normalize(gold.as_text(a))), parse_answer(normalize(gold.as_text(b)))
+            if not (one.is_readable and other.is_readable and equal_answers(one, other, _as_fraction(tolerance))):
                 return False
-            if gold.tree is None or given.tree is None or gold.choice or given.choice:
+            if one.tree is None or other.tree is None or one.choice or other.choice:
                 return True
-            return not is_unfinished(given.tree, gold.tree)
+            return not is_unfinished(other.tree, one.tree)
     except Exception:
         return False
 
 
 def extract(response: str, truncated: bool = False) -> str | None:
-    """The answer that a response gives, as it spells it; None where it gives none: see `extraction`."""
+    r"""Return the answer that a response gives, in its own spelling; None if it gives none.
+
+    The rules are in `volley.rewards.math.extraction`.
+
+    Args:
+        response: the text of the response, with or without thinking.
+        truncated: whether the response ended at the token limit, so that its last line may be cut off.
+
+    >>> extract(r"<think>Perhaps 12?</think> So it is $\boxed{x = 7}$.")
+    'x = 7'
+    >>> extract("She sells 18 eggs and buys 3 ducks with the money, which makes her very happy.") is None
+    True
+    """
     try:
         return extract_answer("", response, "", truncated=truncated)
     except TimeLimitError:
@@ -75,133 +120,103 @@ def reward(
     limit_s: float = LIMIT_S,
     **row: Any,
 ) -> float:
-    """1.0 if the response's answer is the gold answer, else 0.0. tolerance: of the row or the recipe, how far a number
-    may be from the gold one. A gold answer that is a number is read as its text. limit_s: seconds of work after which a
-    response is unscorable, to within milliseconds. Raises `Unscorable` then, and for a gold answer that is neither
-    number nor formula nor words."""
-    with time_limit(limit_s):
-        return grade_extracted(
-            extract_answer(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance, limit_s=limit_s
-        )
+    """Return 1.0 if the answer of a response equals the gold answer, else 0.0.
 
+    Args:
+        prompt: the prompt, which may have opened the thinking already.
+        response: the text of the response.
+        answer: the gold answer. A number is taken as its text.
+        truncated: whether the response ended at the token limit.
+        tolerance: how far a number may be from the gold one; from the row or from the recipe.
+        limit_s: seconds of processor time, to within milliseconds.
+        row: the other columns, which are not used.
 
-def grade_extracted(
-    text: str | None, /, answer: str, *, tolerance: float = 0.0, limit_s: float = LIMIT_S, **row: Any
-) -> float:
-    """`reward` of a response in which `found` has found this."""
+    Raises:
+        Unscorable: after `limit_s` seconds, and for a gold answer that is not a number, a formula or words.
+    """
     with time_limit(limit_s):
-        verdict = _verdict(text, _as_text(answer), tolerance, equal_answers)
-    assert verdict is not None
-    return verdict
+        extracted = extract_answer(prompt, response, answer, truncated=truncated)
+        return grade_extracted(extracted, answer, tolerance=tolerance, limit_s=limit_s)
 
 
 def quick_reward(
     prompt: str, response: str, answer: str, *, truncated: bool = False, tolerance: float = 0.0, **row: Any
 ) -> float | None:
-    """`reward` where it takes microseconds; None where formulas must be evaluated, or would have to be parsed only to
-    find that out."""
-    return quick_grade_extracted(
-        extract_answer(prompt, response, answer, truncated=truncated), answer, tolerance=tolerance
-    )
-
-
-def quick_grade_extracted(text: str | None, /, answer: str, *, tolerance: float = 0.0, **row: Any) -> float | None:
-    """`quick_reward` of a response in which `found` has found this. Most are decided as they stand: whole numbers, and
-    formulas that are not spelt alike."""
-    answer = _as_text(answer)
-    if text is not None:
-        gold = _gold_text(answer)
-        if not tolerance and _WHOLE.fullmatch(text) and _WHOLE.fullmatch(gold):
-            return float(int(text) == int(gold))
-        if _FORMULA.search(text) and _FORMULA.search(gold) and _without_spacing(text) != _without_spacing(gold):
-            return None
-    return _verdict(text, answer, tolerance, quick_equal_answers)
+    """Return `reward` if that takes microseconds; None if a formula must be parsed or evaluated."""
+    extracted = extract_answer(prompt, response, answer, truncated=truncated)
+    return quick_grade_extracted(extracted, answer, tolerance=tolerance)
 
 
 def extract_answer(prompt: str, response: str, answer: str, *, truncated: bool = False, **row: Any) -> str | None:
-    """What `reward` takes for the response's answer, None where there is none. Raises TimeLimitError."""
+    """Return the answer that `reward` finds in a response, None if there is none. Raises TimeLimitError."""
     if not isinstance(response, str):
         return None
     with time_limit(LIMIT_S):
         return extraction.extract(with_opened_thinking(prompt, response), truncated)
 
 
-_WHOLE = re.compile(r"-?[0-9]{1,80}")
+def grade_extracted(
+    text: str | None, /, answer: str, *, tolerance: float = 0.0, limit_s: float = LIMIT_S, **row: Any
+) -> float:
+    """Return `reward` for a response whose answer `extract_answer` has found already."""
+    with time_limit(limit_s):
+        verdict = _verdict(text, gold.as_text(answer), tolerance, equal_answers)
+    assert verdict is not None
+    return verdict
+
+
+def quick_grade_extracted(text: str | None, /, answer: str, *, tolerance: float = 0.0, **row: Any) -> float | None:
+    """Return `quick_reward` for a response whose answer `extract_answer` has found already.
+
+    Two shortcuts decide most cases from the text alone: whole numbers, and formulas that are spelled differently.
+    """
+    answer = gold.as_text(answer)
+    if text is not None:
+        gold_text = gold.final_answer(answer)
+        if not tolerance and _INTEGER.fullmatch(text) and _INTEGER.fullmatch(gold_text):
+            return float(int(text) == int(gold_text))
+        if _FORMULA.search(text) and _FORMULA.search(gold_text) and _compact(text) != _compact(gold_text):
+            return None
+    return _verdict(text, answer, tolerance, quick_equal_answers)
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,80}")
 _FORMULA = re.compile(
     r"\^|\\(?:sqrt|pi|sin|cos|tan|log|ln|exp)|\{ ?[A-Za-z] ?\}"
     r"|(?<![A-Za-z])[A-Za-z] ?[-+*/=]|[-+*/=] ?[A-Za-z](?![A-Za-z])"
 )
-"""What stands in no number and few words, so that two of them are not worth a quick look."""
+"""Matches text that is a formula: it occurs in no number and in few words."""
 
 
-def _without_spacing(text: str) -> str:
-    """Without what formulas are most often spelt differently by."""
+def _compact(text: str) -> str:
+    """Remove the most frequent differences in the spelling of formulas."""
     return text.replace(" ", "").replace("dfrac", "frac")
 
 
 def _verdict(
-    text: str | None, answer: str, tolerance: float, compare: Callable[[Answer, Answer, Fraction], bool | None]
+    text: str | None, answer: str, tolerance: float, equal: Callable[[Answer, Answer, Fraction], bool | None]
 ) -> float | None:
+    """Compare an extracted answer with a gold answer. None if `equal` returns None."""
     given = parse_answer(normalize(text)) if text is not None else None
     verdict: bool | None = False
     if given is not None and (given.tree or given.words or given.choice or given.clock or given.base):
-        verdict = compare(_gold(answer), given, _exact(tolerance))
+        verdict = equal(gold.parse_gold(answer), given, _as_fraction(tolerance))
     if verdict is None:
         return None
-    # Last, because it may be a formula that has to be evaluated.
-    if not _is_readable(answer):
+    # Checked last, because this may evaluate a formula.
+    if not gold.is_readable(answer):
         shown = answer if len(answer) <= 60 else answer[:60] + "..."
         raise Unscorable(f"the gold answer {shown!r} cannot be read as a number, a formula or words")
     return float(verdict)
 
 
-def _as_text(answer: object) -> str:
-    """A gold answer as text: a data set's column may hold numbers. "" for what is neither, and for what is no finite
-    number or has more digits than Python writes out."""
-    if isinstance(answer, str):
-        return answer
-    if isinstance(answer, bool) or not isinstance(answer, Real | Decimal):
-        return ""
-    try:
-        text = str(answer)
-    except ValueError:
-        return ""
-    return text if text[-1:].isdigit() else ""
-
-
-def _gold(answer: str) -> Answer:
-    return parse_answer(_gold_form(answer))
-
-
-@lru_cache(1024)
-def _gold_form(answer: str) -> str:
-    """The gold answer's one spelling; many responses share it."""
-    return normalize(_gold_text(answer))
-
-
-def _gold_text(answer: str) -> str:
-    """The gold answer as it stands there. A worked solution, as data sets have them, counts for its box or for what
-    follows its `####`."""
-    return _extract_from_solution(answer) if "\\boxed" in answer or "####" in answer else answer.strip()
-
-
-@lru_cache(1024)
-def _extract_from_solution(solution: str) -> str:
-    return extraction.extract(solution) or ""
-
-
-@lru_cache(1024)
-def _is_readable(answer: str) -> bool:
-    return _gold(answer).is_readable
-
-
-def _exact(tolerance: float) -> Fraction:
+def _as_fraction(tolerance: float) -> Fraction:
     try:
         return abs(Fraction(str(tolerance))) if tolerance else Fraction(0)
     except ValueError:
-        raise Unscorable(f"the tolerance {str(tolerance)[:60]!r} is no number") from None
+        raise Unscorable(f"the tolerance {str(tolerance)[:60]!r} is not a number") from None
 
 
 def warm_up() -> None:
-    """Import and use everything once, so that no response pays for it."""
+    """Import and use everything once, so that the first response does not pay for it."""
     equivalent(r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
