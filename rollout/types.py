@@ -1,52 +1,164 @@
-"""The stages of the flow, one frozen dataclass each: Prompt -> Group -> ScoredGroup.
+"""The stages of the data flow, one frozen dataclass each: Prompt -> Group -> ScoredGroup.
 
-A stage returns a new type; no field is None until later. Legend of the shapes: G completions of a prompt,
-T tokens of a completion.
+A stage returns a new type; no field is None until later. Token ids, log-probs and masks are numpy arrays everywhere: in
+memory, on the wire and on disk. Treat them as read-only.
+
+Legend of the shapes: G completions of a prompt, P tokens of a prompt, L tokens of a segment, S tokens that the policy
+sampled in a completion.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 
-@dataclass(frozen=True, slots=True)
+TokenIds = NDArray[np.int32]
+Logprobs = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+def as_token_ids(ids: "Sequence[int] | NDArray[Any]") -> TokenIds:
+    """Token ids as an int32 array."""
+    return np.asarray(ids, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One row of the data set, ready for the engine.
-
-    ordinal: position in the seeded order over all epochs (epoch * rows + place); unique in a run, the ticket number
-    of accounting and the root of the sampling seed. index: row number in the data set.
-    text: what the tokens spell (chat template applied). token_ids: [P]. answer: the gold answer, "" where the data
-    has none. row: every other column, handed to the reward. messages: the chat that became `text`, () where the data
-    has text; not kept on disk.
-    """
+    """One row of the data set, ready for the engine."""
 
     ordinal: int
+    """Position in the seeded order over all epochs (epoch * rows + place); unique in a run, the ticket number of the
+    accounting and the root of the sampling seed."""
     index: int
+    """Row number in the data set."""
     text: str
-    token_ids: tuple[int, ...]
+    """The text of the tokens, with the chat template applied."""
+    token_ids: TokenIds
+    """[P]"""
     answer: str
+    """The gold answer, "" where the data has none."""
     row: Mapping[str, Any] = field(default_factory=dict)
+    """Every other column, passed to the rewards."""
     messages: tuple[Mapping[str, Any], ...] = ()
+    """The chat that was rendered into `text`, () where the data has text. Not kept on disk."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Prompt):
+            return NotImplemented
+        return (self.ordinal, self.index, self.text, self.answer, self.row, self.messages) == (
+            other.ordinal,
+            other.index,
+            other.text,
+            other.answer,
+            other.row,
+            other.messages,
+        ) and np.array_equal(self.token_ids, other.token_ids)
+
+    def __hash__(self) -> int:
+        return hash((self.ordinal, self.index))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of sampled tokens: places `start` to `end` (exclusive) of a segment, and the weight versions under which
+    its first and its last token were sampled."""
+
+    start: int
+    end: int
+    first_version: int
+    last_version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A contiguous stretch of tokens that the model saw: what the policy sampled, and what it observed between.
+
+    The first segment of a completion follows the prompt's tokens. A later one starts from a context of its own (a
+    rewritten history), which it holds as tokens that were not sampled.
+    """
+
+    token_ids: TokenIds
+    """[L]"""
+    logprobs: Logprobs
+    """[L], natural log-probs under the distribution that sampled (behaviour policy mu, temperature and top-p applied);
+    0 where the token was not sampled."""
+    sampled: Mask
+    """[L], True for tokens that the policy sampled, or that a data set's completion shows it: the loss mask."""
+    spans: tuple[Span, ...]
+    """The sampled runs, in order."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Segment):
+            return NotImplemented
+        return (
+            self.spans == other.spans
+            and np.array_equal(self.token_ids, other.token_ids)
+            and np.array_equal(self.logprobs, other.logprobs)
+            and np.array_equal(self.sampled, other.sampled)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One response, sampled or from a data set.
+    """What happened after the prompt: one response, or an episode of several turns; sampled or from a data set."""
 
-    token_ids: [T], with the end token if the model gave one. logprobs: [T], natural log-probs of the distribution
-    that was sampled from (behaviour policy mu; temperature and top-p applied). text: decoded, without special tokens
-    and without the stop string. finish_reason: "stop", "length" (truncated at max_tokens), or "data" for what nobody
-    sampled, because it stands in a data set.
-    first_version, last_version: weight versions under which the first and the last token were sampled.
-    """
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    segments: tuple[Segment, ...]
+    """At least one. A single turn is one segment, all sampled."""
     text: str
+    """The response, decoded, without special tokens and without the stop string."""
     finish_reason: str
-    first_version: int
-    last_version: int
+    """ "stop", "length" (truncated at max_tokens), or "data" for a completion of a data set, which no one sampled."""
+
+    @classmethod
+    def single(
+        cls,
+        token_ids: "Sequence[int] | TokenIds",
+        logprobs: "Sequence[float] | Logprobs",
+        text: str,
+        finish_reason: str,
+        first_version: int,
+        last_version: int,
+    ) -> "Completion":
+        """A completion of one turn. token_ids: [S], with the end token if the model gave one; logprobs: [S]."""
+        ids = as_token_ids(token_ids)
+        span = Span(0, len(ids), first_version, last_version)
+        segment = Segment(ids, np.asarray(logprobs, dtype=np.float32), np.ones(len(ids), dtype=np.bool_), (span,))
+        return cls((segment,), text, finish_reason)
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """All tokens of all segments."""
+        return self._joined("token_ids")
+
+    @property
+    def logprobs(self) -> Logprobs:
+        """The log-probs of `token_ids`."""
+        return self._joined("logprobs")
+
+    @property
+    def sampled(self) -> Mask:
+        """Which of `token_ids` were sampled."""
+        return self._joined("sampled")
+
+    @property
+    def num_sampled(self) -> int:
+        """S: tokens that the policy sampled; the completion's length in every metric, reward and normaliser."""
+        return sum(span.end - span.start for segment in self.segments for span in segment.spans)
+
+    @property
+    def first_version(self) -> int:
+        """The oldest weight version that sampled any of its tokens."""
+        return min(span.first_version for segment in self.segments for span in segment.spans)
+
+    @property
+    def last_version(self) -> int:
+        """The newest weight version that sampled any of its tokens."""
+        return max(span.last_version for segment in self.segments for span in segment.spans)
 
     @property
     def truncated(self) -> bool:
@@ -56,42 +168,46 @@ class Completion:
     def is_sampled(self) -> bool:
         return self.finish_reason != "data"
 
+    def _joined(self, name: str) -> Any:
+        parts = [getattr(segment, name) for segment in self.segments]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """What an engine says of the weights that it loaded. version: theirs. digest: of its model's parameters as they lie
-    in memory, of all ranks: equal for engines of one kind, but not what the learner could compute."""
+    """What an engine reports about the weights that it loaded."""
 
     version: int
     digest: str
+    """A hash of the model's parameters as they lie in memory, over all ranks: equal for engines of one kind. The
+    learner cannot compute it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the rewards say of one completion.
-
-    reward: the weighted sum; NaN when unscorable. terms: each reward's raw value by name (NaN where it failed).
-    unscorable: "" or the reason (a reward raised, hung, or gave no number): such a completion carries no signal.
-    accuracy: 1.0 or 0.0 by the run's verifier, NaN where no verifier is among the rewards.
-    extracted: the answer that the verifier read in the response, "" where it found none (which is not a wrong answer
-    in the breakdown, though both are worth 0), None where it does not tell.
-    """
+    """What the rewards say about one completion."""
 
     reward: float
+    """The weighted sum; NaN when the completion is unscorable."""
     terms: Mapping[str, float]
+    """Each reward's raw value by name, NaN where it failed."""
     unscorable: str = ""
+    """"" or the reason (a reward raised, timed out, or returned no number). Unscorable completions carry no signal."""
     accuracy: float = math.nan
+    """1.0 or 0.0 by the run's verifier, NaN where no verifier is among the rewards."""
     extracted: str | None = ""
+    """The answer that the verifier found in the response; "" where it found none (which differs from a wrong answer in
+    the breakdown, though both are worth 0); None where the verifier does not report one."""
 
     @property
     def is_answerless(self) -> bool:
-        """Judged, and wrong for want of an answer."""
+        """Judged wrong because the response gives no answer."""
         return self.extracted == "" and self.accuracy == 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """One prompt, its G completions, and their G scores: what every method of the field learns from."""
+    """One prompt, its G completions, and their G scores: what every method learns from."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
@@ -104,11 +220,11 @@ class ScoredGroup:
 
     @property
     def first_version(self) -> int:
-        """The oldest weights that any token of the group was sampled from."""
+        """The oldest weights that sampled any token of the group."""
         return min(completion.first_version for completion in self.completions)
 
     @property
     def has_signal(self) -> bool:
-        """At least two scorable completions whose rewards differ: what group-relative methods can learn from."""
+        """At least two scorable completions whose rewards differ, which is what group-relative methods learn from."""
         scorable = [reward for reward in self.rewards if not math.isnan(reward)]
         return len(scorable) > 1 and max(scorable) != min(scorable)
