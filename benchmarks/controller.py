@@ -24,7 +24,7 @@ from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import RolloutWorker
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 GROUP_SIZE = 8
 GROUPS_PER_STEP = 500
@@ -65,7 +65,7 @@ async def simulate(num_workers: int, num_trajectories: int) -> dict[str, float]:
         engines.append(engine)
     roller = Roller(RolloutPool(engines), NoScores(), 0)
     buffer = GroupBuffer(
-        lambda ordinal: Prompt(ordinal, ordinal, "", (ordinal,), ""),
+        lambda ordinal: Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), ""),
         lambda prompt: roller(prompt, Sampling(GROUP_SIZE)),
         GROUPS_PER_STEP,
         2,

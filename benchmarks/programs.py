@@ -19,7 +19,7 @@ from volley.rewards.code import verifier as code
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.sandbox.box import Sandbox, shared
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt
+from volley.rollout.types import Completion, Prompt, as_token_ids
 
 SCRIPT = "n = int(input())\nprint(sum(int(x) ** 2 for x in input().split()[:n]))\n"
 FUNCTION = "from collections import Counter\ndef most(words):\n    return Counter(words).most_common(1)[0][0]\n"
@@ -48,10 +48,11 @@ def fenced(program: str) -> str:
 
 
 async def in_the_scorer(program: str, row: dict[str, Any], num: int, workers: int) -> float:
-    completion = Completion((1,), (0.0,), fenced(program), "stop", 0, 0)
+    completion = Completion.single((1,), (0.0,), fenced(program), "stop", 0, 0)
     async with Scorer([RewardConfig("code")], ScorerConfig(workers=workers)) as scorer:
         start = time.perf_counter()
-        scores = await asyncio.gather(*(scorer.score(Prompt(0, 0, "", (1,), "", row), completion) for _ in range(num)))
+        prompt = Prompt(0, 0, "", as_token_ids([1]), "", row)
+        scores = await asyncio.gather(*(scorer.score(prompt, completion) for _ in range(num)))
         seconds = time.perf_counter() - start
     assert all(score.unscorable == "" for score in scores)
     return num / seconds

@@ -26,7 +26,7 @@ from pathlib import Path
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.math.verifier import quick_reward
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 Case = tuple[str, str, bool]  # response, gold answer, whether it is right
 GROUP_SIZE = 8
@@ -67,7 +67,8 @@ async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
 
             async def agrees(response: str, answer: str, is_right: bool) -> bool:
                 async with turns:
-                    prompt, completion = Prompt(0, 0, "", (), answer), Completion((), (), response, "stop", 0, 0)
+                    prompt = Prompt(0, 0, "", as_token_ids(()), answer)
+                    completion = Completion.single((), (), response, "stop", 0, 0)
                     return ((await scorer.score(prompt, completion)).accuracy == 1.0) == is_right
 
             return sum(await asyncio.gather(*(agrees(*case) for case in some)))
@@ -160,7 +161,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
         engine = VllmEngine(directory, tokenizer, RolloutConfig(), "bf16", max_model_len=256)
     pairs = [(chance.randrange(10, 100), chance.randrange(10, 100)) for _ in range(num_responses // GROUP_SIZE)]
     prompts = [
-        Prompt(i, i, f"{a}+{b}=?", tuple(tokenizer.encode(f"{a}+{b}=?", add_special_tokens=False)), "")
+        Prompt(i, i, f"{a}+{b}=?", as_token_ids(tokenizer.encode(f"{a}+{b}=?", add_special_tokens=False)), "")
         for i, (a, b) in enumerate(pairs)
     ]
     sampling = Sampling(GROUP_SIZE, 1.0, 1.0, MAX_TOKENS)
@@ -178,7 +179,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
         await seconds(scorer)
         started = time.perf_counter()
         alone = Prepared(cases, scorer)
-        blank = Completion((), (), "", "stop", 0, 0)
+        blank = Completion.single((), (), "", "stop", 0, 0)
         await asyncio.gather(*(alone.score(prompts[0], blank) for _ in cases))
         print(f"\n{num_responses:,} responses, scoring alone: {time.perf_counter() - started:.2f} s", flush=True)
         ratios: list[float] = []

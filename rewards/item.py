@@ -43,7 +43,7 @@ class Item:
     @classmethod
     def of(cls, prompt: Prompt, completion: Completion, accuracy: float = math.nan) -> "Item":
         """The item of a completion. accuracy: see the field."""
-        num_tokens = len(completion.token_ids)
+        num_tokens = completion.num_sampled
         truncated = completion.truncated
         text, answer = prompt.text, prompt.answer
         return cls(text, completion.text, answer, num_tokens, truncated, prompt.row, prompt.messages, accuracy)

@@ -117,8 +117,8 @@ class Completion:
     @classmethod
     def single(
         cls,
-        token_ids: "Sequence[int] | TokenIds",
-        logprobs: "Sequence[float] | Logprobs",
+        token_ids: "Sequence[int] | NDArray[Any]",
+        logprobs: "Sequence[float] | NDArray[Any]",
         text: str,
         finish_reason: str,
         first_version: int,

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from volley.rollout.data.chat import completion_text
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.errors import DataError, ModelError
@@ -72,7 +74,9 @@ class DatasetGroups:
     def group_of(self, prompt: Prompt, version: int) -> ScoredGroup:
         """What the data set has for `prompt`, which is one of its own."""
         found = self._completions(prompt)
-        completions = (Completion(ids, (0.0,) * len(ids), text, "data", version, version) for ids, text, _ in found)
+        completions = (
+            Completion.single(ids, np.zeros(len(ids)), text, "data", version, version) for ids, text, _ in found
+        )
         return ScoredGroup(prompt, tuple(completions), tuple(Score(reward, {}) for _, _, reward in found))
 
     def _completions(self, prompt: Prompt) -> list[tuple[tuple[int, ...], str, float]]:

@@ -49,7 +49,7 @@ async def evaluate(
 def greedy_metrics(groups: Sequence[ScoredGroup], num_buckets: int) -> dict[str, float]:
     """pass@1, reward of scorable responses, length, truncation, and accuracy by length bucket (`accuracy/short_1`, ...
     from short to long)."""
-    lengths = [len(group.completions[0].token_ids) for group in groups]
+    lengths = [group.completions[0].num_sampled for group in groups]
     accuracies = [group.scores[0].accuracy for group in groups]
     metrics = {
         "pass@1": _mean(accuracies),
@@ -78,7 +78,7 @@ def sample_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     for k in ks if ks[-1] == n else [*ks, n]:
         metrics[f"pass@{k}_of_{n}"] = _mean([pass_at_k(n, c, k) for c in counts])
     metrics[f"maj@{n}"] = _mean([_majority_accuracy(group) for group in groups])
-    lengths = [float(len(completion.token_ids)) for group in groups for completion in group.completions]
+    lengths = [float(completion.num_sampled) for group in groups for completion in group.completions]
     metrics[f"response_length_mean_of_{n}"] = _mean(lengths)
     return metrics
 

@@ -20,7 +20,7 @@ def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, floa
     scores = [score for _, score in sampled or everything]
     metrics = {
         "samples": len(completions),
-        "completion_tokens": sum(len(completion.token_ids) for completion in completions),
+        "completion_tokens": sum(completion.num_sampled for completion in completions),
         "reward_mean": _mean([score.reward for score in scores]),
         "accuracy": _mean([score.accuracy for score in scores]),
         "no_answer_share": no_answer_share(scores),
@@ -28,7 +28,7 @@ def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, floa
         "unscorable": sum(bool(score.unscorable) for score in scores),
     }
     if sampled:
-        metrics["response_length_mean"] = _mean([float(len(completion.token_ids)) for completion in completions])
+        metrics["response_length_mean"] = _mean([float(completion.num_sampled) for completion in completions])
         metrics["truncated_share"] = _mean([float(completion.truncated) for completion in completions])
         metrics["zero_variance_share"] = _mean([float(not group.has_signal) for group in groups])
     for name in sorted({name for score in scores for name in score.terms}):

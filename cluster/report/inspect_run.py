@@ -116,7 +116,7 @@ def _facts(completion: Completion, score: Score) -> str:
         parts.append("right" if score.accuracy == 1.0 else "no answer" if score.is_answerless else "wrong")
     if score.extracted:
         parts.append(f"read as {_visible(score.extracted)}")
-    parts.append(f"{len(completion.token_ids)} tokens")
+    parts.append(f"{completion.num_sampled} tokens")
     first, last = completion.first_version, completion.last_version
     parts.append(f"weights {first}" if first == last else f"weights {first} to {last}")
     if completion.truncated:

@@ -195,7 +195,7 @@ def _answer(completion: Completion, score: Score) -> dict[str, str]:
     verdict = {1.0: "good", 0.0: "bad"}.get(score.accuracy, "")
     terms = ", ".join(f"{name} {value:.2g}" for name, value in score.terms.items())
     reward = f"unscorable: {score.unscorable}" if score.unscorable else f"reward {score.reward:.2f}"
-    note = f"{reward}{f' ({terms})' if terms else ''} · {len(completion.token_ids)} tokens"
+    note = f"{reward}{f' ({terms})' if terms else ''} · {completion.num_sampled} tokens"
     return {
         "text": _clip(completion.text),
         "verdict": verdict,

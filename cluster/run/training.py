@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import hashlib
-import math
 import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from volley.cluster.launch.environment import tune_interpreter
 from volley.cluster.launch.protocol import Launcher
@@ -186,16 +187,16 @@ class Training:
 
     async def _check_parity(self, groups: Sequence[ScoredGroup]) -> None:
         """Both sides' log-probs of the newest samples, whole sequences, at temperature 1."""
-        sequences = [group.prompt.token_ids + group.completions[0].token_ids for group in groups]
+        sequences = [np.concatenate([group.prompt.token_ids, group.completions[0].token_ids]) for group in groups]
         sequences = [ids for ids in sequences if len(ids) > 1][:NUM_PARITY_SEQUENCES]
-        ours = await self._learner.logprobs(sequences) if self._pool.engines else []
+        ours = await self._learner.logprobs([ids.tolist() for ids in sequences]) if self._pool.engines else []
         for engine in self._pool.engines:
             try:
                 theirs = await engine.logprobs(sequences)
             except EngineLost:
                 continue
-            gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
-            mean, largest = math.fsum(gaps) / len(gaps), max(gaps)
+            gaps = np.abs(np.concatenate(ours).astype(np.float64) - np.concatenate(theirs))
+            mean, largest = float(gaps.mean()), float(gaps.max())
             self._record.extra |= {"parity_mean": mean, "parity_max": largest}
             if not mean <= self._recipe.parity.bound:
                 raise ModelError(
@@ -245,8 +246,9 @@ class Training:
         sampling = Sampling(NUM_PARITY_SEQUENCES, 1.0, max_tokens=min(16, self._recipe.rollout.max_tokens))
         engine = self._pool.engines[0]
         drawn = await asyncio.gather(*engine.submit(prompt, sampling, 0))
-        read = await engine.logprobs([prompt + completion.token_ids for completion in drawn])
-        return hashlib.sha256(repr(([completion.logprobs for completion in drawn], read)).encode()).hexdigest()[:16]
+        read = await engine.logprobs([np.concatenate([prompt, completion.token_ids]) for completion in drawn])
+        values = [tuple(completion.logprobs.tolist()) for completion in drawn], [each.tolist() for each in read]
+        return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
     async def _restore(self, restored: checkpoint.Checkpoint) -> None:
         if restored.state.get("rounding", self._rounding) != self._rounding:

@@ -156,7 +156,7 @@ def reason_against(group: ScoredGroup, loss: Loss, config: SignalConfig) -> str:
     """Why nothing that `make_batch` would make of this group moves the weights: "tied", "unscorable" or "same" as in
     `volley.learner.signals.pairs.GroupPairs`; "" where something does."""
     if loss.signal == "pairs":
-        return group_pairs(group.rewards, [c.token_ids for c in group.completions], config).dropped
+        return group_pairs(group.rewards, [tuple(c.token_ids.tolist()) for c in group.completions], config).dropped
     num_scored = sum(not math.isnan(reward) for reward in group.rewards)
     if loss.signal == "advantages":
         return "" if group.has_signal else "tied" if num_scored > 1 else "unscorable"
@@ -173,7 +173,7 @@ def _pair_batch(
     dropped: Counter[str] = Counter(tied=0, unscorable=0, same=0)
     num_same = 0
     for group in groups:
-        found = group_pairs(group.rewards, [c.token_ids for c in group.completions], config)
+        found = group_pairs(group.rewards, [tuple(c.token_ids.tolist()) for c in group.completions], config)
         num_same += found.num_same
         if found.dropped:
             dropped[found.dropped] += 1
@@ -197,7 +197,9 @@ def _pair_batch(
 
 def _row(group: ScoredGroup, index: int, version: int) -> Row:
     completion = group.completions[index]
-    return Row(group.prompt.token_ids, completion.token_ids, completion.logprobs, version - completion.first_version)
+    arrays = (group.prompt.token_ids, completion.token_ids, completion.logprobs)
+    prompt_ids, completion_ids, logprobs = (tuple(values.tolist()) for values in arrays)
+    return Row(prompt_ids, completion_ids, logprobs, version - completion.first_version)
 
 
 def _mismatched(rows: Sequence[Row]) -> tuple[Row, ...]:

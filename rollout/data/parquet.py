@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from volley.rollout.errors import DataError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 SCHEMA = pa.schema(
     [
@@ -120,7 +120,7 @@ def _group(rows: Sequence[dict[str, Any]]) -> ScoredGroup:
         first["ordinal"],
         first["index"],
         first["prompt"],
-        tuple(first["prompt_token_ids"]),
+        as_token_ids(first["prompt_token_ids"]),
         first["answer"],
         json.loads(first["row"]),
     )
@@ -128,9 +128,9 @@ def _group(rows: Sequence[dict[str, Any]]) -> ScoredGroup:
 
 
 def _completion(row: dict[str, Any]) -> Completion:
-    return Completion(
-        tuple(row["token_ids"]),
-        tuple(row["logprobs"]),
+    return Completion.single(
+        row["token_ids"],
+        row["logprobs"],
         row["completion"],
         row["finish_reason"],
         row["first_version"],

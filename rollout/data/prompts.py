@@ -20,7 +20,7 @@ from volley.rollout.config import DataConfig
 from volley.rollout.data.chat import check_messages, render_chat
 from volley.rollout.data.rows import Rows
 from volley.rollout.errors import DataError
-from volley.rollout.types import Prompt
+from volley.rollout.types import Prompt, as_token_ids
 
 BATCH_SIZE = 1024
 
@@ -120,7 +120,7 @@ class PromptSet:
         if not token_ids:
             raise DataError(f"{self.where(index)}: the prompt becomes no tokens at all; give it text that has some.")
         row = {name: value for name, value in self._rows.values[index].items() if name not in ("prompt", "answer")}
-        return Prompt(0, index, text, tuple(token_ids), self._answer(index), row, tuple(messages))
+        return Prompt(0, index, text, as_token_ids(token_ids), self._answer(index), row, tuple(messages))
 
     def _text(self, index: int) -> tuple[str, Sequence[dict[str, Any]]]:
         """The text of a prompt, and the chat that it was made from, () for none."""

@@ -29,7 +29,7 @@ from volley.rollout.engines.vllm import (
 )
 from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
-from volley.rollout.types import Completion, LoadedWeights
+from volley.rollout.types import Completion, LoadedWeights, Logprobs, TokenIds
 
 POLL_S = 0.002
 SHARED_MEMORY = Path("/dev/shm")
@@ -158,14 +158,14 @@ class AsyncVllmEngine(ReceiverEnd):
         """Of the processes that hold the model."""
         return list(await self._engine.collective_rpc("volley_process_id"))
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         """As `Engine.submit`."""
         return [
             self._spawn(self._sample(token_ids, sampling_params(sampling, (seed + i) % 2**63), bool(sampling.stop)))
             for i in range(sampling.num_samples)
         ]
 
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
         """As `Engine.logprobs`."""
         outputs = await asyncio.gather(*(self._last(ids, logprob_params()) for ids in sequences))
         return [read_prompt_logprobs(ids, output) for (output, _), ids in zip(outputs, sequences, strict=True)]
@@ -259,7 +259,7 @@ class AsyncVllmEngine(ReceiverEnd):
 
         self._engine.output_processor.process_outputs = counted
 
-    async def _last(self, token_ids: Sequence[int], params: Any) -> tuple[Any, Era]:
+    async def _last(self, token_ids: TokenIds, params: Any) -> tuple[Any, Era]:
         """The final output, and when the engine was handed the request."""
         self._num_requests += 1
         era = self._era
@@ -269,7 +269,7 @@ class AsyncVllmEngine(ReceiverEnd):
                 return output, era
         raise RuntimeError("vLLM ended a request without a final output")
 
-    async def _sample(self, token_ids: Sequence[int], params: Any, has_stop_strings: bool) -> Completion:
+    async def _sample(self, token_ids: TokenIds, params: Any, has_stop_strings: bool) -> Completion:
         output, era = await self._last(token_ids, params)
         return read_completion(output.outputs[0], self._tokenizer, has_stop_strings, era)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from volley.rollout.errors import LostError
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, Logprobs, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Engine(Protocol):
     capacity: float
     """Samples that it works on at once; beyond that it should be sent none."""
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         """Queue one prompt; returns `sampling.num_samples` futures, each done as its completion ends.
 
         Sample i is drawn with its own generator seeded by seed + i, so it does not depend on what else is in
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
         """Teacher-forced log-probs at temperature 1: for a sequence of T tokens, T - 1 numbers (the first token has
         none). For the parity measurement."""
         ...

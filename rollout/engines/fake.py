@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta
-from volley.rollout.types import Completion, LoadedWeights
+from volley.rollout.types import Completion, LoadedWeights, Logprobs, TokenIds
 
 
 class FakeEngine(ReceiverEnd):
@@ -37,12 +39,14 @@ class FakeEngine(ReceiverEnd):
         self._fail_at = fail_at
         self._tasks: set[asyncio.Task[Completion]] = set()
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         self.num_requests += 1
         if self.num_requests == self._fail_at:
             raise RuntimeError(f"the fake engine died at request {self._fail_at}, as it was told to")
         tasks = [
-            asyncio.get_running_loop().create_task(self._sample(tuple(token_ids), sampling, seed, i, self.version))
+            asyncio.get_running_loop().create_task(
+                self._sample(tuple(token_ids.tolist()), sampling, seed, i, self.version)
+            )
             for i in range(sampling.num_samples)
         ]
         for task in tasks:
@@ -59,10 +63,10 @@ class FakeEngine(ReceiverEnd):
         tokens, text = self._answer(token_ids, number)
         kept = tuple(tokens)[: sampling.max_tokens]
         reason = "stop" if len(kept) == len(tokens) else "length"
-        return Completion(kept, (-1.0,) * len(kept), text, reason, version, self.version)
+        return Completion.single(kept, np.full(len(kept), -1.0), text, reason, version, self.version)
 
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return [[-1.0] * (len(sequence) - 1) for sequence in sequences]
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
+        return [np.full(len(sequence) - 1, -1.0, np.float32) for sequence in sequences]
 
     async def load_weights(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         self.loaded.append(dict(weights))

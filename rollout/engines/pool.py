@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 
 from volley.rollout.engines.engine import Engine, EngineLost, Sampling
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, TokenIds
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """Samples of one prompt that go to one engine together; futures: one for each."""
 
-    token_ids: Sequence[int]
+    token_ids: TokenIds
     sampling: Sampling
     seed: int
     futures: list["asyncio.Future[Completion]"]
@@ -47,7 +47,7 @@ class RolloutPool:
         """Samples that engines are working on."""
         return sum(self._loads.values())
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list["asyncio.Future[Completion]"]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list["asyncio.Future[Completion]"]:
         """As `Engine.submit`."""
         loop = asyncio.get_running_loop()
         job = _Job(token_ids, sampling, seed, [loop.create_future() for _ in range(sampling.num_samples)])

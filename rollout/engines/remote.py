@@ -15,7 +15,7 @@ from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.worker import Collected, Request, WorkerFacts
 from volley.rollout.transport.protocol import ReceiverEnd, VerbResult
 from volley.rollout.transport.stream import TransportError
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, Logprobs, TokenIds
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -61,7 +61,7 @@ class RemoteEngine:
         facts: WorkerFacts = await self._ask("start", deadline_s, "start")
         self.process_ids, self.capacity = facts.process_ids, facts.capacity
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         """As `Engine.submit`; what is submitted in one turn of the event loop travels together."""
         if self.lost:
             raise EngineLost(self.lost)
@@ -71,14 +71,14 @@ class RemoteEngine:
             self._spawn(self._flush())
         if not self._futures:
             self._progress_at = loop.time()
-        self._queued.append(Request(self._num_requests, tuple(token_ids), sampling, seed))
+        self._queued.append(Request(self._num_requests, token_ids, sampling, seed))
         futures: list[asyncio.Future[Completion]] = [loop.create_future() for _ in range(sampling.num_samples)]
         self._futures |= {(self._num_requests, sample): future for sample, future in enumerate(futures)}
         if self._collector is None:
             self._collector = loop.create_task(self._collect(), name=f"collect from {self.name}")
         return futures
 
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
         """As `Engine.logprobs`."""
         return list(await self._ask("logprobs", self._stall_s, "logprobs", sequences))
 

@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from volley.rollout.config import RolloutConfig
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.errors import ConfigError
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, Logprobs, TokenIds
 
 T = TypeVar("T")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -87,20 +88,20 @@ class Era:
     def next(self, version: int) -> "Era":
         return Era(self.number + 1, version)
 
-    def prompt(self, token_ids: Sequence[int]) -> dict[str, Any]:
+    def prompt(self, token_ids: TokenIds) -> dict[str, Any]:
         """For the engine. The salt keeps blocks that were computed under other weights out of the prefix cache's
         reach."""
-        return {"prompt_token_ids": list(token_ids), "cache_salt": f"weights-{self.number}"}
+        return {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"weights-{self.number}"}
 
 
 def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered: Era) -> Completion:
     """entered: when the engine was handed the request. One that waited in it while weights were loaded may have found
     blocks of that time in the prefix cache, so its first version is no later than that."""
-    token_ids = tuple(output.token_ids)
+    token_ids = list(output.token_ids)
     spans = output.weight_versions
-    return Completion(
+    return Completion.single(
         token_ids,
-        tuple(output.logprobs.logprobs),
+        output.logprobs.logprobs,
         output.text if has_stop_strings else tokenizer.decode(token_ids, skip_special_tokens=True),
         "length" if output.finish_reason == "length" else "stop",
         min(entered.version, _version(spans[0].version)),
@@ -113,8 +114,9 @@ def _version(label: str) -> int:
     return 0 if label == "default" else int(label)
 
 
-def read_prompt_logprobs(token_ids: Sequence[int], output: Any) -> list[float]:
-    return [output.prompt_logprobs[i][token_ids[i]].logprob for i in range(1, len(token_ids))]
+def read_prompt_logprobs(token_ids: TokenIds, output: Any) -> Logprobs:
+    ids = token_ids.tolist()
+    return np.array([output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))], np.float32)
 
 
 def load_into_model(vllm_config: Any, model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -155,7 +157,7 @@ class VllmEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._turn = asyncio.Lock()
         self._era = Era()
-        self._queued: list[tuple[str, Sequence[int], Any]] = []
+        self._queued: list[tuple[str, TokenIds, Any]] = []
         self._futures: dict[str, asyncio.Future[Any]] = {}
         self._reads: dict[str, Callable[[Any, Era], Any]] = {}
         self._entered: dict[str, Era] = {}
@@ -175,7 +177,7 @@ class VllmEngine:
         logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"))
         return LLMEngine.from_engine_args(EngineArgs(**args))
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         return [
             self._enqueue(
                 token_ids,
@@ -185,8 +187,8 @@ class VllmEngine:
             for i in range(sampling.num_samples)
         ]
 
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        def ask(ids: Sequence[int]) -> asyncio.Future[list[float]]:
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
+        def ask(ids: TokenIds) -> asyncio.Future[Logprobs]:
             return self._enqueue(ids, logprob_params(), lambda output, _: read_prompt_logprobs(ids, output))
 
         return list(await asyncio.gather(*map(ask, sequences)))
@@ -212,7 +214,7 @@ class VllmEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.engine_core.shutdown)
         self._thread.shutdown(wait=False)
 
-    def _enqueue(self, token_ids: Sequence[int], params: Any, read: Callable[[Any, Era], T]) -> asyncio.Future[T]:
+    def _enqueue(self, token_ids: TokenIds, params: Any, read: Callable[[Any, Era], T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         self._num_requests += 1
         request_id = str(self._num_requests)

@@ -13,7 +13,7 @@ from typing import Any
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.transport.protocol import VerbResult
 from volley.rollout.transport.stream import TransportError
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, Logprobs, TokenIds
 
 LINGER_S = 0.003
 LINGER_FROM = 8
@@ -26,7 +26,7 @@ class Request:
     """One prompt. number: unique for the worker's caller."""
 
     number: int
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     sampling: Sampling
     seed: int
 
@@ -101,7 +101,7 @@ class RolloutWorker:
                 await asyncio.sleep(LINGER_S)
         return Collected(tuple(self._finished.values()), self._engine.num_steps, self._dead)
 
-    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
         """As `Engine.logprobs`."""
         return list(await self._engine.logprobs(sequences))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 FUNCTIONS = """
 import os, subprocess, sys, time
@@ -51,11 +51,11 @@ QUICK = ScorerConfig(workers=2, timeout_s=1.0, memory_bytes=1 << 30)
 
 
 def prompt(answer: str = "18", **row: Any) -> Prompt:
-    return Prompt(0, 0, "question", (1, 2), answer, row)
+    return Prompt(0, 0, "question", as_token_ids((1, 2)), answer, row)
 
 
 def completion(text: str) -> Completion:
-    return Completion((1, 2, 3), (0.0, 0.0, 0.0), text, "stop", 0, 0)
+    return Completion.single((1, 2, 3), (0.0, 0.0, 0.0), text, "stop", 0, 0)
 
 
 def scores(terms: list[RewardConfig], texts: list[str], config: ScorerConfig = QUICK, **row: Any) -> list[Score]:

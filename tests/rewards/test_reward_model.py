@@ -16,7 +16,7 @@ from volley.rewards.reward_model import RewardModel
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import RewardError
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 LENGTHS = (1, 30, 7, 2, 55, 8, 21, 3, 3, 40)
@@ -222,8 +222,10 @@ def test_beside_another_term(model: Path) -> None:
     async def main() -> tuple[tuple[Score, ...], dict[str, float]]:
         terms = [RewardConfig("math"), RewardConfig("reward_model", weight=0.1, options={"model": str(model)})]
         async with Scorer(terms) as scorer:
-            prompt = Prompt(0, 0, "7+11=", (1, 2), "18", {})
-            completions = [Completion((1,), (0.0,), text, "stop", 0, 0) for text in (r"\boxed{18}", r"\boxed{19}")]
+            prompt = Prompt(0, 0, "7+11=", as_token_ids((1, 2)), "18", {})
+            completions = [
+                Completion.single((1,), (0.0,), text, "stop", 0, 0) for text in (r"\boxed{18}", r"\boxed{19}")
+            ]
             plain = [await scorer.score(prompt, completion) for completion in completions]
             return await scorer.score_group(prompt, completions, plain), scorer.metrics()
 

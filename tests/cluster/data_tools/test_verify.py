@@ -18,7 +18,7 @@ from volley.cluster.data_tools.verify_tally import MAX_GROUPS, NUM_SLOWEST, Grou
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rollout.data.parquet import write_groups
 from volley.rollout.errors import ConfigError, DataError, RewardError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 BOTH = ScorerConfig(workers=2, timeout_s=1.0)
 ROWS = [
@@ -161,11 +161,11 @@ def test_broken_line_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_samples_of_a_run(tmp_path: Path) -> None:
-    prompt = Prompt(0, 0, "question", (1, 2), "1/2", {"tolerance": 0.1})
+    prompt = Prompt(0, 0, "question", as_token_ids((1, 2)), "1/2", {"tolerance": 0.1})
     texts = (r"\boxed{0.55}", "The answer is 0.5")
     reasons = ("stop", "length")
     completions = tuple(
-        Completion((1, 2), (0.0, 0.0), text, reason, 0, 0) for text, reason in zip(texts, reasons, strict=True)
+        Completion.single((1, 2), (0.0, 0.0), text, reason, 0, 0) for text, reason in zip(texts, reasons, strict=True)
     )
     scores = (Score(1.0, {"math": 1.0}), Score(0.0, {"math": 0.0}))
     (tmp_path / "rollouts").mkdir()

@@ -31,7 +31,7 @@ from volley.rewards.judge.fake_endpoint import MODEL, Endpoint, Reply
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 NAN = math.nan
 
@@ -72,8 +72,8 @@ def test_certain_wins_of_few_prompts_stay_uncertain() -> None:
 def evaluated(rights: list[float], lengths: list[int]) -> dict[str, float]:
     groups = [
         ScoredGroup(
-            Prompt(0, 0, "", (1,), ""),
-            (Completion((1,) * length, (-1.0,) * length, "", "stop", 0, 0),),
+            Prompt(0, 0, "", as_token_ids((1,)), ""),
+            (Completion.single((1,) * length, (-1.0,) * length, "", "stop", 0, 0),),
             (Score(right, {}, "", right),),
         )
         for right, length in zip(rights, lengths, strict=True)
@@ -112,8 +112,8 @@ def answers(texts: Sequence[str], rewards: Sequence[float]) -> list[ScoredGroup]
     """One to each of as many prompts."""
     return [
         ScoredGroup(
-            Prompt(i, i, f"question {i}", (i,), ""),
-            (Completion((1,) * len(text), (-1.0,) * len(text), text, "stop", 0, 0),),
+            Prompt(i, i, f"question {i}", as_token_ids((i,)), ""),
+            (Completion.single((1,) * len(text), (-1.0,) * len(text), text, "stop", 0, 0),),
             (Score(reward, {}),),
         )
         for i, (text, reward) in enumerate(zip(texts, rewards, strict=True))
@@ -211,7 +211,7 @@ def test_a_run_tells_who_wins_and_that_its_answers_are_cut_short(workspace: Path
 def test_the_loop_tells_who_wins_and_that_answers_are_cut_short(tmp_path: Path) -> None:
     """An engine that thinks before it answers under its first weights only, before a judge who likes it short."""
     engine = FakeEngine(lambda ids, number: (range(9), THOUGHT) if engine.version == 0 else (range(2), "no"))
-    prompts = [Prompt(i, i, f"question {i}", (i,), "") for i in range(32)]
+    prompts = [Prompt(i, i, f"question {i}", as_token_ids((i,)), "") for i in range(32)]
     (tmp_path / "rollouts").mkdir()
 
     async def main() -> None:

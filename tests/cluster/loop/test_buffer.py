@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from volley.cluster.loop.buffer import GroupBuffer
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 
 def prompt_at(ordinal: int) -> Prompt:
-    return Prompt(ordinal, ordinal % 100, f"{ordinal}", (ordinal,), "")
+    return Prompt(ordinal, ordinal % 100, f"{ordinal}", as_token_ids((ordinal,)), "")
 
 
 def group_of(prompt: Prompt, version: int, rewards: tuple[float, ...] = (0.0, 1.0)) -> ScoredGroup:
-    completion = Completion((1,), (-1.0,), "x", "stop", version, version)
+    completion = Completion.single((1,), (-1.0,), "x", "stop", version, version)
     return ScoredGroup(prompt, (completion,) * len(rewards), tuple(Score(r, {}) for r in rewards))
 
 

@@ -46,8 +46,8 @@ def test_a_demonstration_is_a_scored_group(tmp_path: Path, char_tokenizer: Any) 
     (group,) = take(DatasetSource(demonstrations(tmp_path, char_tokenizer, ROWS[:1]), lambda: 7), 1)
     (completion,), (score,) = group.completions, group.scores
     assert (group.prompt.text, completion.text, group.prompt.row["id"]) == ("0+1=", "1", 0)
-    assert completion.token_ids == (*char_tokenizer.convert_tokens_to_ids(["1"]), char_tokenizer.eos_token_id)
-    assert completion.logprobs == (0.0, 0.0)
+    assert completion.token_ids.tolist() == [*char_tokenizer.convert_tokens_to_ids(["1"]), char_tokenizer.eos_token_id]
+    assert completion.logprobs.tolist() == [0.0, 0.0]
     assert (completion.finish_reason, completion.first_version, completion.last_version) == ("data", 7, 7)
     assert (score.reward, dict(score.terms), score.unscorable) == (1.0, {}, "")
     batch = make_batch([group], Sft(), 7)
@@ -95,7 +95,7 @@ def test_long_rows_are_refused(tmp_path: Path, char_tokenizer: Any) -> None:
 def test_an_end_token_that_is_there_is_not_doubled(tmp_path: Path, char_tokenizer: Any) -> None:
     rows = [{"prompt": "ab", "completion": [{"role": "assistant", "content": "x<eos>"}]}]
     (group,) = take(DatasetSource(demonstrations(tmp_path, char_tokenizer, rows), lambda: 0), 1)
-    assert group.completions[0].token_ids[1:] == (char_tokenizer.eos_token_id,)
+    assert group.completions[0].token_ids[1:].tolist() == [char_tokenizer.eos_token_id]
 
 
 def test_bad_demonstrations(tmp_path: Path, char_tokenizer: Any) -> None:

@@ -6,13 +6,13 @@ import math
 import pytest
 
 from volley.cluster.loop.evaluate import greedy_metrics, pass_at_k, sample_metrics
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 
 def group(answers: list[tuple[str, float]], length: int = 3, reason: str = "stop") -> ScoredGroup:
-    completion = Completion((1,) * length, (-1.0,) * length, "", reason, 0, 0)
+    completion = Completion.single((1,) * length, (-1.0,) * length, "", reason, 0, 0)
     scores = tuple(Score(right, {}, "", right, text) for text, right in answers)
-    return ScoredGroup(Prompt(0, 0, "", (1,), ""), (completion,) * len(answers), scores)
+    return ScoredGroup(Prompt(0, 0, "", as_token_ids((1,)), ""), (completion,) * len(answers), scores)
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(4, 0, 2), (4, 1, 2), (5, 2, 3), (6, 6, 1), (8, 3, 8)])

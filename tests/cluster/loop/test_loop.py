@@ -19,7 +19,7 @@ from volley.learner.signals.batch import Advantages, Batch, Update, make_batch
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 
 class FakeLearner:
@@ -100,7 +100,7 @@ class World:
         self.pass_at_1 = 0.0
         roller, sampling = Roller(self.pool, ParityScores(), 0), Sampling(4)
         self.source = GroupBuffer(
-            lambda ordinal: Prompt(ordinal, ordinal, "", (ordinal,), ""),
+            lambda ordinal: Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), ""),
             lambda prompt: roller(prompt, sampling),
             self.recipe.groups_per_step,
             self.recipe.max_staleness,
@@ -172,7 +172,7 @@ def test_synchronous_training_equals_taking_turns_by_hand() -> None:
     roller, batches = Roller(hand.pool, ParityScores(), 0), list[Batch]()
 
     async def roll(ordinals: Sequence[int]) -> list[ScoredGroup]:
-        prompts = [Prompt(ordinal, ordinal, "", (ordinal,), "") for ordinal in ordinals]
+        prompts = [Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), "") for ordinal in ordinals]
         return list(await asyncio.gather(*(roller(prompt, Sampling(4)) for prompt in prompts)))
 
     async def take_turns() -> None:
@@ -244,9 +244,11 @@ def test_a_stop_ends_a_run_that_never_waits_with_a_checkpoint() -> None:
 
     class Shown:
         def group_at(self, ordinal: int, version: int) -> ScoredGroup:
-            completion = Completion((1,), (0.0,), "", "stop", version, version)
+            completion = Completion.single((1,), (0.0,), "", "stop", version, version)
             scores = (Score(1.0, {}), Score(0.0, {}))
-            return ScoredGroup(Prompt(ordinal, ordinal, "", (ordinal,), ""), (completion, completion), scores)
+            return ScoredGroup(
+                Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), ""), (completion, completion), scores
+            )
 
     class Stopping(FakeLearner):
         async def update(self, batch: Batch) -> Update:

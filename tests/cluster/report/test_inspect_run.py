@@ -7,15 +7,15 @@ import pytest
 from volley.cluster.report.inspect_run import inspect
 from volley.rollout.data.parquet import write_groups
 from volley.rollout.errors import ConfigError, DataError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 
 def completion(text: str, reason: str = "stop") -> Completion:
-    return Completion((1, 2, 3), (-0.5,) * 3, text, reason, 4, 5)
+    return Completion.single((1, 2, 3), (-0.5,) * 3, text, reason, 4, 5)
 
 
 def group(ordinal: int, *accuracies: float) -> ScoredGroup:
-    prompt = Prompt(ordinal, ordinal, f"question {ordinal}\nsecond line", (1, 2), "18", {})
+    prompt = Prompt(ordinal, ordinal, f"question {ordinal}\nsecond line", as_token_ids((1, 2)), "18", {})
     scores = [
         Score(math.nan, {"math": math.nan}, "the reward hung")
         if math.isnan(accuracy)
@@ -77,7 +77,7 @@ def test_only_some(run: Path, only: str, shown: list[str], hidden: list[str], la
 
 def test_samples_cannot_play_with_the_terminal_or_the_markup(run: Path) -> None:
     sly = ScoredGroup(
-        Prompt(0, 0, "p", (1,), "", {}), (completion("[red]a[/red]\x1b[2J\rb\x9b\tc"),), (Score(1.0, {}),)
+        Prompt(0, 0, "p", as_token_ids((1,)), "", {}), (completion("[red]a[/red]\x1b[2J\rb\x9b\tc"),), (Score(1.0, {}),)
     )
     write_groups(run / "rollouts" / "step-000009.parquet", [sly], 9)
     text = printed(run)

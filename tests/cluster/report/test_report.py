@@ -11,7 +11,7 @@ import pytest
 from volley.cluster.report.report import write_report
 from volley.rollout.data.parquet import write_groups
 from volley.rollout.errors import CheckpointError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!--"
 
@@ -53,8 +53,10 @@ def run_dir(tmp_path: Path) -> Path:
         row |= {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
     (directory / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
     (directory / "recipe.yaml").write_text(f"name: my-run  # {HOSTILE}\n")
-    completion = Completion((1, 2), (-1.0, -1.0), HOSTILE, "stop", 0, 0)
-    group = ScoredGroup(Prompt(0, 0, HOSTILE, (1,), "4"), (completion,), (Score(1.0, {"math": 1.0}, accuracy=1.0),))
+    completion = Completion.single((1, 2), (-1.0, -1.0), HOSTILE, "stop", 0, 0)
+    group = ScoredGroup(
+        Prompt(0, 0, HOSTILE, as_token_ids((1,)), "4"), (completion,), (Score(1.0, {"math": 1.0}, accuracy=1.0),)
+    )
     for step in (1, 60):
         write_groups(directory / "rollouts" / f"step-{step:06d}.parquet", [group], step)
     return directory

@@ -24,7 +24,7 @@ from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.errors import RewardError
-from volley.rollout.types import Prompt, ScoredGroup
+from volley.rollout.types import Prompt, ScoredGroup, as_token_ids
 
 CONSTITUTION = Path(__file__).parents[3] / "recipes" / "constitution.txt"
 
@@ -82,7 +82,7 @@ async def trained(recipe: Recipe) -> list[dict[str, Any]]:
     async with Scorer(recipe.rewards, recipe.scorer) as scorer:
         roller = Roller(RolloutPool([engine]), scorer, 0)
         source = GroupBuffer(
-            lambda ordinal: Prompt(ordinal, ordinal, "write", (ordinal,), ""),
+            lambda ordinal: Prompt(ordinal, ordinal, "write", as_token_ids((ordinal,)), ""),
             lambda prompt: roller(prompt, recipe.rollout.sampling),
             recipe.groups_per_step,
             recipe.max_staleness,

@@ -20,7 +20,7 @@ from volley.rewards.judge.fake_endpoint import closed_port
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import RewardError
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 pytestmark = pytest.mark.faults
 
@@ -96,8 +96,8 @@ def term(url: str, **more: Any) -> RewardConfig:
 def scored(config: RewardConfig, responses: list[str]) -> tuple[tuple[Score, ...], dict[str, float]]:
     async def main() -> tuple[tuple[Score, ...], dict[str, float]]:
         async with Scorer([config]) as scorer:
-            prompt = Prompt(0, 0, "7+11=?", (1, 2), "18", {})
-            completions = [Completion((1,), (0.0,), text, "stop", 0, 0) for text in responses]
+            prompt = Prompt(0, 0, "7+11=?", as_token_ids((1, 2)), "18", {})
+            completions = [Completion.single((1,), (0.0,), text, "stop", 0, 0) for text in responses]
             plain = [await scorer.score(prompt, completion) for completion in completions]
             return await scorer.score_group(prompt, completions, plain), scorer.metrics()
 

@@ -12,15 +12,15 @@ from volley.cluster.recipe.config import parse_recipe
 from volley.cluster.run.progress import Progress
 from volley.cluster.storage.metrics import RunLog, read_rows
 from volley.rollout.errors import ConfigError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 RECIPE = parse_recipe({"name": "a", "model": "m", "data": {"train": "t"}, "steps": 9})
 ROW = {"step": 1, "reward_mean": 0.5, "accuracy": math.nan, "samples": 8, "completion_tokens": 80, "samples_per_s": 2.0}
 
 
 def group(scores: list[Score], version: int = 3, length: int = 4) -> ScoredGroup:
-    completion = Completion((1,) * length, (-1.0,) * length, "x", "length", version, version)
-    return ScoredGroup(Prompt(0, 0, "p", (1,), ""), (completion,) * len(scores), tuple(scores))
+    completion = Completion.single((1,) * length, (-1.0,) * length, "x", "length", version, version)
+    return ScoredGroup(Prompt(0, 0, "p", as_token_ids((1,)), ""), (completion,) * len(scores), tuple(scores))
 
 
 def test_rows_are_on_disk_at_once_and_unknown_numbers_are_null(tmp_path: Path) -> None:
@@ -73,9 +73,9 @@ def test_unscorable_samples_are_counted_and_not_averaged() -> None:
 
 def test_what_a_data_set_says_is_not_the_policys() -> None:
     def answered(length: int, reason: str) -> Completion:
-        return Completion((1,) * length, (0.0,) * length, "x", reason, 3, 3)
+        return Completion.single((1,) * length, (0.0,) * length, "x", reason, 3, 3)
 
-    prompt, scores = Prompt(0, 0, "p", (1,), ""), (Score(1.0, {}), Score(0.0, {}, accuracy=1.0))
+    prompt, scores = Prompt(0, 0, "p", as_token_ids((1,)), ""), (Score(1.0, {}), Score(0.0, {}, accuracy=1.0))
     beside = group_metrics([ScoredGroup(prompt, (answered(9, "data"), answered(4, "length")), scores)], 3)
     assert (beside["samples"], beside["completion_tokens"], beside["reward_mean"]) == (1, 4, 0.0)
     assert (beside["response_length_mean"], beside["truncated_share"], beside["accuracy"]) == (4, 1.0, 1.0)

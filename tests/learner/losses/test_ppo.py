@@ -14,7 +14,7 @@ from volley.learner.signals.advantages import gae, whitened
 from volley.learner.signals.batch import Batch, Rewards, Row, Targets, make_batch, reason_against
 from volley.learner.signals.critic import critic_of, with_targets
 from volley.rollout.errors import ConfigError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 
 def double_sum(reward: float, values: list[float], gamma: float, lam: float) -> list[float]:
@@ -119,7 +119,10 @@ def test_explained_variance_is_unknown_where_all_returns_are_equal() -> None:
 
 
 def test_groups_whose_rewards_are_equal_or_of_one_answer_are_learned_from() -> None:
-    prompt, answer = Prompt(0, 0, "p", (1,), ""), Completion((2, 3), (-1.0, -1.0), "x", "stop", 0, 0)
+    prompt, answer = (
+        Prompt(0, 0, "p", as_token_ids((1,)), ""),
+        Completion.single((2, 3), (-1.0, -1.0), "x", "stop", 0, 0),
+    )
     alike = ScoredGroup(prompt, (answer, answer), (Score(1.0, {}), Score(1.0, {})))
     unknown = ScoredGroup(prompt, (answer, answer), (Score(math.nan, {}), Score(0.5, {})))
     nothing = ScoredGroup(prompt, (answer,), (Score(math.nan, {}),))

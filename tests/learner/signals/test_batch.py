@@ -9,19 +9,21 @@ from volley.learner.losses.policy.grpo import Grpo
 from volley.learner.losses.policy.rloo import Rloo
 from volley.learner.losses.sft import Sft
 from volley.learner.signals.batch import Advantages, Demonstrations, make_batch
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 
 def group(ordinal: int, rewards: list[float], versions: list[int]) -> ScoredGroup:
     """Completion i says token 10 * ordinal + i, once more each time."""
     completions = tuple(
-        Completion((10 * ordinal + i,) * (i + 1), (-0.5,) * (i + 1), "text", "stop", version, version + 1)
+        Completion.single((10 * ordinal + i,) * (i + 1), (-0.5,) * (i + 1), "text", "stop", version, version + 1)
         for i, version in enumerate(versions)
     )
     scores = tuple(
         Score(reward, {}, unscorable="the reward raised" if math.isnan(reward) else "") for reward in rewards
     )
-    return ScoredGroup(Prompt(ordinal, ordinal, "text", (ordinal, ordinal), "answer"), completions, scores)
+    return ScoredGroup(
+        Prompt(ordinal, ordinal, "text", as_token_ids((ordinal, ordinal)), "answer"), completions, scores
+    )
 
 
 def test_rows_follow_the_groups():

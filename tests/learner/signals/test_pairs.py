@@ -16,7 +16,7 @@ from volley.learner.losses.preference.dpo import Dpo
 from volley.learner.losses.preference.kto import Kto
 from volley.learner.signals.batch import Labels, Pairs, make_batch, reason_against
 from volley.learner.signals.pairs import GroupPairs, group_pairs
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 NAN = math.nan
 ALL = SignalConfig(pairs="all")
@@ -24,10 +24,12 @@ ALL = SignalConfig(pairs="all")
 
 def group(number: int, rewards: list[float], texts: str = "abcdefgh") -> ScoredGroup:
     completions = tuple(
-        Completion((ord(texts[i]), 1) + (2,) * i, (-0.5,) * (i + 2), texts[i], "stop", 3, 3)
+        Completion.single((ord(texts[i]), 1) + (2,) * i, (-0.5,) * (i + 2), texts[i], "stop", 3, 3)
         for i in range(len(rewards))
     )
-    return ScoredGroup(Prompt(number, number, "p", (7, number), ""), completions, tuple(Score(r, {}) for r in rewards))
+    return ScoredGroup(
+        Prompt(number, number, "p", as_token_ids((7, number)), ""), completions, tuple(Score(r, {}) for r in rewards)
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,8 +113,8 @@ def mismatched(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
     """(prompt, (prompt, number) of the completion) of each mismatched row, where prompt p has sizes[p] completions."""
     groups = []
     for p, size in enumerate(sizes):
-        completions = tuple(Completion((100 + p, i), (-0.5, -0.5), "", "stop", 3, 3) for i in range(size))
-        groups.append(ScoredGroup(Prompt(p, p, "p", (p,), ""), completions, (Score(1.0, {}),) * size))
+        completions = tuple(Completion.single((100 + p, i), (-0.5, -0.5), "", "stop", 3, 3) for i in range(size))
+        groups.append(ScoredGroup(Prompt(p, p, "p", as_token_ids((p,)), ""), completions, (Score(1.0, {}),) * size))
     batch = make_batch(groups, Kto(), version=3)
     assert isinstance(batch.signal, Labels)
     rows = batch.signal.mismatched

@@ -25,7 +25,7 @@ from volley.rewards.sandbox.types import Limits
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import ConfigError, RewardError
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 SQUARE = "def f(x):\n    return x * x\n"
 ASSERTS = ["assert f(2) == 4", "assert f(3) == 9", "assert f(-1) == 1", "assert f(0) == 0"]
@@ -333,8 +333,8 @@ def scored(
 
     async def all_of_them() -> list[Score]:
         async with Scorer(terms, config) as scorer:
-            prompt = Prompt(0, 0, "question", (1, 2), "", row)
-            completions = [Completion((1,), (0.0,), text, "stop", 0, 0) for text in texts]
+            prompt = Prompt(0, 0, "question", as_token_ids((1, 2)), "", row)
+            completions = [Completion.single((1,), (0.0,), text, "stop", 0, 0) for text in texts]
             work = asyncio.gather(*(scorer.score(prompt, each) for each in completions))
             while not work.done():
                 seen.update(set(descendants(os.getpid())) - before)

@@ -11,7 +11,7 @@ from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item, Outcome
 from volley.rewards.judge.fake_endpoint import MODEL, Endpoint, Reply
 from volley.rewards.judge.judge import Judge
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 CONSTITUTION = Path(__file__).parents[3] / "recipes" / "constitution.txt"
 Answer = Callable[[dict[str, Any]], Reply]
@@ -58,5 +58,5 @@ def longer(first: str, second: str) -> int:
 
 def group(responses: Sequence[str]) -> tuple[Prompt, list[Completion], list[Score]]:
     """A prompt, its completions, and what a scorer without plain terms says of each."""
-    completions = [Completion((1, 2, 3), (0.0, 0.0, 0.0), text, "stop", 0, 0) for text in responses]
-    return Prompt(0, 0, "question", (1, 2), "18", {}), completions, [Score(0.0, {}) for _ in responses]
+    completions = [Completion.single((1, 2, 3), (0.0, 0.0, 0.0), text, "stop", 0, 0) for text in responses]
+    return Prompt(0, 0, "question", as_token_ids((1, 2)), "18", {}), completions, [Score(0.0, {}) for _ in responses]

@@ -17,7 +17,7 @@ from volley.rewards.judge.fake_endpoint import Endpoint, Reply
 from volley.rewards.judge.judge import Judge, meetings, win_shares
 from volley.rewards.judge.judgement import neutralise, read_score, read_winner
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 
 def test_scores_are_mapped_to_the_unit_interval() -> None:
@@ -255,8 +255,8 @@ def test_why_a_plain_term_failed_stays_the_reason() -> None:
         async with Endpoint(lambda _: Reply('{"score": 10}')) as endpoint:
             terms = [RewardConfig("math"), RewardConfig("judge", options=options(endpoint.url))]
             async with Scorer(terms) as scorer:
-                prompt = Prompt(0, 0, "question", (1, 2), "", {})
-                completion = Completion((1,), (0.0,), r"\boxed{18}", "stop", 0, 0)
+                prompt = Prompt(0, 0, "question", as_token_ids((1, 2)), "", {})
+                completion = Completion.single((1,), (0.0,), r"\boxed{18}", "stop", 0, 0)
                 plain = await scorer.score(prompt, completion)
                 assert plain.unscorable.startswith("reward 'math'"), "the row has no answer"
                 (score,) = await scorer.score_group(prompt, [completion], [plain])

@@ -13,18 +13,18 @@ from volley.rewards.length.relative import group_relative
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.errors import ConfigError, RewardError
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 TERMS = [RewardConfig("math"), RewardConfig("length_group", weight=0.2)]
 
 
 def completion(text: str, num_tokens: int) -> Completion:
-    return Completion((1,) * num_tokens, (0.0,) * num_tokens, text, "stop", 0, 0)
+    return Completion.single((1,) * num_tokens, (0.0,) * num_tokens, text, "stop", 0, 0)
 
 
 def scored(terms: list[RewardConfig], completions: list[Completion], answer: str = "18") -> tuple[Score, ...]:
     async def main() -> tuple[Score, ...]:
-        prompt = Prompt(0, 0, "question", (1, 2), answer, {})
+        prompt = Prompt(0, 0, "question", as_token_ids((1, 2)), answer, {})
         async with Scorer(terms, ScorerConfig(workers=1)) as scorer:
             plain = [await scorer.score(prompt, each) for each in completions]
             return await scorer.score_group(prompt, completions, plain)

@@ -17,7 +17,7 @@ from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.answers.parsing import parse_answer
 from volley.rewards.math.verifier import equivalent, extract, quick_reward, reward, verify
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 CASES: list[dict[str, str]] = [
     json.loads(line) for line in Path(__file__).with_name("math_cases.jsonl").read_text().splitlines()
@@ -75,8 +75,8 @@ def test_verdicts_are_the_same_on_an_event_loop_and_through_the_scorer() -> None
     async def main() -> tuple[list[str], list[Score]]:
         here = [verdict(case["answer"], case["response"]) for case in CASES]
         async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
-            completions = [Completion((), (), case["response"], "stop", 0, 0) for case in CASES]
-            prompts = [Prompt(0, 0, "", (), case["answer"]) for case in CASES]
+            completions = [Completion.single((), (), case["response"], "stop", 0, 0) for case in CASES]
+            prompts = [Prompt(0, 0, "", as_token_ids(()), case["answer"]) for case in CASES]
             return here, list(await asyncio.gather(*map(scorer.score, prompts, completions)))
 
     here, scores = asyncio.run(main())

@@ -23,7 +23,7 @@ from volley.rewards.math.expressions.grammar import parse
 from volley.rewards.math.expressions.limits import MAX_STEPS, StepLimitError, count_steps, step_limit
 from volley.rewards.math.verifier import equivalent, extract, reward, verify
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 LIMIT_S = 2.0
 MEMORY_BYTES = 200 << 20
@@ -253,9 +253,10 @@ def test_a_verdict_that_takes_too_long_is_unscorable_and_costs_no_child() -> Non
         terms, config = [RewardConfig("math", options={"limit_s": 0.05})], ScorerConfig(workers=1)
         async with Scorer(terms, config) as scorer:
             (gold, given), children = LONG[0], children_of(os.getpid())
-            slow = scorer.score(Prompt(0, 0, "", (), gold), Completion((), (), f"\\boxed{{{given}}}", "stop", 0, 0))
-            good = Completion((), (), r"\boxed{\frac{\sqrt{12}}{2}}", "stop", 0, 0)
-            scores = await asyncio.gather(slow, scorer.score(Prompt(0, 0, "", (), r"\sqrt{3}"), good))
+            hard = Completion.single((), (), f"\\boxed{{{given}}}", "stop", 0, 0)
+            slow = scorer.score(Prompt(0, 0, "", as_token_ids(()), gold), hard)
+            good = Completion.single((), (), r"\boxed{\frac{\sqrt{12}}{2}}", "stop", 0, 0)
+            scores = await asyncio.gather(slow, scorer.score(Prompt(0, 0, "", as_token_ids(()), r"\sqrt{3}"), good))
             assert children_of(os.getpid()) == children
             return scores[0], scores[1]
 
@@ -290,8 +291,8 @@ def test_ten_thousand_through_the_scorer_lose_no_good_one(tmp_path: Path) -> Non
 
     async def main() -> list[Score]:
         async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
-            prompts = [Prompt(0, 0, "", (), gold) for _, gold, _ in items]
-            completions = [Completion((), (), response, "stop", 0, 0) for response, _, _ in items]
+            prompts = [Prompt(0, 0, "", as_token_ids(()), gold) for _, gold, _ in items]
+            completions = [Completion.single((), (), response, "stop", 0, 0) for response, _, _ in items]
             return list(await asyncio.gather(*map(scorer.score, prompts, completions)))
 
     before, started = resident_bytes(), time.monotonic()

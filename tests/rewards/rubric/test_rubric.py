@@ -9,7 +9,7 @@ from volley.rewards.config import RewardConfig
 from volley.rewards.item import Item
 from volley.rewards.rubric.rubric import Rubric
 from volley.rollout.errors import ConfigError, RewardError
-from volley.rollout.types import Completion, Prompt
+from volley.rollout.types import Completion, Prompt, as_token_ids
 
 FUNCTIONS = """
 from volley.rewards.item import Unscorable
@@ -150,8 +150,8 @@ def test_contradicting_terms_are_refused(file: Path) -> None:
 
 
 def test_the_item_of_a_prompt_and_a_completion() -> None:
-    prompt = Prompt(0, 0, "q", (1,), "a", {"level": 3, "truncated": "mine"})
-    completion = Completion((1, 2), (0.0, 0.0), "text", "length", 0, 0)
+    prompt = Prompt(0, 0, "q", as_token_ids((1,)), "a", {"level": 3, "truncated": "mine"})
+    completion = Completion.single((1, 2), (0.0, 0.0), "text", "length", 0, 0)
     made = Item.of(prompt, completion)
     assert made == Item("q", "text", "a", 2, True, prompt.row)
     assert made.arguments() == {

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from volley.rollout.data.parquet import SCHEMA, from_batch, read_groups, to_batch, write_groups
 from volley.rollout.errors import DataError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
+token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(as_token_ids)
 doubles = st.floats(allow_nan=True)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False) | texts,
@@ -39,7 +39,9 @@ def groups(draw: st.DrawFn) -> ScoredGroup:
         logprobs = tuple(draw(st.lists(st.floats(width=32, max_value=0), min_size=len(ids), max_size=len(ids))))
         first = draw(st.integers(0, 10**6))
         reason = draw(st.sampled_from(["stop", "length"]))
-        completions.append(Completion(ids, logprobs, draw(texts), reason, first, first + draw(st.integers(0, 3))))
+        completions.append(
+            Completion.single(ids, logprobs, draw(texts), reason, first, first + draw(st.integers(0, 3)))
+        )
         terms = draw(st.dictionaries(texts, doubles, max_size=3))
         scores.append(Score(draw(doubles), terms, draw(texts), draw(doubles), draw(texts)))
     return ScoredGroup(prompt, tuple(completions), tuple(scores))
@@ -60,8 +62,8 @@ def test_round_trip_is_exact(some: list[ScoredGroup], step: int) -> None:
 
 
 def group(ordinal: int, rewards: tuple[float, ...] = (1.0, math.nan)) -> ScoredGroup:
-    completion = Completion((5, 1), (-0.5, -0.25), "hi", "length", 3, 4)
-    prompt = Prompt(ordinal, 9, "say hi", (7, 8, 9), "hi", {"level": 2})
+    completion = Completion.single((5, 1), (-0.5, -0.25), "hi", "length", 3, 4)
+    prompt = Prompt(ordinal, 9, "say hi", as_token_ids((7, 8, 9)), "hi", {"level": 2})
     scores = tuple(Score(reward, {"math": reward}, "" if reward == reward else "it hung") for reward in rewards)
     return ScoredGroup(prompt, (completion,) * len(rewards), scores)
 
@@ -98,7 +100,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_groups(path, [group(0)], 1)
     bad = group(1)
     with pytest.raises(TypeError):
-        write_groups(path, [ScoredGroup(Prompt(1, 1, "p", (1,), "", {"x": object()}), bad.completions, bad.scores)], 2)
+        write_groups(
+            path,
+            [ScoredGroup(Prompt(1, 1, "p", as_token_ids((1,)), "", {"x": object()}), bad.completions, bad.scores)],
+            2,
+        )
     assert len(read_groups(path)) == 1
 
 

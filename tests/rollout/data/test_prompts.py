@@ -95,7 +95,7 @@ def test_raw_text_gets_the_tokenizers_own_special_tokens_and_a_chat_none(tmp_pat
     )
     rows: list[dict[str, Any]] = [{"prompt": "ab"}, {"prompt": [{"role": "user", "content": "ab"}]}]
     raw, chat = prompts(tmp_path, chat_tokenizer, rows).in_order()
-    assert raw.token_ids == (chat_tokenizer.eos_token_id, *chat_tokenizer.convert_tokens_to_ids(["a", "b"]))
+    assert raw.token_ids.tolist() == [chat_tokenizer.eos_token_id, *chat_tokenizer.convert_tokens_to_ids(["a", "b"])]
     assert raw.text == "ab"
     assert chat.text == "<user>ab\n<assistant>"
     assert chat_tokenizer.decode(chat.token_ids) == chat.text

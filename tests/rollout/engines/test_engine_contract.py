@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from volley.rollout.engines.engine import Engine, Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import RolloutWorker
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, as_token_ids
 
 Run = Callable[[Any], Any]
-PROMPT = (5, 6, 7, 8)
+PROMPT = as_token_ids([5, 6, 7, 8])
 
 
 def fake() -> FakeEngine:
@@ -50,25 +51,27 @@ def test_the_same_seed_gives_the_same_samples_and_another_gives_others(engine: E
     first = run(sample(engine, Sampling(4, 1.0, max_tokens=12), seed=1))
     assert first == run(sample(engine, Sampling(4, 1.0, max_tokens=12), seed=1))
     assert first != run(sample(engine, Sampling(4, 1.0, max_tokens=12), seed=2))
-    assert len({completion.token_ids for completion in first}) > 1
+    assert len({tuple(completion.token_ids) for completion in first}) > 1
 
 
 def test_sample_i_has_the_seed_plus_i(engine: Engine, run: Run) -> None:
     """What lets a lost engine's samples be asked of another one by one."""
     group = run(sample(engine, Sampling(3, 1.0, max_tokens=4), seed=10))
     alone = [run(sample(engine, Sampling(1, 1.0, max_tokens=4), seed=10 + i))[0] for i in range(3)]
-    assert [completion.token_ids for completion in alone] == [completion.token_ids for completion in group]
+    assert [tuple(completion.token_ids) for completion in alone] == [
+        tuple(completion.token_ids) for completion in group
+    ]
 
 
 def test_greedy_samples_do_not_depend_on_the_seed(engine: Engine, run: Run) -> None:
     greedy = Sampling(2, 0.0, max_tokens=6)
     first, second = run(sample(engine, greedy, seed=1)), run(sample(engine, greedy, seed=2))
-    assert len({completion.token_ids for completion in first + second}) == 1
+    assert len({tuple(completion.token_ids) for completion in first + second}) == 1
 
 
 def test_logprobs_of_all_tokens_but_the_first(engine: Engine, run: Run) -> None:
-    found = run(engine.logprobs([PROMPT, (5, 6)]))
-    assert [len(values) for values in found] == [3, 1]
+    found = run(engine.logprobs([PROMPT, as_token_ids([5, 6])]))
+    assert [(len(values), values.dtype) for values in found] == [(3, np.float32), (1, np.float32)]
 
 
 def test_cancelled_requests_leave_it_serving(engine: Engine, run: Run) -> None:

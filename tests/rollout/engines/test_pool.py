@@ -1,7 +1,6 @@
 """The pool: least loaded first, no more than an engine takes, and nothing lost with an engine."""
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
-from volley.rollout.types import Completion
+from volley.rollout.types import Completion, TokenIds, as_token_ids
 
 
 class MortalEngine(FakeEngine):
@@ -22,7 +21,7 @@ class MortalEngine(FakeEngine):
         self.most_in_flight = 0
         self._out: list[asyncio.Future[Completion]] = []
 
-    def submit(self, token_ids: Sequence[int], sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+    def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         if self.num_requests >= self.lives:
             raise EngineLost("it died")
         inner = super().submit(token_ids, sampling, seed)
@@ -39,7 +38,7 @@ class MortalEngine(FakeEngine):
 
 
 async def sample(pool: RolloutPool, prompts: int, size: int = 4) -> list[list[Completion]]:
-    groups = [pool.submit((prompt,), Sampling(size), 100 * prompt) for prompt in range(prompts)]
+    groups = [pool.submit(as_token_ids([prompt]), Sampling(size), 100 * prompt) for prompt in range(prompts)]
     return [list(await asyncio.gather(*group)) for group in groups]
 
 
@@ -57,7 +56,7 @@ def test_no_engine_gets_more_than_it_takes_and_the_oldest_go_first() -> None:
         engine = MortalEngine(capacity=8)
         pool = RolloutPool([engine])
         order: list[int] = []
-        groups = [pool.submit((prompt,), Sampling(4), prompt) for prompt in range(10)]
+        groups = [pool.submit(as_token_ids([prompt]), Sampling(4), prompt) for prompt in range(10)]
         for prompt, group in enumerate(groups):
             group[0].add_done_callback(lambda done, p=prompt: order.append(p))
         assert pool.num_in_flight == 8
@@ -117,7 +116,7 @@ def test_cancelled_requests_are_cancelled_in_the_engine_and_never_start_when_the
     async def everything() -> None:
         engine = MortalEngine(capacity=4, delay=0.05)
         pool = RolloutPool([engine])
-        groups = [pool.submit((prompt,), Sampling(4), prompt) for prompt in range(3)]
+        groups = [pool.submit(as_token_ids([prompt]), Sampling(4), prompt) for prompt in range(3)]
         for future in [future for group in groups[:2] for future in group]:
             future.cancel()
         assert len(await asyncio.gather(*groups[2])) == 4

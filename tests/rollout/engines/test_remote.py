@@ -15,7 +15,7 @@ from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import Finished, RolloutWorker
 from volley.rollout.transport.protocol import ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
-from volley.rollout.types import LoadedWeights
+from volley.rollout.types import LoadedWeights, as_token_ids
 
 
 class Wire:
@@ -39,7 +39,7 @@ class Wire:
 
 
 def futures(engine: RemoteEngine, prompts: int, size: int = 3) -> list[asyncio.Future[Any]]:
-    return [future for p in range(prompts) for future in engine.submit((p,), Sampling(size), 10 * p)]
+    return [future for p in range(prompts) for future in engine.submit(as_token_ids([p]), Sampling(size), 10 * p)]
 
 
 def test_samples_are_those_of_the_engine_itself_and_travel_in_batches() -> None:
@@ -49,7 +49,8 @@ def test_samples_are_those_of_the_engine_itself_and_travel_in_batches() -> None:
         await engine.start(5)
         ours = await asyncio.gather(*futures(engine, 20))
         direct = FakeEngine(lambda ids, number: ([number % 50], str(number)))
-        assert ours == await asyncio.gather(*(f for p in range(20) for f in direct.submit((p,), Sampling(3), 10 * p)))
+        submitted = [direct.submit(as_token_ids([p]), Sampling(3), 10 * p) for p in range(20)]
+        assert ours == await asyncio.gather(*(future for group in submitted for future in group))
         assert wire.calls.count("submit") == 1
         assert wire.calls.count("collect") < 20
         await engine.close()
@@ -160,7 +161,7 @@ def test_a_failed_call_loses_the_worker_with_its_name_and_phase() -> None:
                 await future
         assert len(wire.lost) == 1
         with pytest.raises(EngineLost):
-            engine.submit((1,), Sampling(1), 0)
+            engine.submit(as_token_ids([1]), Sampling(1), 0)
 
     asyncio.run(everything())
 

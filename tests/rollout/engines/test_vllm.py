@@ -3,10 +3,11 @@
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,28 +17,28 @@ from volley.rollout.engines.async_vllm import SHARED_MEMORY, AsyncVllmEngine
 from volley.rollout.engines.engine import Sampling
 from volley.rollout.transport.protocol import JoinRequest
 from volley.rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
-from volley.rollout.types import Completion, LoadedWeights
+from volley.rollout.types import Completion, LoadedWeights, TokenIds, as_token_ids
 
-PROMPT = (10, 13, 16, 9, 14, 17, 18)  # 47+38=?
+PROMPT = as_token_ids([10, 13, 16, 9, 14, 17, 18])  # 47+38=?
 Run = Callable[[Any], Any]
 
 
-async def sample(engine: Any, sampling: Sampling, seed: int = 1, prompt: Sequence[int] = PROMPT) -> list[Completion]:
+async def sample(engine: Any, sampling: Sampling, seed: int = 1, prompt: TokenIds = PROMPT) -> list[Completion]:
     return list(await asyncio.gather(*engine.submit(prompt, sampling, seed)))
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model: Path) -> Callable[[Sequence[int], float], torch.Tensor]:
+def reference(tiny_model: Path) -> Callable[[TokenIds, float], torch.Tensor]:
     """Log-probs of a sequence's tokens by transformers, in float32 from the same bf16 weights."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).float()
 
-    def logprobs(ids: Sequence[int], temperature: float) -> torch.Tensor:
+    def logprobs(ids: TokenIds, temperature: float) -> torch.Tensor:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([list(ids)])).logits[0, :-1]
+            logits = model(input_ids=torch.tensor(ids[None], dtype=torch.int64)).logits[0, :-1]
         table = torch.log_softmax(logits / temperature, -1)
-        return table.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        return table.gather(1, torch.tensor(ids[1:], dtype=torch.int64)[:, None])[:, 0]
 
     return logprobs
 
@@ -49,14 +50,14 @@ def test_logprobs_are_those_of_the_sampling_distribution(
     completions = run(sample(vllm_engine, Sampling(8, temperature, max_tokens=30)))
     gaps = []
     for completion in completions:
-        expected = reference(PROMPT + completion.token_ids, temperature)[len(PROMPT) - 1 :]
+        expected = reference(np.concatenate([PROMPT, completion.token_ids]), temperature)[len(PROMPT) - 1 :]
         gaps.append((expected - torch.tensor(completion.logprobs)).abs())
     assert torch.cat(gaps).mean() < 0.01
 
 
 def test_top_p_renormalises_what_it_keeps(vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]) -> None:
     for completion in run(sample(vllm_engine, Sampling(4, 1.0, top_p=0.5, max_tokens=20))):
-        whole = reference(PROMPT + completion.token_ids, 1.0)[len(PROMPT) - 1 :]
+        whole = reference(np.concatenate([PROMPT, completion.token_ids]), 1.0)[len(PROMPT) - 1 :]
         assert torch.all(torch.tensor(completion.logprobs) > whole + 0.3)
 
 
@@ -64,14 +65,14 @@ def test_the_same_request_gives_the_same_samples_and_another_seed_others(vllm_en
     sampling = Sampling(4, 1.0, max_tokens=20)
     first, again = (run(sample(vllm_engine, sampling, seed=5)) for _ in range(2))
     assert first == again
-    assert len({completion.token_ids for completion in first}) == 4
+    assert len({tuple(completion.token_ids) for completion in first}) == 4
     assert run(sample(vllm_engine, sampling, seed=6)) != first
 
 
 def test_more_prompt_tokens_than_one_step_takes(vllm_engine: Any, run: Run) -> None:
     # vLLM's CPU runner dies of a seeded request whose prompt it cut in two; 96 x 100 tokens are more than its 4,096.
     draw = random.Random(0)
-    prompts = [tuple(draw.randrange(8, 18) for _ in range(100)) for _ in range(96)]
+    prompts = [as_token_ids([draw.randrange(8, 18) for _ in range(100)]) for _ in range(96)]
 
     async def both() -> list[list[Completion]]:
         sampling = Sampling(1, 1.0, max_tokens=4)
@@ -80,12 +81,12 @@ def test_more_prompt_tokens_than_one_step_takes(vllm_engine: Any, run: Run) -> N
 
     *together, (alone,) = run(both())
     assert len(together) == 96
-    assert together[40][0].token_ids == alone.token_ids
+    assert np.array_equal(together[40][0].token_ids, alone.token_ids)
 
 
 def test_greedy_is_greedy_and_truncation_is_marked(vllm_engine: Any, run: Run) -> None:
     (one,), (two,) = (run(sample(vllm_engine, Sampling(1, 0.0, max_tokens=5), seed)) for seed in (1, 2))
-    assert one.token_ids == two.token_ids
+    assert np.array_equal(one.token_ids, two.token_ids)
     assert len(one.token_ids) == 5
     assert one.truncated
 
@@ -137,7 +138,7 @@ def test_cancelled_requests_leave_the_engine_serving(vllm_engine: Any, run: Run)
 
 
 def test_teacher_forced_logprobs(vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]) -> None:
-    sequences = [PROMPT + (2, 7, 9), PROMPT + (5,) * 20]
+    sequences = [np.concatenate([PROMPT, as_token_ids(more)]) for more in ([2, 7, 9], [5] * 20)]
     for ids, ours in zip(sequences, run(vllm_engine.logprobs(sequences)), strict=True):
         assert len(ours) == len(ids) - 1
         assert (reference(ids, 1.0) - torch.tensor(ours)).abs().mean() < 0.01
@@ -160,7 +161,8 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             weights = {name: tensor * 1.1 for name, tensor in load_file(tiny_model / "model.safetensors").items()}
             with pytest.raises(TransportError, match="at tensor"):
                 await push(engine, weights, breaks=True)
-            assert (engine.version, await engine.logprobs([PROMPT])) == (0, before)
+            assert engine.version == 0
+            assert np.array_equal(await engine.logprobs([PROMPT]), before)
             received, sent = await push(engine, weights)
             # Nothing has changed yet; and what is not committed may be sent again.
             assert (engine.version, received) == (0, sent)
@@ -172,7 +174,7 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             loaded = await commit_and_submit(engine, 7)
             completions = await asyncio.gather(*futures)
             assert (0, 7) in {(c.first_version, c.last_version) for c in completions}
-            assert before != await engine.logprobs([PROMPT])
+            assert not np.array_equal(before, await engine.logprobs([PROMPT]))
             # The same weights once more under another version are the same to the digest; others are not.
             await push(engine, weights)
             again = await commit_and_submit(engine, 8)
