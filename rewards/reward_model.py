@@ -1,14 +1,14 @@
-"""A learned reward model as a term: a sequence-classification model of Hugging Face with one output.
+"""A learned reward model as a term: a Hugging Face sequence-classification model with one output.
 
-    reward = the one logit of prompt + response, as the model was trained to give it (Bradley-Terry models: any real
-    number, of which only differences within a prompt mean something)
+    reward = the logit of prompt + response (for Bradley-Terry models any real number, of which only differences within
+    a prompt are meaningful)
 
-What concurrent groups ask for is collected while the model works, and scored together, sorted by length, right-padded
-under an attention mask. The model runs in a thread of its own on `device`, in the process of the driver. Prompts that
-are chats go through the reward model's own chat template together with the response; text is concatenated.
+Requests of concurrent groups are collected while the model is busy, and scored together: sorted by length and
+right-padded with an attention mask. The model runs on `device` in its own thread of the driver process. Chat prompts
+and their responses go through the reward model's own chat template; text prompts and responses are concatenated.
 
-Left out: models with a head of their own code, process rewards, and equal bits: which responses share a batch depends
-on the clock, and padding changes a sum's last bits.
+Left out: models with custom code, process rewards, and bit-exact results. Which responses share a batch depends on
+timing, and padding changes the last bits of a sum.
 """
 
 import asyncio
@@ -29,18 +29,22 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class RewardModelOptions:
-    """model: a directory or hub name. device: as torch calls it. batch_size: sequences of one forward pass. max_tokens:
-    of prompt and response; longer ones lose their beginning and are counted."""
+    """Options of the reward `reward_model`."""
 
     model: str
+    """A directory or the name of a model on the Hugging Face Hub."""
     device: str = "cpu"
+    """The torch device."""
     batch_size: int = 8
+    """Number of sequences per forward pass."""
     max_tokens: int = 2048
+    """Length limit of prompt and response together. Longer ones lose their beginning and are counted."""
     dtype: str = "fp32"
+    """fp32 or bf16."""
 
 
 class RewardModel:
-    """A `GroupTerm`. Raises RewardError for options that are wrong."""
+    """The `GroupTerm` of a reward model. Raises RewardError for wrong options."""
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
@@ -57,25 +61,28 @@ class RewardModel:
 
     @property
     def compares(self) -> bool:
+        """False: each response is scored alone."""
         return False
 
     async def check(self, group_size: int) -> None:
-        """Looks at the model's configuration; no weights are loaded."""
+        """Check the model's configuration; no weights are loaded."""
         from transformers import AutoConfig
 
         model = self._options.model
         try:
             config = AutoConfig.from_pretrained(model)
-        except Exception as error:  # files and hub raise many kinds
-            raise self._error(f"'{model}' is no model directory or hub name that loads ({_line(error)})") from None
-        kinds = config.architectures or ["model of unknown kind"]
+        except Exception as error:  # files and hub raise many types
+            raise self._error(
+                f"'{model}' is not a model directory or hub name that can be loaded ({_line(error)})"
+            ) from None
+        kinds = config.architectures or ["model of unknown type"]
         if not any("SequenceClassification" in kind for kind in kinds):
             raise self._error(f"'{model}' is a {kinds[0]}; it must be a sequence-classification model with one output")
         if config.num_labels != 1:
-            raise self._error(f"'{model}' has {config.num_labels} outputs; a reward model has one")
+            raise self._error(f"'{model}' has {config.num_labels} outputs; a reward model must have one")
 
     async def start(self) -> None:
-        """Load the model. Raises RewardError where it does not load."""
+        """Load the model. Raises RewardError if that fails."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     async def close(self) -> None:
@@ -87,7 +94,7 @@ class RewardModel:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def score_group(self, items: Sequence[Item]) -> list[Outcome]:
-        """Raises RewardError when the model itself fails, for instance for want of memory."""
+        """Raises RewardError if the model itself fails, for example because memory runs out."""
         futures = [asyncio.get_running_loop().create_future() for _ in items]
         self._waiting.extend(zip(items, futures, strict=True))
         if self._working is None or self._working.done():
@@ -95,7 +102,10 @@ class RewardModel:
         return await all_of(futures)
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call. scored: responses. batch_mean: sequences of a forward pass. truncated: responses."""
+        """Metrics since the previous call.
+
+        scored, truncated: numbers of responses. batch_mean: mean number of sequences per forward pass.
+        """
         scored, truncated, batches = self._scored, self._truncated, self._batches
         self._scored = self._truncated = self._batches = 0
         return {
@@ -105,9 +115,9 @@ class RewardModel:
         }
 
     async def _work(self) -> None:
-        """Score what waits, all of it at a time, until nothing does."""
+        """Score everything that is waiting, until nothing is left."""
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(0)  # what is asked for in the same turn travels together
+        await asyncio.sleep(0)  # collect all requests of this event-loop turn
         while self._waiting:
             taken = [(item, future) for item, future in self._waiting if not future.done()]
             self._waiting.clear()
@@ -131,25 +141,25 @@ class RewardModel:
         options = self._options
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
-            model, found = AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 options.model, dtype=getattr(torch, DTYPES[options.dtype]), output_loading_info=True
             )
             self._model: Any = model.to(options.device).eval()
-        except Exception as error:  # files, hub, device: each raises its own kind
-            raise self._error(f"'{options.model}' does not load ({_line(error)})") from None
-        if found["missing_keys"]:
-            # transformers would fill them with random numbers.
-            raise self._error(f"'{options.model}' has no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
+        except Exception as error:  # files, hub and device raise many types
+            raise self._error(f"'{options.model}' cannot be loaded ({_line(error)})") from None
+        if info["missing_keys"]:
+            # transformers would initialize them randomly.
+            raise self._error(f"'{options.model}' has no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
         self._pad_id: int | None = model.config.get_text_config().pad_token_id
 
     def _score(self, items: Sequence[Item]) -> list[Outcome]:
-        """In the thread: the items' outcomes, in their order, batch by batch of similar length."""
+        """Outcomes of the items, in order, computed in batches of similar length. Runs in the thread."""
         outcomes: list[Outcome] = [Outcome(math.nan)] * len(items)
         token_ids: dict[int, list[int]] = {}
         for place, item in enumerate(items):
             try:
                 token_ids[place] = self._encode(item)
-            except Exception as error:  # a chat template is a program that came with the model
+            except Exception as error:  # a chat template is code that comes with the model
                 outcomes[place] = self._unscorable(f"the text cannot be encoded ({_line(error)})")
         order = sorted(token_ids, key=lambda place: len(token_ids[place]))
         for start in range(0, len(order), self._options.batch_size):
@@ -160,7 +170,7 @@ class RewardModel:
         return outcomes
 
     def _encode(self, item: Item) -> list[int]:
-        """Token ids of prompt and response; too long ones keep their end, where the response is."""
+        """Token ids of prompt and response. If they are too long, the end is kept, which holds the response."""
         is_chat = bool(item.messages and getattr(self._tokenizer, "chat_template", None))
         if is_chat:
             chat = [*item.messages, {"role": "assistant", "content": item.response}]
@@ -180,7 +190,8 @@ class RewardModel:
         self._batches += 1
         pad_id = self._pad_id
         if pad_id is None:
-            # Such a model reads its output at the last token, which `transformers` finds as the last of another id.
+            # transformers takes the output at the last token that is not padding, so pad with an id that ends no
+            # sequence.
             pad_id = next(number for number in range(len(sequences) + 1) if all(ids[-1] != number for ids in sequences))
             self._model.config.get_text_config().pad_token_id = pad_id
         token_ids = torch.full((len(sequences), max(map(len, sequences))), pad_id)
@@ -199,7 +210,7 @@ class RewardModel:
 
     def _failed(self, error: Exception) -> RewardError:
         return self._error(
-            f"'{self._options.model}' failed on {self._options.device} ({_line(error)}); if it is memory, lower "
+            f"'{self._options.model}' failed on {self._options.device} ({_line(error)}); if memory ran out, lower "
             "batch_size or max_tokens"
         )
 

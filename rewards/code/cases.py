@@ -1,14 +1,14 @@
-"""The tests of a programming task, in the forms that data sets have them, and when an output is the right one.
+"""The tests of a programming task in the forms that data sets use, and the comparison of outputs.
 
-| column | holds | known from |
+| column | content | used by |
 |---|---|---|
 | `tests` | a list of `{"input", "output"}`, or of assert statements; or text with assert statements | |
 | `test_list`, with `test_setup_code` or `test_imports` | assert statements | MBPP |
 | `test`, `entry_point` | text that defines `check(candidate)` | HumanEval |
 | `input_output` | `{"inputs", "outputs"}`, with `fn_name` where functions are called | APPS, TACO |
 
-Each may be JSON text instead of lists and mappings. Each assert statement is one test, and does not need the others;
-`test` is one, whatever it asserts.
+Each may be JSON text instead of lists and mappings. Each assert statement is one test, independent of the others.
+The text in `test` is a single test, whatever it asserts.
 """
 
 import ast
@@ -27,7 +27,7 @@ MAX_TEST_CHARACTERS = 1 << 20
 MAX_NUMBER = 400
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-# JSON has no tuples, and some data sets put a result into a list of one.
+# JSON has no tuples, and some data sets wrap a result in a list of length one.
 _CALL = """
 def call(*arguments):
     try:
@@ -42,16 +42,22 @@ def plain(value):
 
 @dataclass(frozen=True)
 class Tests:
-    """Either cases, pairs of input and expected output; or statements, Python text that raises where the program is
-    wrong, after `setup`. names: what the statements may mean by the program."""
+    """The tests of one task: either cases or statements."""
 
     cases: tuple[tuple[str, str], ...] = ()
+    """Pairs of input and expected output."""
     statements: tuple[str, ...] = ()
+    """Python texts that raise if the program is wrong."""
     setup: str = ""
+    """Python text that runs before the statements."""
     names: tuple[str, ...] = ()
+    """Names in the statements that may refer to the program."""
+
+    def __len__(self) -> int:
+        return len(self.cases) or len(self.statements)
 
     def at_most(self, num: int) -> "Tests":
-        """These tests, or `num` of them, evenly spread: the first ones alone are often the easy ones."""
+        """At most `num` tests, evenly spread, because the first ones are often the easy ones."""
         return replace(self, cases=_spread(self.cases, num), statements=_spread(self.statements, num))
 
 
@@ -63,25 +69,29 @@ def read_tests(
     input_output: Any = None,
     setup: str = "",
 ) -> Tests:
-    """The tests of a row, from the first of these columns that holds any. Raises Unscorable where none does, or where
-    they cannot be used."""
+    """The tests of a row, from the first of these columns that has any.
+
+    Raises Unscorable if there are none, or if they cannot be used.
+    """
     for given in (tests, test_list, input_output):
         value = _parsed(given)
         if isinstance(value, str) and value.strip():
-            return _text_of_tests(value, setup)
+            return _from_text(value, setup)
         if isinstance(value, Mapping):
-            return _mapping(value, setup)
+            return _from_mapping(value, setup)
         if isinstance(value, Sequence) and value and not isinstance(value, str):
-            return _list(value, setup)
+            return _from_list(value, setup)
     if isinstance(test, str) and test.strip():
         name = _identifier(entry_point)
-        return _statements([f"{test}\ncheck({name})\n"], setup, {name})
+        return _from_statements([f"{test}\ncheck({name})\n"], setup, {name})
     raise Unscorable("the row has no tests")
 
 
 def same_output(expected: str, given: str, tolerance: float = 0.0) -> bool:
-    """Whether two outputs have the same words on the same lines; empty lines and the spaces between words do not count.
-    tolerance: how far a number may be from the expected one, absolutely or as a share of it; 0 for as it is spelt."""
+    """Whether two outputs have the same words on the same lines, ignoring empty lines and spacing between words.
+
+    tolerance: how far a number may be from the expected one, absolute or relative; 0 compares numbers as text.
+    """
     lines = [[line.split() for line in text.split("\n") if line.strip()] for text in (expected, given)]
     if not tolerance:
         return lines[0] == lines[1]
@@ -101,7 +111,7 @@ def _close(expected: str, given: str, tolerance: float) -> bool:
 
 
 def _parsed(given: Any) -> Any:
-    """JSON text as what it says, other text as it is."""
+    """The value of JSON text; other values unchanged."""
     if not isinstance(given, str):
         return given
     if len(given) > MAX_BYTES:
@@ -111,18 +121,18 @@ def _parsed(given: Any) -> Any:
     try:
         return json.loads(given)
     except (ValueError, RecursionError):
-        raise Unscorable("the row's tests are no JSON that can be read") from None
+        raise Unscorable("the row's tests are not valid JSON") from None
 
 
-def _list(given: Sequence[Any], setup: str) -> Tests:
+def _from_list(given: Sequence[Any], setup: str) -> Tests:
     if all(isinstance(each, str) for each in given):
-        return _statements(list(given), setup)
+        return _from_statements(list(given), setup)
     if all(isinstance(each, Mapping) and {"input", "output"} <= set(each) for each in given):
         return Tests(cases=tuple((_text(each["input"]), _text(each["output"])) for each in given))
     raise Unscorable("the row's tests are neither assert statements nor pairs of input and output")
 
 
-def _mapping(given: Mapping[str, Any], setup: str) -> Tests:
+def _from_mapping(given: Mapping[str, Any], setup: str) -> Tests:
     inputs, outputs = given.get("inputs"), given.get("outputs")
     if not (isinstance(inputs, Sequence) and isinstance(outputs, Sequence) and 0 < len(inputs) == len(outputs)):
         raise Unscorable("the row's tests must have as many 'outputs' as 'inputs', and at least one")
@@ -135,10 +145,10 @@ def _mapping(given: Mapping[str, Any], setup: str) -> Tests:
             raise Unscorable("the row's tests call a function, so each of 'inputs' must be a list")
         right = (result, *result[:1]) if isinstance(result, list) else (result,)
         calls.append(f"assert call(*{arguments!r}) in {right!r}")
-    return _statements(calls, setup + _CALL.format(name=name), {name, "Solution"})
+    return _from_statements(calls, setup + _CALL.format(name=name), {name, "Solution"})
 
 
-def _statements(given: Sequence[str], setup: str, names: set[str] = frozenset()) -> Tests:  # type: ignore[assignment]
+def _from_statements(given: Sequence[str], setup: str, names: set[str] = frozenset()) -> Tests:  # type: ignore[assignment]
     if sum(map(len, given)) > MAX_TEST_CHARACTERS:
         raise Unscorable(f"the row's tests are longer than {MAX_TEST_CHARACTERS} characters")
     used, modules, called = set(names), set(), set()
@@ -150,32 +160,35 @@ def _statements(given: Sequence[str], setup: str, names: set[str] = frozenset())
                 modules.add(node.value.id)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 called.add(node.func.id)
-    # Python's own functions and modules are the tests' own, or the program could lend them false ones.
+    # Built-in functions and standard modules are the test's own, or the program could substitute them.
     modules &= sys.stdlib_module_names
     wanted = {name for name in used - modules if not (name.startswith("__") or hasattr(builtins, name))} | names
     lines = [f"import {name}" for name in sorted(modules)]
-    # A task may be to write a function that Python has; then the tests call nothing else.
+    # The task may be to write a function that is built into Python; then the tests call nothing else.
     return Tests((), tuple(given), "\n".join([*lines, setup]), tuple(sorted(wanted or called)))
 
 
-def _text_of_tests(text: str, setup: str) -> Tests:
-    """Imports, functions and classes at the start belong to the set-up. What follows is one test for each assert
-    statement, if it is nothing else; a script, of which each line may need those before it, is one test."""
+def _from_text(text: str, setup: str) -> Tests:
+    """Tests from Python text. Imports, functions and classes at the start belong to the setup.
+
+    If only assert statements follow, each is one test. Otherwise the text is a script, in which each line may need the
+    previous ones, and counts as one test.
+    """
     statements = _tree(text).body
     if not any(isinstance(node, ast.Assert) for statement in statements for node in ast.walk(statement)):
-        raise Unscorable("the row's tests hold no assert statement")
+        raise Unscorable("the row's tests contain no assert statement")
     num = next(index for index, each in enumerate(statements + [ast.Pass()]) if not isinstance(each, _DEFINITIONS))
     tests = [ast.unparse(each) for each in statements[num:]]
     if not tests or not all(isinstance(each, ast.Assert) for each in statements[num:]):
-        return _statements([text], setup)
-    return _statements(tests, "\n".join([setup, *map(ast.unparse, statements[:num])]))
+        return _from_statements([text], setup)
+    return _from_statements(tests, "\n".join([setup, *map(ast.unparse, statements[:num])]))
 
 
 def _tree(text: str) -> ast.Module:
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise Unscorable("the row's tests are no Python that can be read") from None
+        raise Unscorable("the row's tests are not valid Python") from None
 
 
 def _identifier(name: Any) -> str:
@@ -185,14 +198,14 @@ def _identifier(name: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text, or a list of lines."""
+    """The text of a value, which may be a list of lines."""
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence) and all(isinstance(each, str) for each in value):
         return "\n".join(value)
     if isinstance(value, (int, float)):
         return str(value)
-    raise Unscorable("an input or output of the row's tests is no text")
+    raise Unscorable("an input or output of the row's tests is not text")
 
 
 def _spread(given: tuple[Any, ...], num: int) -> tuple[Any, ...]:

@@ -1,19 +1,19 @@
-"""Answers that are Python programs: do they pass the row's tests? They run in a sandbox, see `box`.
+"""Answers that are Python programs: whether they pass the row's tests. They run in the sandbox (`sandbox.box`).
 
     verify(response, tests) -> bool        extract(response) -> str | None        grade(program, tests) -> list[bool]
 
-The program cannot forge a verdict. What a script should print is compared outside of the sandbox. Assert statements run
-in another process than the program, which only answers their calls, with plain values: it sees the arguments, never the
-expected value. What this cannot stop: a program that knows the tests from its prompt and lists their answers; and,
-where a test has a helper or an object of the program compare for it, one that lies.
+The program cannot forge a verdict. The output of a script is compared outside of the sandbox. Assert statements run in
+a different process from the program, which only answers their calls with plain values: it sees the arguments, never the
+expected value. Two kinds of cheating remain possible: a program that knows the tests from its prompt and lists their
+answers; and, if a test lets a helper or an object of the program do the comparison, a program that lies in it.
 
-Programs have the standard library and threads, but no other packages, files, processes or network. A test cannot hand
-the program a function or an object of a class that the test itself defines: such rows are unscorable.
+Programs have the standard library and threads, but no other packages, files, processes or network. A test cannot pass
+the program a function, or an object of a class that the test itself defines; such rows are unscorable.
 """
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,13 +33,15 @@ START_S = 0.5
 DEFAULTS = Limits()
 BUDGET_S = 4.0
 
-# Each part takes all that it can and gives nothing back, or a long line would take time by its square.
+# Possessive quantifiers, because backtracking would take quadratic time on long lines.
 _FENCE = re.compile(r"^([ \t]{0,3}+)(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^\n`]*+$", re.MULTILINE)
 
 
 def extract(response: str) -> str | None:
-    """The program of a response: the last block fenced as Python after thinking, or the last block of no language where
-    there is none. None where there is no block, where the last is not closed, and beyond `MAX_CHARACTERS`."""
+    """The program in a response: after thinking, the last block fenced as Python, else the last without a language.
+
+    None if there is no such block, if the last block is not closed, or beyond `MAX_CHARACTERS`.
+    """
     text = after_thinking(response)
     program: str | None = None
     is_marked = False
@@ -59,9 +61,14 @@ def extract(response: str) -> str | None:
 
 
 def verify(response: str, tests: Any, setup: str = "", **options: Any) -> bool:
-    """Whether the response's program passes all tests, given as the column `tests` of `cases`. Raises
-    Unscorable for tests that cannot be used, RewardError where this system cannot hold a program; options: of
-    `reward`."""
+    """Whether the response's program passes all tests.
+
+    - tests: in one of the forms of the column `tests`, see `cases`.
+    - setup: Python text that runs before assert statements.
+    - options: those of `reward`.
+
+    Raises Unscorable for tests that cannot be used, RewardError if this system cannot provide a sandbox.
+    """
     return reward("", response, "", tests=tests, setup=setup, **options) == 1.0
 
 
@@ -86,21 +93,27 @@ def reward(
     memory_bytes: int = DEFAULTS.memory_bytes,
     **row: Any,
 ) -> float:
-    """1.0 if the response's program passes all tests, else 0.0. No program, a broken one and one too slow are wrong.
+    """1.0 if the response's program passes all tests, else 0.0, also if it is missing, broken or too slow.
 
-    tests ... test_imports: of the row, see `cases`; where none is there, the answer holds the tests.
-    setup: Python text that runs before assert statements, beside them. tolerance: see `same_output`.
-    partial: the share of passed tests instead, in [0, 1].
-    max_tests: of more, so many are used, evenly spread. case_s: seconds of processor time for one test, and twice as
-    much on the clock. budget_s: on the clock for a response; tests that are not come to are not passed.
-    memory_bytes: address space of the program. Raises Unscorable for tests that are missing or cannot be used.
+    - tests ... test_imports: columns of the row, see `cases`. If none is there, the answer contains the tests.
+    - setup: Python text that runs before assert statements, in their process.
+    - tolerance: see `same_output`.
+    - partial: the fraction of passed tests instead, in [0, 1].
+    - max_tests: if there are more tests, this many are used, evenly spread.
+    - case_s: processor time per test, in seconds. The wall-clock limit is twice as long.
+    - budget_s: wall-clock limit per response. Tests that are not reached count as failed.
+    - memory_bytes: address space of the program.
+
+    Raises Unscorable for tests that are missing or cannot be used.
     """
     if case_s <= 0 or budget_s <= 0 or max_tests < 1:
         raise ValueError("case_s, budget_s and max_tests must be above 0")
     if memory_bytes < MIN_MEMORY_BYTES:
-        raise ValueError(f"memory_bytes is {memory_bytes}; Python alone needs {MIN_MEMORY_BYTES}")
+        raise ValueError(
+            f"memory_bytes is {memory_bytes}; it must be at least {MIN_MEMORY_BYTES}, which Python alone needs"
+        )
     setup = "\n".join(each for each in (*(test_imports or ()), setup, test_setup_code) if each)
-    if not any(_is_there(column) for column in (tests, test_list, test, input_output)):
+    if not any(_has_content(column) for column in (tests, test_list, test, input_output)):
         tests = answer
     given = read_tests(tests, test_list, test, entry_point, input_output, setup)
     program = extract_answer(prompt, response, answer)
@@ -112,12 +125,12 @@ def reward(
 
 
 def quick_reward(prompt: str, response: str, answer: str, **row: Any) -> float | None:
-    """`reward` where there is no program to run, else None."""
+    """`reward` if there is no program to run, else None."""
     return reward(prompt, response, answer, **row) if extract_answer(prompt, response, answer) is None else None
 
 
 def extract_answer(prompt: str, response: str, answer: str, **row: Any) -> str | None:
-    """The program that `reward` takes for the response's answer, None where there is none."""
+    """The program that `reward` finds in the response; None if there is none."""
     return extract(with_opened_thinking(prompt, response))
 
 
@@ -129,81 +142,88 @@ def grade(
     tolerance: float = 0.0,
     stop_early: bool = False,
 ) -> list[bool]:
-    """Which tests a program passes. stop_early: those after the first failure count as failed, without a run."""
+    """Which tests a program passes. stop_early: tests after the first failure count as failed and are not run."""
     try:
         source = program.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair is no source text
-        return [False] * max(len(tests.cases), len(tests.statements))
+    except UnicodeEncodeError:  # a lone surrogate is not valid source text
+        return [False] * len(tests)
     sandbox = shared()
     sandbox.start()
     deadline = time.monotonic() + budget_s
-    run = _run_cases if tests.cases else _run_statements
-    passed = run(sandbox, source, tests, limits, deadline, tolerance, stop_early)
-    return passed + [False] * (max(len(tests.cases), len(tests.statements)) - len(passed))
+    if tests.cases:
+        verdicts = _run_cases(sandbox, source, tests, limits, deadline, tolerance)
+    else:
+        verdicts = _run_statements(sandbox, source, tests, limits, deadline)
+    passed: list[bool] = []
+    for each in verdicts:
+        passed += each
+        if stop_early and False in passed:
+            break
+    return passed + [False] * (len(tests) - len(passed))
 
 
 def _run_cases(
-    sandbox: Sandbox, source: bytes, tests: Tests, limits: Limits, deadline: float, tolerance: float, stop_early: bool
-) -> list[bool]:
-    passed: list[bool] = []
+    sandbox: Sandbox, source: bytes, tests: Tests, limits: Limits, deadline: float, tolerance: float
+) -> Iterator[list[bool]]:
+    """Run the program as a script, once per case. Yields one verdict at a time, until the deadline."""
     for given, expected in tests.cases:
         left = deadline - time.monotonic()
-        if left <= 0 or (stop_early and False in passed):
-            break
-        bounds = replace(
+        if left <= 0:
+            return
+        case_limits = replace(
             limits,
             case_s=min(limits.case_s, left / 2),
             output_bytes=2 * len(expected.encode()) + SPARE_OUTPUT_BYTES,
         )
-        script = sandbox.run_script(source, given.encode(errors="replace"), bounds)
-        is_over = script.ended and script.status == 0
-        passed.append(is_over and same_output(expected, script.output.decode(errors="replace"), tolerance))
-    return passed
+        script = sandbox.run_script(source, given.encode(errors="replace"), case_limits)
+        succeeded = script.ended and script.status == 0
+        yield [succeeded and same_output(expected, script.output.decode(errors="replace"), tolerance)]
 
 
 def _run_statements(
-    sandbox: Sandbox, source: bytes, tests: Tests, limits: Limits, deadline: float, tolerance: float, stop_early: bool
-) -> list[bool]:
-    """A program that one test has ended is started anew for the next."""
-    passed: list[bool] = []
-    while len(passed) < len(tests.statements) and not (stop_early and False in passed):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        job = {"setup": tests.setup, "names": tests.names, "tests": tests.statements[len(passed) :]}
+    sandbox: Sandbox, source: bytes, tests: Tests, limits: Limits, deadline: float
+) -> Iterator[list[bool]]:
+    """Run the statements against one process of the program, which is restarted after a test that ended it.
+
+    Yields the verdicts per process, until the deadline.
+    """
+    num_done = 0
+    while num_done < len(tests.statements) and (left := deadline - time.monotonic()) > 0:
+        job = {"setup": tests.setup, "names": tests.names, "tests": tests.statements[num_done:]}
         outcome = sandbox.run_tests(source, job, replace(limits, all_s=left / 2))
         if "?" in outcome:
-            raise Unscorable("a test hands the program a function or an object of its own, which cannot be done")
+            raise Unscorable("a test passes the program a function or an object of its own, which is not supported")
         if not outcome:
-            break
-        passed += [each == "1" for each in outcome]
-    return passed
+            return
+        num_done += len(outcome)
+        yield [each == "1" for each in outcome]
 
 
-def _is_there(column: Any) -> bool:
+def _has_content(column: Any) -> bool:
     return bool(column) if isinstance(column, (str, list, dict)) else column is not None
 
 
 def check_budgets(terms: Iterable[RewardConfig], timeout_s: float) -> None:
-    """Raises ConfigError where a program could run for longer than a scorer's `timeout_s`: its response would be
-    unscorable instead of wrong."""
+    """Raise ConfigError if a program could run longer than the scorer's `timeout_s`.
+
+    Its response would then be unscorable instead of wrong.
+    """
     for term in terms:
         budget_s = term.options.get("budget_s", BUDGET_S)
         if term.name == "code" and isinstance(budget_s, (int, float)) and budget_s + START_S > timeout_s:
             raise ConfigError(
                 f"reward 'code': budget_s is {budget_s:g} and scorer.timeout_s is {timeout_s:g}; programs must be "
-                f"stopped before their scorer is, so set scorer.timeout_s to {budget_s + START_S:g} or more."
+                f"stopped before the scoring process is, so set scorer.timeout_s to {budget_s + START_S:g} or more."
             )
 
 
 def warm_up() -> None:
-    """Start the sandbox and prove that it holds, so that no response pays for it. Raises RewardError where it does
-    not."""
+    """Start and test the sandbox, so that the first response does not have to wait. Raises RewardError if it fails."""
     shared().start()
 
 
 def check_system() -> str:
-    """Whose walls hold programs on this system, `bwrap` or `namespaces`. Raises RewardError where none do."""
+    """The isolation that works on this system, `bwrap` or `namespaces`. Raises RewardError if none does."""
     sandbox = Sandbox()
     try:
         sandbox.start()

@@ -1,9 +1,9 @@
-"""The one door to chat models behind an OpenAI-compatible endpoint (`vllm serve`, or a provider's).
+"""A client for chat models behind an OpenAI-compatible endpoint (`vllm serve`, or a provider's).
 
-Answers are asked for as JSON of a schema (`response_format: json_schema`). An endpoint that refuses this with status
-400 is asked for any JSON object, then for text; what it first answers to is kept for the run. Timeouts, lost
-connections, 429 and 5xx are tried again, after a growing pause or what `Retry-After` says, which holds back all calls.
-Everything else that goes wrong with a call is `Unscorable`, with a reason that never holds the key.
+Answers are requested as JSON of a schema (`response_format: json_schema`). If the endpoint refuses this with status
+400, the client requests any JSON object, then plain text; the first format that works is kept for the run. Timeouts,
+lost connections, 429 and 5xx are retried after a growing pause. A pause requested by `Retry-After` delays all calls.
+All other failures of a call raise `Unscorable`, with a reason that never contains the API key.
 
 Left out: streaming, tools, proxies, and endpoints that need another header than `Authorization: Bearer`.
 """
@@ -16,6 +16,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -25,7 +26,7 @@ from volley.rollout.errors import RewardError
 
 CHECK_TIMEOUT_S = 4.0
 BACKOFF_S = 0.5
-LONGEST_PAUSE_S = 60.0
+MAX_PAUSE_S = 60.0
 MAX_REPLY_BYTES = 4 << 20
 MAX_REASON = 160
 RETRIED = frozenset({408, 409, 425, 429})
@@ -33,37 +34,43 @@ RETRIED = frozenset({408, 409, 425, 429})
 Message = Mapping[str, str]
 
 
-class ChatClient:
-    """Asks one model. endpoint: up to `/v1`. timeout_s: of one try. retries: further tries of a call. api_key_env: the
-    variable that holds the key; no key is sent where it is not set. price_per_million_tokens: of `prompt` and
-    `completion`. extra: joins every request (and removes from it what is null). backoff_s: the first pause."""
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How to reach a model."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        model: str,
-        *,
-        max_in_flight: int = 16,
-        timeout_s: float = 60.0,
-        retries: int = 3,
-        api_key_env: str = "",
-        price_per_million_tokens: Mapping[str, float] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        backoff_s: float = BACKOFF_S,
-    ) -> None:
-        self.endpoint = endpoint.rstrip("/")
-        self.model = model
+    endpoint: str
+    """An OpenAI-compatible endpoint, up to `/v1`."""
+    model: str
+    """The name of the model at the endpoint."""
+    max_in_flight: int = 16
+    """Maximum number of concurrent calls."""
+    timeout_s: float = 60.0
+    """Time limit of one attempt."""
+    retries: int = 3
+    """Number of attempts after the first one."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable with the API key. No key is sent if it is not set."""
+    price_per_million_tokens: dict[str, float] = field(default_factory=dict)
+    """Prices as {prompt: NUMBER, completion: NUMBER}, for the metric `cost`."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields to add to every request; null removes a field."""
+
+
+class ChatClient:
+    """Asks one model, with retries."""
+
+    def __init__(self, options: ChatOptions, backoff_s: float = BACKOFF_S) -> None:
+        """backoff_s: the first pause between attempts."""
+        self.endpoint = options.endpoint.rstrip("/")
+        self.model = options.model
         self.counts: Counter[str] = Counter()
+        """Calls, retries and tokens so far."""
         self.seconds = 0.0
-        self._timeout_s = timeout_s
-        self._retries = retries
-        self._key_variable = api_key_env
-        self._key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
-        self._price = dict(price_per_million_tokens or {})
-        self._extra = dict(extra or {})
+        """Duration of all calls so far, including retries."""
+        self._options = options
+        self._key = os.environ.get(options.api_key_env, "").strip() if options.api_key_env else ""
         self._backoff_s = backoff_s
-        self._max_in_flight = max_in_flight
-        self._slots = asyncio.Semaphore(max_in_flight)
+        self._slots = asyncio.Semaphore(options.max_in_flight)
         self._session: aiohttp.ClientSession | None = None
         self._not_before = 0.0
         self._format = 0
@@ -71,12 +78,13 @@ class ChatClient:
 
     @property
     def cost(self) -> float:
-        """Of all calls so far, in the currency of the prices."""
-        return sum(self.counts[f"{kind}_tokens"] * price for kind, price in self._price.items()) / 1e6
+        """Cost of all calls so far, in the currency of the prices."""
+        prices = self._options.price_per_million_tokens
+        return sum(self.counts[f"{kind}_tokens"] * price for kind, price in prices.items()) / 1e6
 
     async def start(self) -> None:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        connector = aiohttp.TCPConnector(limit=self._max_in_flight)
+        connector = aiohttp.TCPConnector(limit=self._options.max_in_flight)
         self._session = aiohttp.ClientSession(headers=headers, connector=connector)
 
     async def close(self) -> None:
@@ -84,22 +92,22 @@ class ChatClient:
             await self._session.close()
 
     async def check(self) -> None:
-        """Raises RewardError unless the endpoint answers and has the model; takes `CHECK_TIMEOUT_S` at most."""
+        """Raises RewardError unless the endpoint answers within `CHECK_TIMEOUT_S` and has the model."""
         where = f"the judge's endpoint {self.endpoint}"
         try:
             status, body, _ = await self._send("GET", "/models", None, CHECK_TIMEOUT_S)
         except TimeoutError:
             raise RewardError(
-                f"{where} does not answer within {CHECK_TIMEOUT_S:g} s; start it, or mend 'endpoint' in the recipe."
+                f"{where} does not answer within {CHECK_TIMEOUT_S:g} s; start it, or fix 'endpoint' in the recipe."
             ) from None
         except (aiohttp.ClientError, ValueError) as error:
             raise RewardError(
-                f"{where} cannot be reached ({self._shown(error)}); start it, or mend 'endpoint' in the recipe."
+                f"{where} cannot be reached ({self._excerpt(error)}); start it, or fix 'endpoint' in the recipe."
             ) from None
         if status in (401, 403):
             raise RewardError(
-                f"{where} refuses the key (status {status}); put a valid one into the environment variable "
-                f"{self._key_variable or 'that api_key_env names'}."
+                f"{where} refuses the key (status {status}); set a valid one in the environment variable "
+                f"{self._options.api_key_env or 'named by api_key_env'}."
             )
         try:
             models = [str(each["id"]) for each in json.loads(body)["data"]] if status == 200 else None
@@ -107,8 +115,8 @@ class ChatClient:
             models = None
         if models is None:
             raise RewardError(
-                f"{where} answers {self.endpoint}/models with status {status} and no list of models; an endpoint "
-                "usually ends in /v1."
+                f"{where} answers {self.endpoint}/models with status {status} and without a list of models; an "
+                "endpoint usually ends in /v1."
             )
         if self.model not in models:
             raise RewardError(
@@ -117,7 +125,7 @@ class ChatClient:
             )
 
     async def ask(self, messages: Sequence[Message], schema: Mapping[str, Any], **options: Any) -> str:
-        """The model's answer, text that should be JSON of this schema. Raises Unscorable if there is none."""
+        """The model's answer: text that should be JSON of this schema. Raises Unscorable if there is none."""
         async with self._slots:
             self.counts["calls"] += 1
             started = time.perf_counter()
@@ -127,19 +135,19 @@ class ChatClient:
                 self.seconds += time.perf_counter() - started
 
     async def _ask(self, messages: Sequence[Message], schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-        shape, tries = self._format, 0
+        shape, attempts = self._format, 1
         while True:
             request = {"model": self.model, "messages": list(messages), **options, **_format(shape, schema)}
-            request = {name: value for name, value in {**request, **self._extra}.items() if value is not None}
-            await self._until_wanted()
+            request = {name: value for name, value in {**request, **self._options.extra}.items() if value is not None}
+            await self._wait_for_pause()
             status, body, pause_s = 0, b"", 0.0
             try:
-                status, body, pause_s = await self._send("POST", "/chat/completions", request, self._timeout_s)
-                reason = f"the endpoint answers with status {status}: {self._shown(body)}"
+                status, body, pause_s = await self._send("POST", "/chat/completions", request, self._options.timeout_s)
+                reason = f"the endpoint answers with status {status}: {self._excerpt(body)}"
             except TimeoutError:
-                reason = f"no answer within {self._timeout_s:g} s"
+                reason = f"no answer within {self._options.timeout_s:g} s"
             except (aiohttp.ClientError, ValueError) as error:
-                reason = f"the endpoint cannot be reached or speaks no HTTP ({self._shown(error)})"
+                reason = f"the endpoint cannot be reached or does not speak HTTP ({self._excerpt(error)})"
             if status == 200:
                 if not self._format_is_known:
                     self._format, self._format_is_known = shape, True
@@ -149,23 +157,23 @@ class ChatClient:
                 continue
             if status and status not in RETRIED and status < 500:
                 raise Unscorable(reason)
-            if tries == self._retries:
-                raise Unscorable(f"{reason} (tried {tries + 1} times)" if tries else reason)
-            if pause_s > LONGEST_PAUSE_S:
-                raise Unscorable(f"{reason} (asks for a pause of {pause_s:g} s)")
-            tries += 1
+            if attempts > self._options.retries:
+                raise Unscorable(f"{reason} (tried {attempts} times)" if attempts > 1 else reason)
+            if pause_s > MAX_PAUSE_S:
+                raise Unscorable(f"{reason} (requests a pause of {pause_s:g} s)")
             self.counts["retries"] += 1
             self._not_before = max(self._not_before, time.monotonic() + pause_s)
-            await asyncio.sleep(min(LONGEST_PAUSE_S, self._backoff_s * 2 ** (tries - 1) * (1 + random.random())))
+            await asyncio.sleep(min(MAX_PAUSE_S, self._backoff_s * 2 ** (attempts - 1) * (1 + random.random())))
+            attempts += 1
 
-    async def _until_wanted(self) -> None:
+    async def _wait_for_pause(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
     async def _send(self, method: str, path: str, content: Any, timeout_s: float) -> tuple[int, bytes, float]:
-        """Status, body, and the pause that the endpoint asks for, in seconds."""
-        assert self._session is not None, "ChatClient.start comes first"
-        # ASCII, so that a lone surrogate in a response is sent as it is and not an error of ours.
+        """The status, the body, and the pause in seconds that the endpoint requests."""
+        assert self._session is not None, "call ChatClient.start first"
+        # ASCII, because a lone surrogate in a response cannot be encoded as UTF-8.
         data = None if content is None else json.dumps(content).encode()
         headers = {} if data is None else {"Content-Type": "application/json"}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
@@ -186,7 +194,7 @@ class ChatClient:
             message = choice["message"]
             content, refusal, end = message.get("content"), message.get("refusal"), choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise Unscorable(f"the endpoint's reply is no chat completion: {self._shown(body)}") from None
+            raise Unscorable(f"the endpoint's reply is not a chat completion: {self._excerpt(body)}") from None
         usage = reply.get("usage")
         for kind in ("prompt_tokens", "completion_tokens"):
             number = usage.get(kind) if isinstance(usage, dict) else None
@@ -196,18 +204,18 @@ class ChatClient:
         if end == "length":
             raise Unscorable("the judge's answer is cut off at max_tokens")
         if not isinstance(content, str):
-            raise Unscorable("the judge's answer holds no text")
+            raise Unscorable("the judge's answer contains no text")
         return content
 
-    def _shown(self, what: Any) -> str:
-        """One short line for a reason, without the key."""
+    def _excerpt(self, what: Any) -> str:
+        """One short line for an error message, without the API key."""
         text = what.decode(errors="replace") if isinstance(what, bytes) else f"{type(what).__name__}: {what}"
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())
         return text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
 
 
 def _format(shape: int, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's part that asks for JSON: of the schema, of any shape, or not at all."""
+    """The part of a request that asks for JSON: of the schema (0), any object (1), or not at all (2)."""
     if shape == 0:
         judgement = {"name": "judgement", "strict": True, "schema": dict(schema)}
         return {"response_format": {"type": "json_schema", "json_schema": judgement}}
@@ -215,7 +223,7 @@ def _format(shape: int, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _next_format(shape: int, current: int, is_known: bool) -> int:
-    """What to try after a 400: the format that was found to work meanwhile, or the next plainer one."""
+    """What to try after a 400: the format that has worked in the meantime, or the next simpler one."""
     return current if is_known else min(shape + 1, 2)
 
 

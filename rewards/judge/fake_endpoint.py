@@ -1,5 +1,7 @@
-"""A chat endpoint without a model, for tests of judges: a real HTTP server that speaks like an OpenAI-compatible one,
-and misbehaves as a test tells it to."""
+"""A chat endpoint without a model, for tests of judges: a real HTTP server that is OpenAI-compatible.
+
+It can be told to misbehave.
+"""
 
 import asyncio
 import json
@@ -16,26 +18,31 @@ MODEL = "judge-model"
 
 @dataclass
 class Reply:
-    """What the endpoint sends for a request. content: of the completion; body: the whole body instead."""
+    """The answer to a request."""
 
     content: str | None = ""
+    """The text of the completion."""
     status: int = 200
     body: str | None = None
+    """The whole body, in place of a completion with `content`."""
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     finish_reason: str = "stop"
 
 
 class Endpoint:
-    """`async with Endpoint(answer) as endpoint:`. answer: from a request's JSON to the reply. requests, headers: as
-    they came. most_in_flight: at once."""
+    """The server. Use it as `async with Endpoint(answer) as endpoint:`."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], Reply], models: Reply | None = None) -> None:
+        """answer: from the JSON of a request to the reply. models: the reply to `/v1/models`."""
         self._answer = answer
         self._models = models or Reply(body=json.dumps({"data": [{"id": MODEL}]}))
         self.requests: list[dict[str, Any]] = []
+        """The JSON of each request."""
         self.headers: list[dict[str, str]] = []
-        self.most_in_flight = 0
+        """The headers of each request."""
+        self.max_in_flight = 0
+        """The largest number of concurrent requests."""
         self._in_flight = 0
 
     async def __aenter__(self) -> "Endpoint":
@@ -60,7 +67,7 @@ class Endpoint:
         self.requests.append(content)
         self.headers.append(dict(request.headers))
         self._in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        self.max_in_flight = max(self.max_in_flight, self._in_flight)
         try:
             return await self._send(self._answer(content))
         finally:
@@ -81,7 +88,7 @@ class Endpoint:
 
 
 def closed_port() -> int:
-    """A port of this machine on which nobody listens."""
+    """A local port without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

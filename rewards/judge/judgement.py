@@ -1,8 +1,8 @@
-"""What a judge is asked, and how its answer is read.
+"""The questions to a judge, and how its answers are read.
 
-What is judged is hostile text: it stands between tags that it cannot close, its look-alikes of control tokens are
-broken up, and the judge is told to follow nothing in it. What the judge says is read as JSON of one shape; a number in
-free text is never taken.
+The text to be judged is hostile: it is put between tags that it cannot close, text that looks like a control token is
+broken up, and the judge is instructed to follow nothing in it. The judge's answer must be JSON of one shape; a number
+in free text is never accepted.
 """
 
 import json
@@ -19,7 +19,7 @@ MAX_PRINCIPLES = 64 << 10
 POINTS = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
 _TAG = re.compile(r"<(?=\s*/?\s*judged_)", re.IGNORECASE)
-# What chat templates of common models use as control tokens: a server would read them as such.
+# Control tokens of common chat templates, which a server would interpret.
 _CONTROL = re.compile(
     r"<(?=[|｜])|<(?=/?s>)|<(?=/?(?:bos|eos|pad|unk|think)>)|<(?=(?:start|end)_of_turn>)|<(?=</?SYS>>)|\[(?=/?INST\])",
     re.IGNORECASE,
@@ -41,35 +41,39 @@ _EXPLAIN = '"reasoning": at most three sentences on what decides it; then '
 
 @dataclass(frozen=True)
 class Question:
-    """One kind of judgement. ask: in words. properties: of the JSON that answers it. read: the answer's text as a
-    number in [0, 1]; raises Unscorable."""
+    """One kind of judgement."""
 
     ask: str
+    """The question in words."""
     properties: Mapping[str, Any]
+    """The properties of the JSON answer."""
     read: Callable[[str], float]
+    """Converts the text of the answer to a number in [0, 1]. Raises Unscorable."""
 
-    def text(self, shown: str, explain: bool) -> str:
-        return f"{shown}\n{self.ask.format(explain=_EXPLAIN if explain else '')}"
+    def text(self, quoted: str, explain: bool) -> str:
+        """The message to the judge. quoted: the prompt and the responses, from `quote`."""
+        return f"{quoted}\n{self.ask.format(explain=_EXPLAIN if explain else '')}"
 
     def schema(self, explain: bool) -> dict[str, Any]:
-        """Of the answer. The reasoning stands first, because what is written later can follow from it."""
+        """The JSON schema of the answer. The reasoning comes first, so that the verdict can follow from it."""
         properties = {**({"reasoning": {"type": "string"}} if explain else {}), **self.properties}
         return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def show(name: str, text: str) -> str:
+def quote(name: str, text: str) -> str:
+    """Untrusted text between tags that it cannot close."""
     return f"<judged_{name}>\n{neutralise(text)}\n</judged_{name}>"
 
 
-def show_prompt(item: Item) -> str:
-    """The prompt as people wrote it where that is known, else as the model read it."""
+def quote_prompt(item: Item) -> str:
+    """The quoted chat messages if there are any, else the quoted prompt as the model read it."""
     if not item.messages:
-        return show("prompt", item.prompt)
-    return show("prompt", "\n\n".join(f"{message['role']}: {message['content']}" for message in item.messages))
+        return quote("prompt", item.prompt)
+    return quote("prompt", "\n\n".join(f"{message['role']}: {message['content']}" for message in item.messages))
 
 
 def read_score(text: str) -> float:
-    """The score in [0, 1] of {"score": 1..10}. Raises Unscorable for anything else."""
+    """The score in [0, 1] from {"score": 1..10}. Raises Unscorable for anything else."""
     score = _read_object(text).get("score")
     if type(score) is not int or not 1 <= score <= 10:
         raise Unscorable("the judge's answer has no 'score' that is a whole number from 1 to 10")
@@ -77,7 +81,7 @@ def read_score(text: str) -> float:
 
 
 def read_winner(text: str) -> float:
-    """The points of response A of {"winner": "A", "B" or "tie"}. Raises Unscorable for anything else."""
+    """The points of response A from {"winner": "A", "B" or "tie"}. Raises Unscorable for anything else."""
     winner = _read_object(text).get("winner")
     if not isinstance(winner, str) or winner not in POINTS:
         raise Unscorable("the judge's answer has no 'winner' that is A, B or tie")
@@ -85,12 +89,12 @@ def read_winner(text: str) -> float:
 
 
 def neutralise(text: str) -> str:
-    """`text` with another bracket where our tags begin, and a space inside control tokens of chat templates."""
+    """Replace the bracket of our own tags, and put a space into control tokens of chat templates."""
     return _CONTROL.sub(lambda found: found.group() + " ", _TAG.sub("‹", text))
 
 
 def read_principles(path: str) -> str:
-    """The text of a principles file. Raises RewardError."""
+    """The text of a file with principles. Raises RewardError."""
     file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8").strip()
@@ -101,19 +105,19 @@ def read_principles(path: str) -> str:
         ) from None
     if not text or len(text) > MAX_PRINCIPLES:
         raise RewardError(
-            f"reward 'judge': the principles '{path}' are {'empty' if not text else 'too long'}; write one a line, "
+            f"reward 'judge': the principles '{path}' are {'empty' if not text else 'too long'}; write one per line, "
             f"{MAX_PRINCIPLES} characters at most."
         )
     return text
 
 
 def _read_object(text: str) -> dict[str, Any]:
-    """The one JSON object that the whole answer is, in a code fence or not."""
+    """The JSON object that makes up the whole answer, possibly in a code fence."""
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text.strip(), re.DOTALL)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) != len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("duplicate key")
         return dict(pairs)
 
     try:
@@ -121,7 +125,7 @@ def _read_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise Unscorable("the judge's answer is no JSON object")
+        raise Unscorable("the judge's answer is not a JSON object")
     return answer
 
 

@@ -1,4 +1,4 @@
-"""JSON answers: exact and field-wise, against a schema, and hostile."""
+"""JSON answers: exact and field-wise comparison, schemas, and hostile text."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from volley.rewards.item import Unscorable
-from volley.rewards.json_schema import MAX_DEPTH, field_share, reward
+from volley.rewards.json_schema import MAX_DEPTH, field_f1, reward
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -35,7 +35,7 @@ def test_fields() -> None:
     gold = json.dumps({"a": 1, "b": {"c": 2, "d": 3}})
     assert reward("", '{"a": 1, "b": {"c": 2, "d": 4}}', gold, fields=True) == pytest.approx(2 / 3)
     assert reward("", '{"a": 1}', gold, fields=True) == pytest.approx(2 * 1 / 4)
-    assert field_share({"a": []}, {"a": []}) == 1.0
+    assert field_f1({"a": []}, {"a": []}) == 1.0
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, json.dumps(SCHEMA)])
@@ -53,7 +53,7 @@ def test_hostile_text_is_wrong(text: str) -> None:
     assert reward("", text, "1") == 0.0
 
 
-def test_depth_is_counted_outside_of_strings() -> None:
+def test_brackets_in_strings_do_not_count_as_depth() -> None:
     deep = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert reward("", deep, deep) == 1.0
     assert reward("", f"[{deep}]", "1") == 0.0

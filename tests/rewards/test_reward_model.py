@@ -1,4 +1,4 @@
-"""A sequence-classification model as a term, against the same model called by hand, one sequence at a time."""
+"""A reward model as a term, compared with direct calls of the same model, one sequence at a time."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ LENGTHS = (1, 30, 7, 2, 55, 8, 21, 3, 3, 40)
 
 
 def save(directory: Path, tokenizer: Any, num_labels: int = 1, pad_id: int | None = 0, vocab_size: int = 0) -> Path:
-    """A small Llama with random weights and a head of its own, and its tokenizer."""
+    """A small Llama with random weights and a classification head, and its tokenizer."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest, char_tokenizer: Any, tmp_path_factory:
 
 
 def by_hand(model: Path, text: str) -> float:
-    """The head on the hidden state of the last token, without any padding."""
+    """The head applied to the hidden state of the last token, without padding."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     network = AutoModelForSequenceClassification.from_pretrained(model)
@@ -67,7 +67,7 @@ def item(response: str, prompt: str = "7+11=", **fields: Any) -> Item:
 def scored(
     model: Path, groups: Sequence[Sequence[Item]], **options: Any
 ) -> tuple[list[list[Outcome]], dict[str, float]]:
-    """Outcomes of groups that come in at the same time, and the metrics."""
+    """Outcomes of concurrent groups, and the metrics."""
 
     async def main() -> tuple[list[list[Outcome]], dict[str, float]]:
         term = RewardModel(RewardConfig("reward_model", options={"model": str(model), **options}))
@@ -81,7 +81,7 @@ def scored(
     return asyncio.run(main())
 
 
-def test_batches_give_what_each_sequence_gives_alone(model: Path) -> None:
+def test_batched_scores_equal_single_scores(model: Path) -> None:
     texts = ["x" * (n - 1) + "<y z!"[n % 5] for n in LENGTHS]
     groups = [[item(text) for text in texts[:4]], [item(text) for text in texts[4:5]], [item(t) for t in texts[5:]]]
     found, metrics = scored(model, groups, batch_size=4)
@@ -93,7 +93,7 @@ def test_batches_give_what_each_sequence_gives_alone(model: Path) -> None:
 
 
 def test_an_encoder_does_not_see_the_padding(char_tokenizer: Any, tmp_path: Path) -> None:
-    """Attention in both directions: only the mask keeps padding out."""
+    """With bidirectional attention only the mask excludes the padding."""
     from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_an_encoder_does_not_see_the_padding(char_tokenizer: Any, tmp_path: Path
 
 
 def test_responses_that_end_with_the_padding_token(model: Path) -> None:
-    """Where the configuration names a padding token, it is the model's own affair; else every token counts."""
+    """If the configuration names a padding token, the model decides; otherwise every token counts."""
     texts = ["ab", "abc<pad>", "<eos>", "a<pad><pad>"]
     found, _ = scored(model, [[item(text) for text in texts]])
     one_by_one = [scored(model, [[item(text)]])[0][0][0].value for text in texts]
@@ -136,7 +136,7 @@ def test_chats_go_through_the_models_own_template(char_tokenizer: Any, tmp_path:
     assert plain.value == pytest.approx(by_hand(model, "7+11=18"), abs=1e-5)
 
 
-def test_a_template_that_refuses_costs_its_own_item_only(char_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_failing_chat_template_affects_only_its_own_item(char_tokenizer: Any, tmp_path: Path) -> None:
     import copy
 
     tokenizer = copy.deepcopy(char_tokenizer)
@@ -149,7 +149,7 @@ def test_a_template_that_refuses_costs_its_own_item_only(char_tokenizer: Any, tm
     assert math.isfinite(good.value)
 
 
-def test_a_model_that_gives_no_number_makes_responses_unscorable(char_tokenizer: Any, tmp_path: Path) -> None:
+def test_an_output_of_nan_makes_responses_unscorable(char_tokenizer: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     model = save(tmp_path, char_tokenizer)
@@ -169,7 +169,7 @@ def test_bf16_is_close(model: Path) -> None:
         assert outcome.value == pytest.approx(by_hand(model, "7+11=" + "x" * n), abs=0.05)
 
 
-def test_groups_that_come_while_it_works_are_batched(model: Path) -> None:
+def test_groups_that_arrive_while_it_is_busy_are_batched(model: Path) -> None:
     async def main() -> dict[str, float]:
         term = RewardModel(RewardConfig("reward_model", options={"model": str(model), "batch_size": 64}))
         await term.start()
@@ -186,7 +186,7 @@ def test_groups_that_come_while_it_works_are_batched(model: Path) -> None:
     assert metrics["batch_mean"] >= 11 / 2
 
 
-def test_a_caller_that_gives_up_leaves_the_others_whole(model: Path) -> None:
+def test_a_cancelled_call_does_not_affect_the_others(model: Path) -> None:
     async def main() -> list[Outcome]:
         term = RewardModel(RewardConfig("reward_model", options={"model": str(model)}))
         await term.start()
@@ -203,7 +203,7 @@ def test_a_caller_that_gives_up_leaves_the_others_whole(model: Path) -> None:
 
 
 def test_a_model_that_fails_ends_the_run(char_tokenizer: Any, tmp_path: Path) -> None:
-    """Here its vocabulary is smaller than its tokenizer's."""
+    """Here the vocabulary of the model is smaller than that of the tokenizer."""
     model = save(tmp_path, char_tokenizer, vocab_size=10)
 
     async def main() -> None:
@@ -214,11 +214,11 @@ def test_a_model_that_fails_ends_the_run(char_tokenizer: Any, tmp_path: Path) ->
         finally:
             await term.close()
 
-    with pytest.raises(RewardError, match=r"failed on cpu \(IndexError: .*if it is memory, lower batch_size"):
+    with pytest.raises(RewardError, match=r"failed on cpu \(IndexError: .*if memory ran out, lower batch_size"):
         asyncio.run(main())
 
 
-def test_beside_another_term(model: Path) -> None:
+def test_together_with_another_term(model: Path) -> None:
     async def main() -> tuple[tuple[Score, ...], dict[str, float]]:
         terms = [RewardConfig("math"), RewardConfig("reward_model", weight=0.1, options={"model": str(model)})]
         async with Scorer(terms) as scorer:
@@ -244,17 +244,17 @@ def refused(model: Path | str, **options: Any) -> str:
     return str(raised.value)
 
 
-def test_what_is_no_reward_model_is_refused(char_tokenizer: Any, tiny_model: Path, tmp_path: Path) -> None:
-    assert "has 2 outputs; a reward model has one." in refused(save(tmp_path / "two", char_tokenizer, num_labels=2))
+def test_other_models_are_refused(char_tokenizer: Any, tiny_model: Path, tmp_path: Path) -> None:
+    assert "has 2 outputs; a reward model must have one." in refused(save(tmp_path / "two", char_tokenizer, num_labels=2))
     assert "is a LlamaForCausalLM; it must be a sequence-classification model" in refused(tiny_model)
-    assert "is no model directory or hub name that loads" in refused(tmp_path / "nowhere")
+    assert "is not a model directory or hub name that can be loaded" in refused(tmp_path / "nowhere")
     assert "no option 'batchsize'; did you mean 'batch_size'?" in refused(tmp_path, batchsize=4)
     assert "dtype is 'fp16'; it must be one of fp32, bf16." in refused(tmp_path, dtype="fp16")
     assert "batch_size is 0; it must be at least 1." in refused(tmp_path, batch_size=0)
 
 
 def test_a_head_without_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    """A base model that merely says that it classifies would get a random head."""
+    """A base model whose configuration claims to classify would get a random head."""
     import shutil
 
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
@@ -270,10 +270,10 @@ def test_a_head_without_weights_is_refused(tiny_model: Path, tmp_path: Path) -> 
         asyncio.run(main())
 
 
-def test_a_device_that_is_not_there_is_named(model: Path) -> None:
+def test_a_missing_device_is_named(model: Path) -> None:
     async def main() -> None:
         async with Scorer([RewardConfig("reward_model", options={"model": str(model), "device": "cuda:99"})]):
             pass
 
-    with pytest.raises(RewardError, match="does not load"):
+    with pytest.raises(RewardError, match="cannot be loaded"):
         asyncio.run(main())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from volley.rewards.think_format import after_thinking, reward, script_share
+from volley.rewards.think_format import after_thinking, reward, script_fraction
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_script_of_the_parts() -> None:
     assert reward("", "b", "", answer_script="latin", graded=True) == 0.0
 
 
-def test_share_of_a_script() -> None:
-    assert script_share("答えは 42", "japanese") == 1.0
-    assert script_share("答えは 42", "chinese") == pytest.approx(1 / 3)
-    assert script_share("42 + 1", "greek") == 1.0
-    assert script_share("aé¨ß", "latin") == 1.0
-    with pytest.raises(ValueError, match="there is no script 'klingon'"):
-        script_share("a", "klingon")
+def test_fraction_of_a_script() -> None:
+    assert script_fraction("答えは 42", "japanese") == 1.0
+    assert script_fraction("答えは 42", "chinese") == pytest.approx(1 / 3)
+    assert script_fraction("42 + 1", "greek") == 1.0
+    assert script_fraction("aé¨ß", "latin") == 1.0
+    with pytest.raises(ValueError, match="unknown script 'klingon'"):
+        script_fraction("a", "klingon")
 
 
-def test_a_share_outside_its_range() -> None:
+def test_a_min_share_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match="min_share"):
         reward("", "a", "", min_share=1.5)

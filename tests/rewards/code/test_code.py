@@ -86,14 +86,14 @@ def test_extraction(response: str, program: str | None) -> None:
 
 @settings(max_examples=300, deadline=1000)
 @given(st.text(alphabet="`~ab \n", max_size=60))
-def test_what_is_extracted_is_fenced(text: str) -> None:
+def test_extracted_programs_are_fenced(text: str) -> None:
     program = extract(text)
     assert program is None or "```" in text or "~~~" in text
     last = extract(f"{text}\n\n```python\nlast\n```")
     assert last is None or last.endswith("last\n")
 
 
-def test_thinking_that_the_template_opened() -> None:
+def test_thinking_opened_by_the_chat_template() -> None:
     block = "```python\nprint(3)\n```"
     assert reward("<think>", f"{block}</think>", "", tests=CASES) == 0.0
     assert reward("<think>", f"x</think>{block}", "", tests=[{"input": "", "output": "3"}]) == 1.0
@@ -139,7 +139,7 @@ def test_forms_of_script_tests(row: dict[str, Any]) -> None:
     assert value("print(sum(map(int, input().split()))); 1 / 0", **row) == 0.0
 
 
-def test_the_answer_may_hold_the_tests() -> None:
+def test_the_answer_may_contain_the_tests() -> None:
     assert reward("", fenced(SQUARE), json.dumps(ASSERTS)) == 1.0
     assert reward("", fenced(SUM), json.dumps(CASES)) == 1.0
     assert reward("", fenced(SUM), "assert f(1)", tests=CASES) == 1.0
@@ -150,13 +150,13 @@ def test_methods_of_a_class_named_solution() -> None:
     assert value("class Solution:\n    def two(self, numbers, total): return (0, 1)", input_output=tests) == 1.0
 
 
-def test_functions_that_python_has_too() -> None:
+def test_tasks_named_like_built_in_functions() -> None:
     tests = ["assert sum(10, 15) == 6", "assert sum(100, 150) == 93"]
     assert value("def sum(a, b): return 6 if a == 10 else 93", tests=tests) == 1.0
     assert value("def bisect(a, x): return a.index(x)", tests=["assert bisect([1, 2], 2) == 1"]) == 1.0
 
 
-def test_a_program_cannot_lend_the_tests_false_helpers() -> None:
+def test_a_program_cannot_substitute_helpers_of_the_tests() -> None:
     program = "import builtins\ndef f(x): return 5\ndef abs(x): return 0\nbuiltins.abs = abs\nclass math:\n"
     program += "    isclose = staticmethod(lambda *_, **__: True)\n"
     tests = ["assert abs(f(2) - 4) < 1e-9", "assert math.isclose(f(2), 4)", "assert set([f(2)]) == set([4])"]
@@ -175,12 +175,12 @@ def test_partial_credit() -> None:
 @pytest.mark.parametrize(
     "end", ["while True: pass", "import os; os._exit(0)", "raise SystemExit", "import time; time.sleep(99)"]
 )
-def test_a_test_that_ends_the_program_costs_only_itself(end: str) -> None:
+def test_a_test_that_ends_the_program_fails_alone(end: str) -> None:
     program = f"def f(x):\n    if x == 3:\n        {end}\n    return x * x"
     assert value(program, tests=ASSERTS, partial=True, case_s=0.2) == 0.75
 
 
-def test_the_budget_is_for_all_tests_together() -> None:
+def test_the_budget_covers_all_tests_together() -> None:
     start = time.monotonic()
     program = "import time\ndef f(x):\n    time.sleep(0.3)\n    return x * x"
     assert 0 < value(program, tests=ASSERTS * 10, partial=True, budget_s=1.0, max_tests=40) < 0.2
@@ -189,7 +189,7 @@ def test_the_budget_is_for_all_tests_together() -> None:
     assert time.monotonic() - start < 3.0
 
 
-def test_of_many_tests_some_are_used() -> None:
+def test_many_tests_are_sampled_evenly() -> None:
     tests = read_tests([f"assert f({n}) == {n * n}" for n in range(1000)]).at_most(10)
     assert tests.statements == tuple(f"assert f({n}) == {n * n}" for n in range(0, 1000, 100))
     assert grade(SQUARE, tests) == [True] * 10
@@ -308,7 +308,7 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
         check_built_in("code", options)
 
 
-def test_programs_must_be_stopped_before_their_scorer() -> None:
+def test_a_budget_above_the_scorer_s_time_limit_is_refused() -> None:
     terms = [RewardConfig("code", options={"budget_s": 30})]
     with pytest.raises(ConfigError, match=r"budget_s is 30 and scorer.timeout_s is 5; .* set scorer.timeout_s to 30.5"):
         Scorer(terms)
@@ -316,7 +316,7 @@ def test_programs_must_be_stopped_before_their_scorer() -> None:
     check_budgets([RewardConfig("code"), RewardConfig("math")], ScorerConfig().timeout_s)
 
 
-def test_rows_name_it() -> None:
+def test_rows_can_name_the_code_verifier() -> None:
     rubric = Rubric([RewardConfig("verifier")])
     rubric.load()
     row = {"verifier": "code", "tests": ASSERTS, "test_list": None}
@@ -328,7 +328,7 @@ def test_rows_name_it() -> None:
 def scored(
     terms: list[RewardConfig], texts: list[str], config: ScorerConfig, **row: Any
 ) -> tuple[list[Score], set[int]]:
-    """The scores, and all processes that were there meanwhile and not before."""
+    """The scores, and all processes that existed during the scoring and not before."""
     before, seen = set(descendants(os.getpid())), set[int]()
 
     async def all_of_them() -> list[Score]:
@@ -355,8 +355,8 @@ def test_in_the_scorer() -> None:
     assert within(2, lambda: not any(map(is_alive, seen)))
 
 
-def test_a_scoring_child_that_is_killed_leaves_no_program(tmp_path: Path) -> None:
-    """The clock of the scorer ends a reward that let its program run for too long."""
+def test_a_killed_scoring_process_leaves_no_program(tmp_path: Path) -> None:
+    """The time limit of the scorer ends a reward whose program runs too long."""
     (tmp_path / "patient.py").write_text(
         "from volley.rewards.code import verifier as code\n"
         "def patient(prompt, response, answer, **row):\n"

@@ -1,4 +1,4 @@
-"""What the tests of the judge share: a group shown to it, and what an endpoint that plays it sees and says."""
+"""Shared by the tests of the judge: groups, and endpoints that play the judge."""
 
 import asyncio
 import json
@@ -41,13 +41,13 @@ def judged(answer: Answer, responses: Sequence[str], **more: Any) -> tuple[list[
 
 
 def shown(request: dict[str, Any], name: str = "response") -> str:
-    """What stands between the tags of this name; fails unless they stand there exactly once."""
+    """The text between the tags of this name; fails unless they occur exactly once."""
     (found,) = re.findall(rf"<judged_{name}>\n(.*?)\n</judged_{name}>", request["messages"][1]["content"], re.DOTALL)
     return str(found)
 
 
 def winner(request: dict[str, Any], better: Callable[[str, str], int]) -> Reply:
-    """The answer of a judge that compares by a function: above 0 for the first."""
+    """The answer of a judge that compares by a function: positive if the first response is better."""
     sign = better(shown(request, "response_A"), shown(request, "response_B"))
     return Reply(json.dumps({"reasoning": "so", "winner": "A" if sign > 0 else "B" if sign < 0 else "tie"}))
 
@@ -57,6 +57,6 @@ def longer(first: str, second: str) -> int:
 
 
 def group(responses: Sequence[str]) -> tuple[Prompt, list[Completion], list[Score]]:
-    """A prompt, its completions, and what a scorer without plain terms says of each."""
+    """A prompt, its completions, and their scores without plain terms."""
     completions = [Completion.single((1, 2, 3), (0.0, 0.0, 0.0), text, "stop", 0, 0) for text in responses]
     return Prompt(0, 0, "question", as_token_ids((1, 2)), "18", {}), completions, [Score(0.0, {}) for _ in responses]

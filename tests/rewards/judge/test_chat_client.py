@@ -1,4 +1,4 @@
-"""The client of OpenAI-compatible endpoints against a real server that behaves, and one that does not."""
+"""The client of OpenAI-compatible endpoints against a real server, with and without errors."""
 
 import asyncio
 import email.utils
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from volley.rewards.item import Unscorable
-from volley.rewards.judge.chat_client import ChatClient
+from volley.rewards.judge.chat_client import ChatClient, ChatOptions
 from volley.rewards.judge.fake_endpoint import MODEL, Endpoint, Reply, closed_port
 from volley.rollout.errors import RewardError
 
@@ -19,14 +19,18 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}, "requi
 GOOD = '{"score": 7}'
 
 
+def client_of(url: str, model: str = MODEL, backoff_s: float = 0.01, **options: Any) -> ChatClient:
+    return ChatClient(ChatOptions(endpoint=url, model=model, **{"api_key_env": "", **options}), backoff_s)
+
+
 def asked(
     answer: Callable[[dict[str, Any]], Reply], num_calls: int = 1, **options: Any
 ) -> tuple[list[str | Unscorable], Endpoint, ChatClient]:
-    """What so many calls at once came to, with the endpoint and the client after them."""
+    """The results of concurrent calls, with the endpoint and the client after them."""
 
     async def main() -> tuple[list[Any], Endpoint, ChatClient]:
         async with Endpoint(answer) as endpoint:
-            client = ChatClient(endpoint.url, MODEL, **{"backoff_s": 0.01, "timeout_s": 5.0, **options})
+            client = client_of(endpoint.url, **{"timeout_s": 5.0, **options})
             await client.start()
             try:
                 calls = [client.ask(MESSAGES, SCHEMA, temperature=0.0) for _ in range(num_calls)]
@@ -38,12 +42,12 @@ def asked(
 
 
 def in_turn(replies: Sequence[Reply]) -> Callable[[dict[str, Any]], Reply]:
-    """Answers with these, one request after the other; the last one for ever."""
+    """Replies in this order; the last one repeats."""
     left = list(replies)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_a_good_answer_and_what_it_costs() -> None:
+def test_a_good_answer_and_its_cost() -> None:
     price = {"prompt": 2.0, "completion": 10.0}
     found, endpoint, client = asked(lambda _: Reply(GOOD), 3, price_per_million_tokens=price, extra={"seed": 4})
     assert found == [GOOD] * 3
@@ -55,12 +59,12 @@ def test_a_good_answer_and_what_it_costs() -> None:
     assert request["response_format"]["json_schema"]["schema"] == SCHEMA
 
 
-def test_null_in_extra_removes_what_an_endpoint_does_not_take() -> None:
+def test_null_in_extra_removes_a_field() -> None:
     _, endpoint, _ = asked(lambda _: Reply(GOOD), extra={"temperature": None})
     assert "temperature" not in endpoint.requests[0]
 
 
-def test_the_key_travels_in_the_header_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_appears_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-1234")
     bad = Reply(status=403, body="sk-secret-1234 is wrong")
     found, endpoint, _ = asked(lambda _: bad, api_key_env="JUDGE_KEY")
@@ -81,7 +85,7 @@ def test_the_key_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-def test_what_passes_is_tried_again(status: int) -> None:
+def test_temporary_errors_are_retried(status: int) -> None:
     found, endpoint, client = asked(in_turn([Reply(status=status), Reply(status=status), Reply(GOOD)]), retries=2)
     assert found == [GOOD]
     assert len(endpoint.requests) == 3
@@ -89,13 +93,13 @@ def test_what_passes_is_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 404, 413, 422])
-def test_what_does_not_pass_is_not_tried_again(status: int) -> None:
+def test_permanent_errors_are_not_retried(status: int) -> None:
     found, endpoint, _ = asked(lambda _: Reply(status=status, body="no"), retries=3)
     assert str(found[0]) == f"the endpoint answers with status {status}: no"
     assert len(endpoint.requests) == 1
 
 
-def test_an_endpoint_that_stays_broken() -> None:
+def test_retries_are_limited() -> None:
     found, endpoint, _ = asked(lambda _: Reply(status=500, body="oh"), retries=2)
     assert str(found[0]) == "the endpoint answers with status 500: oh (tried 3 times)"
     assert len(endpoint.requests) == 3
@@ -108,7 +112,7 @@ def test_pauses_grow() -> None:
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_holds_back_every_call(as_date: bool) -> None:
+def test_retry_after_delays_all_calls(as_date: bool) -> None:
     times: list[float] = []
 
     def answer(request: dict[str, Any]) -> Reply:
@@ -118,7 +122,7 @@ def test_retry_after_holds_back_every_call(as_date: bool) -> None:
 
     async def main() -> list[str]:
         async with Endpoint(answer) as endpoint:
-            client = ChatClient(endpoint.url, MODEL, backoff_s=0.01)
+            client = client_of(endpoint.url)
             await client.start()
             first = asyncio.ensure_future(client.ask(MESSAGES, SCHEMA))
             await asyncio.sleep(0.2)
@@ -132,10 +136,10 @@ def test_retry_after_holds_back_every_call(as_date: bool) -> None:
     assert times[1] - times[0] >= (0.9 if as_date else 1.0)
 
 
-def test_a_pause_that_is_too_long_is_not_made() -> None:
+def test_a_pause_that_is_too_long_is_an_error() -> None:
     started = time.monotonic()
     found, _, _ = asked(lambda _: Reply(status=429, headers={"Retry-After": "86400"}))
-    assert "asks for a pause of 86400 s" in str(found[0])
+    assert "requests a pause of 86400 s" in str(found[0])
     assert time.monotonic() - started < 2
 
 
@@ -145,15 +149,15 @@ def test_a_slow_endpoint_times_out() -> None:
     assert len(endpoint.requests) == 2
 
 
-def test_calls_in_flight_are_bounded() -> None:
+def test_concurrent_calls_are_limited() -> None:
     found, endpoint, _ = asked(lambda _: Reply(GOOD, delay_s=0.02), 40, max_in_flight=5)
     assert found == [GOOD] * 40
-    assert endpoint.most_in_flight == 5
+    assert endpoint.max_in_flight == 5
 
 
-def test_nobody_there() -> None:
+def test_an_endpoint_without_a_listener() -> None:
     async def main() -> str:
-        client = ChatClient(f"http://127.0.0.1:{closed_port()}/v1", MODEL, retries=1, backoff_s=0.01)
+        client = client_of(f"http://127.0.0.1:{closed_port()}/v1", retries=1)
         await client.start()
         try:
             await client.ask(MESSAGES, SCHEMA)
@@ -184,26 +188,26 @@ def test_nobody_there() -> None:
     ],
     ids=lambda body: body[:20],
 )
-def test_nonsense_is_no_answer(body: str) -> None:
+def test_invalid_replies_are_unscorable(body: str) -> None:
     found, _, _ = asked(lambda _: Reply(body=body), retries=0)
     assert isinstance(found[0], Unscorable)
     assert len(str(found[0])) < 300
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "message"),
     [
         (Reply(GOOD, finish_reason="length"), "cut off at max_tokens"),
-        (Reply(None), "holds no text"),
+        (Reply(None), "contains no text"),
         (Reply(body='{"choices": [{"message": {"content": null, "refusal": "I will not"}}]}'), "refuses"),
     ],
 )
-def test_answers_that_are_none(reply: Reply, said: str) -> None:
+def test_missing_answers_are_unscorable(reply: Reply, message: str) -> None:
     found, _, _ = asked(lambda _: reply)
-    assert said in str(found[0])
+    assert message in str(found[0])
 
 
-def test_usage_that_is_nonsense_costs_nothing() -> None:
+def test_invalid_usage_is_ignored() -> None:
     body = json.dumps({"choices": [{"message": {"content": GOOD}}], "usage": {"prompt_tokens": "many"}})
     found, _, client = asked(lambda _: Reply(body=body))
     assert found == [GOOD]
@@ -211,7 +215,7 @@ def test_usage_that_is_nonsense_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("takes", ["json_object", None])
-def test_an_endpoint_without_schemas_is_asked_more_plainly(takes: str | None) -> None:
+def test_an_endpoint_without_schemas_gets_simpler_requests(takes: str | None) -> None:
     def answer(request: dict[str, Any]) -> Reply:
         shape = request.get("response_format", {}).get("type")
         return Reply(GOOD) if shape == takes else Reply(status=400, body=f"{shape} is not supported")
@@ -219,10 +223,10 @@ def test_an_endpoint_without_schemas_is_asked_more_plainly(takes: str | None) ->
     found, endpoint, _ = asked(answer, 5, max_in_flight=1)
     assert found == [GOOD] * 5
     asked_first = 2 if takes else 3
-    assert len(endpoint.requests) == asked_first + 4, "what works is kept"
+    assert len(endpoint.requests) == asked_first + 4, "the format that works is kept"
 
 
-def test_a_request_that_is_refused_for_itself_does_not_give_up_schemas() -> None:
+def test_a_refusal_for_another_reason_keeps_schemas() -> None:
     found, endpoint, _ = asked(
         in_turn([Reply(GOOD), Reply(status=400, body="too long"), Reply(GOOD)]), 3, max_in_flight=1
     )
@@ -232,17 +236,17 @@ def test_a_request_that_is_refused_for_itself_does_not_give_up_schemas() -> None
 
 
 def checked(models: Reply, model: str = MODEL) -> str:
-    """What the check of an endpoint says, and that it says it soon."""
+    """The error of the check, "" for success; asserts that it is fast."""
 
     async def main() -> str:
         async with Endpoint(lambda _: Reply(), models) as endpoint:
-            return await said_of(endpoint.url, model)
+            return await check_error(endpoint.url, model)
 
     return asyncio.run(main())
 
 
-async def said_of(url: str, model: str = MODEL) -> str:
-    client = ChatClient(url, model, api_key_env="JUDGE_KEY")
+async def check_error(url: str, model: str = MODEL) -> str:
+    client = client_of(url, model, api_key_env="JUDGE_KEY")
     await client.start()
     started = time.monotonic()
     try:
@@ -262,6 +266,6 @@ def test_the_check_of_an_endpoint() -> None:
     assert "does not answer within 4 s" in checked(Reply(body=good, delay_s=20))
     assert "environment variable JUDGE_KEY" in checked(Reply(status=401))
     assert "usually ends in /v1" in checked(Reply(status=404))
-    assert "no list of models" in checked(Reply(body="<html>"))
-    assert "cannot be reached" in asyncio.run(said_of(f"http://127.0.0.1:{closed_port()}/v1"))
-    assert "cannot be reached" in asyncio.run(said_of("http://no-such-host.invalid/v1"))
+    assert "without a list of models" in checked(Reply(body="<html>"))
+    assert "cannot be reached" in asyncio.run(check_error(f"http://127.0.0.1:{closed_port()}/v1"))
+    assert "cannot be reached" in asyncio.run(check_error("http://no-such-host.invalid/v1"))

@@ -1,4 +1,4 @@
-"""The judge as a term: win shares by hand, position bias, hostile responses, beside other terms."""
+"""The judge as a term: win rates by hand, position bias, hostile responses, and together with other terms."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from tests.rewards.judge.judging import CONSTITUTION, group, item, judged, longe
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Unscorable
 from volley.rewards.judge.fake_endpoint import Endpoint, Reply
-from volley.rewards.judge.judge import Judge, meetings, win_shares
+from volley.rewards.judge.judge import Judge, pairings, win_rates
 from volley.rewards.judge.judgement import neutralise, read_score, read_winner
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.types import Completion, Prompt, Score, as_token_ids
@@ -37,13 +37,13 @@ def test_scores_are_mapped_to_the_unit_interval() -> None:
     assert (request["temperature"], request["max_tokens"]) == (0.0, 512)
 
 
-def test_without_an_explanation_only_the_score_is_asked_for() -> None:
+def test_without_explanation_only_the_score_is_requested() -> None:
     _, endpoint, _ = judged(lambda _: Reply('{"score": 5}'), ["a"], explain=False)
     assert endpoint.requests[0]["response_format"]["json_schema"]["schema"]["required"] == ["score"]
     assert "reasoning" not in endpoint.requests[0]["messages"][1]["content"]
 
 
-def test_a_judge_with_an_order_gives_ranks() -> None:
+def test_a_consistent_judge_gives_ranks() -> None:
     outcomes, endpoint, metrics = judged(
         lambda request: winner(request, longer), ["xx", "x", "xxxx", "xxx"], mode="pairwise"
     )
@@ -52,13 +52,13 @@ def test_a_judge_with_an_order_gives_ranks() -> None:
     assert (metrics["position_bias"], metrics["inconsistent"]) == (0.5, 0.0)
 
 
-def test_a_judge_that_prefers_a_place_moves_nothing() -> None:
+def test_position_bias_cancels_out() -> None:
     outcomes, _, metrics = judged(lambda request: winner(request, lambda a, b: 1), ["a", "b", "c"], mode="pairwise")
     assert [outcome.value for outcome in outcomes] == [0.5, 0.5, 0.5]
     assert (metrics["position_bias"], metrics["inconsistent"]) == (1.0, 1.0)
 
 
-def test_ties_count_half_and_equal_responses_are_not_asked() -> None:
+def test_ties_count_half_and_equal_responses_are_not_compared() -> None:
     outcomes, endpoint, metrics = judged(
         lambda request: winner(request, lambda a, b: 0), ["a", "b", "a", "a"], mode="pairwise"
     )
@@ -68,14 +68,14 @@ def test_ties_count_half_and_equal_responses_are_not_asked() -> None:
     assert math.isnan(metrics["position_bias"]), "nothing was decided"
 
 
-def test_equal_responses_get_equal_shares() -> None:
+def test_equal_responses_get_equal_rewards() -> None:
     responses = ["xx", "x", "xx", "xxx"]
     outcomes, endpoint, _ = judged(lambda request: winner(request, longer), responses, mode="pairwise")
     assert [outcome.value for outcome in outcomes] == pytest.approx([1.5 / 3, 0.0, 1.5 / 3, 1.0])
     assert len(endpoint.requests) == 3 * 2
 
 
-def test_a_pair_with_one_order_lost_does_not_count() -> None:
+def test_a_pair_with_a_missing_order_does_not_count() -> None:
     def answer(request: dict[str, Any]) -> Reply:
         if (shown(request, "response_A"), shown(request, "response_B")) == ("xx", "x"):
             return Reply("who knows")
@@ -94,11 +94,11 @@ def test_a_response_without_any_judgement_is_unscorable() -> None:
     outcomes, _, _ = judged(answer, ["xx", "bad", "xxx"], mode="pairwise")
     assert [outcome.value for outcome in (outcomes[0], outcomes[2])] == [0.0, 1.0]
     assert math.isnan(outcomes[1].value)
-    assert outcomes[1].error == "reward 'judge': the judge's answer is no JSON object"
+    assert outcomes[1].error == "reward 'judge': the judge's answer is not a JSON object"
     assert not outcomes[0].error
 
 
-def test_a_response_alone_is_compared_with_nothing() -> None:
+def test_a_single_response_is_not_compared() -> None:
     outcomes, endpoint, _ = judged(lambda request: Reply(), ["a"], mode="pairwise")
     assert outcomes[0].error == "reward 'judge': there is no other response to compare with"
     assert not endpoint.requests
@@ -106,9 +106,9 @@ def test_a_response_alone_is_compared_with_nothing() -> None:
 
 @settings(deadline=None)
 @given(st.integers(2, 12), st.sampled_from([2, 4, 8]), st.randoms(use_true_random=False))
-def test_win_shares_are_the_mean_over_opponents_of_a_tournament(n: int, opponents: int, random: Any) -> None:
-    """Against a table of points that is filled match by match."""
-    pairs = meetings(n, opponents)
+def test_win_rates_are_the_mean_over_the_opponents_of_a_tournament(n: int, opponents: int, random: Any) -> None:
+    """Compared with a table of points that is filled match by match."""
+    pairs = pairings(n, opponents)
     verdicts = {order: random.choice([0.0, 0.5, 1.0]) for i, j in pairs for order in ((i, j), (j, i))}
     won, played = [0.0] * n, [0] * n
     for (first, second), verdict in verdicts.items():
@@ -116,15 +116,15 @@ def test_win_shares_are_the_mean_over_opponents_of_a_tournament(n: int, opponent
         won[second] += {1.0: 0, 0.5: 0.5, 0.0: 1}[verdict]
         played[first] += 1
         played[second] += 1
-    shares = win_shares(n, verdicts)
-    assert shares == pytest.approx([won[i] / played[i] for i in range(n)])
-    assert all(0 <= share <= 1 for share in shares)
-    assert sum(shares) == pytest.approx(n / 2)
+    rates = win_rates(n, verdicts)
+    assert rates == pytest.approx([won[i] / played[i] for i in range(n)])
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert sum(rates) == pytest.approx(n / 2)
 
 
 @pytest.mark.parametrize(("n", "opponents"), [(2, 8), (4, 8), (9, 8), (10, 8), (64, 8), (11, 4), (5, 2)])
-def test_everyone_meets_equally_many(n: int, opponents: int) -> None:
-    pairs = meetings(n, opponents)
+def test_all_responses_have_equally_many_opponents(n: int, opponents: int) -> None:
+    pairs = pairings(n, opponents)
     met = [sum(i in pair for pair in pairs) for i in range(n)]
     assert met == [min(n - 1, opponents)] * n
     assert len({frozenset(pair) for pair in pairs}) == len(pairs)
@@ -154,12 +154,12 @@ def test_everyone_meets_equally_many(n: int, opponents: int) -> None:
     ],
     ids=lambda text: text[:20],
 )
-def test_no_score_is_read_where_none_was_given(text: str) -> None:
+def test_answers_without_a_valid_score_are_refused(text: str) -> None:
     with pytest.raises(Unscorable):
         read_score(text)
 
 
-def test_answers_that_are_read() -> None:
+def test_valid_answers() -> None:
     assert [read_score(json.dumps({"score": n})) for n in range(1, 11)] == pytest.approx([n / 9 for n in range(10)])
     assert read_score('```json\n{"reasoning": "a } b", "score": 10}\n```') == 1.0
     assert [read_winner(json.dumps({"winner": each})) for each in ("A", "tie", "B")] == [1.0, 0.5, 0.0]
@@ -182,7 +182,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("mode", ["score", "pairwise"])
-def test_what_is_judged_cannot_leave_its_place(text: str, mode: str) -> None:
+def test_judged_text_cannot_escape_its_tags(text: str, mode: str) -> None:
     good = Reply('{"score": 3, "winner": "tie"}')
     outcomes, endpoint, _ = judged(lambda _: good, [text, "a"], mode=mode)
     assert [outcome.error for outcome in outcomes] == ["", ""]
@@ -197,18 +197,18 @@ def test_what_is_judged_cannot_leave_its_place(text: str, mode: str) -> None:
 
 
 @given(st.text(max_size=200))
-def test_other_text_is_shown_as_it_is(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert neutralise(text).replace(" ", "") == text.replace(" ", "")
     for plain in ("if a < b: c[i] = [x]", "<div>\n<p class='s'></p></div>", "a <= b >= c", "x << 3", "<script>"):
         assert neutralise(plain) == plain
 
 
-def test_a_judge_that_echoes_is_no_judge() -> None:
+def test_a_judge_that_echoes_the_response_is_refused() -> None:
     outcomes, _, _ = judged(lambda request: Reply(request["messages"][1]["content"]), ['{"score": 10}'])
-    assert "no JSON object" in outcomes[0].error
+    assert "not a JSON object" in outcomes[0].error
 
 
-def test_chats_are_shown_as_people_wrote_them() -> None:
+def test_chats_are_quoted_as_messages() -> None:
     async def main() -> str:
         async with Endpoint(lambda _: Reply('{"score": 5}')) as endpoint:
             judge = Judge(RewardConfig("judge", options=options(endpoint.url)))
@@ -221,7 +221,7 @@ def test_chats_are_shown_as_people_wrote_them() -> None:
     assert asyncio.run(main()) == "system: Be kind.\n\nuser: hi"
 
 
-def test_beside_other_terms() -> None:
+def test_together_with_other_terms() -> None:
     async def main() -> tuple[tuple[Score, ...], list[Score], dict[str, float]]:
         def answer(request: dict[str, Any]) -> Reply:
             return Reply("nonsense" if "odd" in shown(request) else '{"score": 10}')
@@ -235,7 +235,7 @@ def test_beside_other_terms() -> None:
             async with Scorer(terms) as scorer:
                 prompt, completions, _ = group([r"\boxed{18}", r"<think>a</think>\boxed{19}", r"odd \boxed{18}"])
                 plain = [await scorer.score(prompt, completion) for completion in completions]
-                assert not endpoint.requests, "plain terms do not wait for the group, and the judge does"
+                assert not endpoint.requests, "plain terms do not wait for the group, but the judge does"
                 return await scorer.score_group(prompt, completions, plain), plain, scorer.metrics()
 
     scores, plain, metrics = asyncio.run(main())
@@ -243,14 +243,14 @@ def test_beside_other_terms() -> None:
     assert [score.reward for score in scores[:2]] == pytest.approx([1.5, 0.6])
     assert [score.accuracy for score in scores] == [1.0, 0.0, 1.0]
     assert math.isnan(scores[2].reward)
-    assert scores[2].unscorable == "reward 'taste': the judge's answer is no JSON object"
+    assert scores[2].unscorable == "reward 'taste': the judge's answer is not a JSON object"
     assert scores[2].terms["math"] == 1.0
     assert [score.reward for score in plain] == pytest.approx([1.0, 0.1, 1.0])
     assert metrics["taste/calls"] == 3.0
     assert metrics["taste/unscorable_share"] == pytest.approx(1 / 3)
 
 
-def test_why_a_plain_term_failed_stays_the_reason() -> None:
+def test_the_reason_of_a_failed_plain_term_is_kept() -> None:
     async def main() -> Score:
         async with Endpoint(lambda _: Reply('{"score": 10}')) as endpoint:
             terms = [RewardConfig("math"), RewardConfig("judge", options=options(endpoint.url))]
@@ -268,7 +268,7 @@ def test_why_a_plain_term_failed_stays_the_reason() -> None:
     assert score.terms["judge"] == 1.0
 
 
-def test_metrics_are_of_the_time_since_they_were_last_asked_for() -> None:
+def test_metrics_cover_the_time_since_the_previous_call() -> None:
     async def main() -> tuple[dict[str, float], dict[str, float]]:
         async with Endpoint(lambda _: Reply('{"score": 5}')) as endpoint:
             prices = {"prompt": 10.0}
