@@ -30,7 +30,7 @@ class Item:
     answer: str
     """The gold answer; "" if the data has none."""
     num_tokens: int
-    """The length of the completion."""
+    """The number of generated tokens in the completion."""
     truncated: bool
     """Whether the completion ended at the token limit."""
     row: Mapping[str, Any]

@@ -245,7 +245,8 @@ def refused(model: Path | str, **options: Any) -> str:
 
 
 def test_other_models_are_refused(char_tokenizer: Any, tiny_model: Path, tmp_path: Path) -> None:
-    assert "has 2 outputs; a reward model must have one." in refused(save(tmp_path / "two", char_tokenizer, num_labels=2))
+    two = save(tmp_path / "two", char_tokenizer, num_labels=2)
+    assert "has 2 outputs; a reward model must have one." in refused(two)
     assert "is a LlamaForCausalLM; it must be a sequence-classification model" in refused(tiny_model)
     assert "is not a model directory or hub name that can be loaded" in refused(tmp_path / "nowhere")
     assert "no option 'batchsize'; did you mean 'batch_size'?" in refused(tmp_path, batchsize=4)
