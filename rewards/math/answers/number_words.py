@@ -9,10 +9,10 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _ORDINALS = "half third fourth fifth sixth seventh eighth ninth tenth"
 SMALL_NUMBERS = _SMALL.split()
 _UNITS = {word: value for value, word in enumerate([*SMALL_NUMBERS, *_TEENS.split()])}
-_TENFOLD = {word: 10 * (place + 2) for place, word in enumerate(_TENS.split())}
+_TENFOLD = {word: 10 * (index + 2) for index, word in enumerate(_TENS.split())}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {word: place + 2 for place, word in enumerate(_ORDINALS.split())} | {"quarter": 4, "halve": 2}
-_PARTS |= {f"{word}s": below for word, below in _PARTS.items()}
+_PARTS = {word: index + 2 for index, word in enumerate(_ORDINALS.split())} | {"quarter": 4, "halve": 2}
+_PARTS |= {f"{word}s": denominator for word, denominator in _PARTS.items()}
 _FIRST = frozenset(["a", "an", "half", *_UNITS, *_TENFOLD])
 _PIECES = frozenset([*_FIRST, *_SCALES, *_PARTS, "hundred", "and"])
 MAX_WORDS = 16
@@ -50,16 +50,16 @@ def _value(words: list[str]) -> Fraction | None:
 
 def _with_part(words: list[str]) -> Fraction | None:
     """Parse a number with a fraction: `two thirds`, `a half`, `two and a half`, `two and three quarters`."""
-    below, head = _PARTS[words[-1]], words[:-1]
+    denominator, head = _PARTS[words[-1]], words[:-1]
     whole = 0
     if "and" in head:
-        place = len(head) - 1 - head[::-1].index("and")
-        before, head = _whole(head[:place]), head[place + 1 :]
+        index = len(head) - 1 - head[::-1].index("and")
+        before, head = _whole(head[:index]), head[index + 1 :]
         if before is None or not before:
             return None
         whole = before
-    above = 1 if head in (["a"], ["an"]) else _whole(head)
-    return None if not above or (whole and above >= below) else Fraction(above, below) + whole
+    numerator = 1 if head in (["a"], ["an"]) else _whole(head)
+    return None if not numerator or (whole and numerator >= denominator) else Fraction(numerator, denominator) + whole
 
 
 def _whole(words: list[str]) -> int | None:
@@ -83,11 +83,11 @@ def _whole(words: list[str]) -> int | None:
 def _hundreds(words: list[str]) -> int | None:
     """Parse a number below 10,000: twenty one, one hundred and five, twelve hundred."""
     if "hundred" in words:
-        place = words.index("hundred")
-        count, rest = _tens(words[:place]), words[place + 1 :]
+        index = words.index("hundred")
+        count, rest = _tens(words[:index]), words[index + 1 :]
         rest = rest[1:] if rest[:1] == ["and"] else rest
-        below = _tens(rest) if rest else 0
-        return None if not count or below is None else 100 * count + below
+        rest_value = _tens(rest) if rest else 0
+        return None if not count or rest_value is None else 100 * count + rest_value
     return _tens(words)
 
 

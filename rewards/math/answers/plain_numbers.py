@@ -29,9 +29,9 @@ def parse_plain_number(text: str) -> Answer | None:
         if answer is not None:
             return answer
     if match := _FRACTION.fullmatch(text):
-        above, below = int(match[2] or match[4]), int(match[3] or match[5])
-        if below:
-            return Answer(number(Fraction(-above if match[1] else above, below)))
+        numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
+        if denominator:
+            return Answer(number(Fraction(-numerator if match[1] else numerator, denominator)))
     if match := _ELLIPSIS.fullmatch(text):
         return _repeating(match)
     if match := _MINUTES.fullmatch(text):

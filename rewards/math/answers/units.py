@@ -13,7 +13,7 @@ _TEMPERATURES = ("f", "c", "k", "fahrenheit", "celsius", "kelvin")
 _ADJECTIVES = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 # Two letters that are a unit also without a space after the digit. Others are two symbols: 2mn.
 _TWO_LETTERS = "mm cm km mg kg ml mL ft in yd mi oz lb hr yr Hz Pa eV kJ kW MB GB TB"
-_GLUED = frozenset(_TWO_LETTERS.split())
+_UNITS_WITHOUT_SPACE = frozenset(_TWO_LETTERS.split())
 # Words after a number that change its value or offer another one, so that they are not units.
 _CHANGING = """
 or and to not nor but plus minus times over by than if is are hundred thousand million billion trillion dozen half
@@ -21,10 +21,12 @@ halves third thirds quarter quarters fifth fifths tenth tenths hundredth hundred
 point negative below twice double triple factorial root maybe perhaps actually wait no alternatively instead either
 """
 NOT_UNITS = frozenset(_CHANGING.split())
+# One unit with its power; a further factor or divisor of it; the words after them, such as "of ink".
 _POWER = r"(?: ?\^ ?\{? ?(-?[1-9]) ?\}?| ?\{?([23])\}?)?"
 _TERM = re.compile(rf"([A-Za-z¢]+)\.?{_POWER}")
 _PART = re.compile(rf"( ?/ ?| per | an? |\ ?\* ?| )(?:(square|sq|cubic|cu) )?([A-Za-z]+)\.?{_POWER}")
 _REST = re.compile(r"(?:[ /-]+[A-Za-z]+){0,5}")
+# The end of a number or formula, and a unit in plain letters behind a whole formula or behind the items of a list.
 _VALUE = r"(?:[0-9)}\]!]|\\pi)"
 _LETTER_RATE = r"[mgL](?= ?/ ?(?:s|h|hr|min|cm|mL|L|m)\b)"
 _TRAILING = re.compile(
@@ -32,6 +34,7 @@ _TRAILING = re.compile(
 )
 _LISTED = re.compile(r"(?<=[0-9)}\]!]) ?([A-Za-z]{2,20}) ?(?=$|,|;| ?and\b| ?or\b|[)\]]|\\\})")
 _SEPARATOR = re.compile(r",? (?:and|or) |[,;]")
+# A unit in LaTeX text, in Greek letters, or as a fraction.
 _TEXT_COMMANDS = ("\\text", "\\mathrm", "\\mbox", "\\operatorname")
 _TEXT = r"\\(?:text|mathrm|textrm|textnormal|mbox|operatorname)"
 _GROUP = rf"{_TEXT}\s*\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}"
@@ -83,32 +86,37 @@ def unit_name(text: str, spaced: bool) -> str | None:
         return None
     word, power = match[1], match[2] or match[3] or ""
     known = known_unit(word)
-    if not spaced and not _is_glued(word, power):
+    if not spaced and not _is_unit_without_space(word, power):
         return None
     if len(word) < 2 and known is None:
         return None
     words = text.lower().split()
     if known == "degree" and words[1:] and words[1][0] in "fck" and words[1] in _TEMPERATURES:
         return f"degree {words[1][0]}"
-    place = match.end()
-    if word.lower() in _ADJECTIVES and (part := _PART.match(text, place)) and part[1] == " " and known_unit(part[3]):
-        known, power, place = known_unit(part[3]), _ADJECTIVES[word.lower()], part.end()
+    position = match.end()
+    if word.lower() in _ADJECTIVES and (part := _PART.match(text, position)) and part[1] == " " and known_unit(part[3]):
+        known, power, position = known_unit(part[3]), _ADJECTIVES[word.lower()], part.end()
     name = (known or word.lower()) + (f"^{power}" if power else "")
-    while known and (part := _PART.match(text, place)) and (other := known_unit(part[3])):
+    while known and (part := _PART.match(text, position)) and (other := known_unit(part[3])):
         power = part[4] or part[5] or _ADJECTIVES.get(part[2] or "", "")
-        is_below = part[1].strip() in ("/", "per", "a", "an")
+        is_divisor = part[1].strip() in ("/", "per", "a", "an")
         if part[1] == " " and power[:1] == "-":
-            is_below, power = True, power[1:].removeprefix("1")
-        name += ("/" if is_below else "*") + other + (f"^{power}" if power else "")
-        place = part.end()
-    return name if _REST.fullmatch(text, place) else None
+            is_divisor, power = True, power[1:].removeprefix("1")
+        name += ("/" if is_divisor else "*") + other + (f"^{power}" if power else "")
+        position = part.end()
+    return name if _REST.fullmatch(text, position) else None
 
 
-def _is_glued(word: str, power: str) -> bool:
+def _is_unit_without_space(word: str, power: str) -> bool:
     """Return whether letters that follow a digit without a space are a unit."""
     if len(word) > 2:
         return known_unit(word) is not None
-    return word == "¢" or word in _GLUED or word.lower() in _GLUED or (word == "m" and power in ("2", "3"))
+    return (
+        word == "¢"
+        or word in _UNITS_WITHOUT_SPACE
+        or word.lower() in _UNITS_WITHOUT_SPACE
+        or (word == "m" and power in ("2", "3"))
+    )
 
 
 def is_known_unit(unit: str) -> bool:

@@ -166,9 +166,9 @@ def _equal_members(gold: tuple[Node, ...], given: tuple[Node, ...], is_multiset:
         return False
     left = list(given)
     for one in gold:
-        place = next((i for i, other in enumerate(left) if equal(one, other, tolerance)), None)
-        if place is not None:
-            del left[place]
+        index = next((i for i, other in enumerate(left) if equal(one, other, tolerance)), None)
+        if index is not None:
+            del left[index]
         elif is_multiset or not any(equal(one, other, tolerance) for other in given):
             return False
     return all(any(equal(one, other, tolerance) for one in gold) for other in left)

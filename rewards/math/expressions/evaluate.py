@@ -58,7 +58,7 @@ def constant_value(node: Node) -> Value:
 def evaluate(node: Node, point: Mapping[str, Fraction] | None = None, real_only: bool = False) -> tuple[Value, Value]:
     """Return the value of a formula and its scale.
 
-    The scale is the absolute value of the largest summand that was met, which rounding errors are relative to.
+    The scale is the largest absolute value among the summands that were met. Rounding errors are relative to it.
 
     Args:
         node: the formula.
@@ -212,14 +212,14 @@ class _Evaluation:
         return self._power(radicand, 1 / index)
 
     def _root_power(self, base: Value, exponent: Fraction) -> Value:
-        """A power with a fraction as its exponent, which is a power of a root. Exact for square roots of squares."""
+        """Raise a base to a fraction, as a power of a root. Square roots of rational squares are exact."""
         numerator, index = exponent.numerator, exponent.denominator
         if index > MAX_MAGNITUDE:
             return self._ctx.power(as_mp(base), as_mp(exponent))
         if isinstance(base, Fraction) and index == 2 and base > 0:
-            above, below = math.isqrt(base.numerator), math.isqrt(base.denominator)
-            if above * above == base.numerator and below * below == base.denominator:
-                return self._power(Fraction(above, below), Fraction(numerator))
+            root = Fraction(math.isqrt(base.numerator), math.isqrt(base.denominator))
+            if root * root == base:
+                return self._power(root, Fraction(numerator))
         if is_real(base) and as_real(base) < 0 and index % 2:
             root = -self._ctx.root(-as_mp(as_real(base)), index)
         else:
@@ -236,15 +236,15 @@ class _Evaluation:
         self.steps += GAMMA_STEPS
         return self._ctx.gamma(as_mp(inside) + 1)
 
-    def _binomial(self, above: Value, below: Value) -> Value:
-        if max(abs(above), abs(below)) > MAX_FACTORIAL:
+    def _binomial(self, n: Value, k: Value) -> Value:
+        if max(abs(n), abs(k)) > MAX_FACTORIAL:
             raise NoValueError
-        if isinstance(above, Fraction) and isinstance(below, Fraction) and above.denominator == below.denominator == 1:
-            if above < 0 or below < 0:
+        if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1:
+            if n < 0 or k < 0:
                 raise NoValueError
-            return Fraction(math.comb(int(above), int(below)))
+            return Fraction(math.comb(int(n), int(k)))
         self.steps += 3 * GAMMA_STEPS
-        return self._ctx.binomial(as_mp(above), as_mp(below))
+        return self._ctx.binomial(as_mp(n), as_mp(k))
 
     def _function(self, node: Node) -> Value:
         arguments = [self.value(part) for part in node.parts]
@@ -263,13 +263,13 @@ class _Evaluation:
             raise NoValueError
         if node.name in ("cot", "sec", "csc", "tan"):
             sine, cosine = ctx.sin(as_mp(value)), ctx.cos(as_mp(value))
-            above, below = {
+            numerator, denominator = {
                 "tan": (sine, cosine),
                 "cot": (cosine, sine),
                 "sec": (ctx.mpf(1), cosine),
                 "csc": (ctx.mpf(1), sine),
             }[node.name]
-            return self._quotient(above, below)
+            return self._quotient(numerator, denominator)
         name = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(node.name, node.name)
         if name not in ("sin", "cos"):
             return getattr(ctx, name)(as_mp(value))

@@ -149,13 +149,13 @@ def _rational_values(number: int) -> list[list[Fraction]]:
     """
     points = []
     for index in range(NUM_POINTS):
-        chance, largest = random.Random(index), (3, 1, 12)[index // 4 % 3]
-        primes = chance.sample(_PRIMES, len(_PRIMES))
+        rng, largest = random.Random(index), (3, 1, 12)[index // 4 % 3]
+        primes = rng.sample(_PRIMES, len(_PRIMES))
         signs = [(1, 1), (-1, -1), (1, -1), (-1, 1)][index % 4]
         point = []
-        for place in range(number):
-            denominator = primes[place % len(primes)]
-            point.append(signs[place % 2] * Fraction(chance.randrange(1, largest * denominator), denominator))
+        for symbol_index in range(number):
+            denominator = primes[symbol_index % len(primes)]
+            point.append(signs[symbol_index % 2] * Fraction(rng.randrange(1, largest * denominator), denominator))
         points.append(point)
     return points
 
@@ -163,8 +163,8 @@ def _rational_values(number: int) -> list[list[Fraction]]:
 @lru_cache(64)
 def _integer_values(number: int) -> list[list[Fraction]]:
     """Return points for expressions that are defined at integers only, such as (-1)^n."""
-    chance = random.Random(0)
-    return [[Fraction(chance.randrange(1, 9) + index) for _ in range(number)] for index in range(NUM_POINTS)]
+    rng = random.Random(0)
+    return [[Fraction(rng.randrange(1, 9) + index) for _ in range(number)] for index in range(NUM_POINTS)]
 
 
 def constant_ratio(one: Node, other: Node) -> Fraction | None:
