@@ -19,12 +19,11 @@ import psutil
 from volley.cluster.launch.environment import tune_interpreter
 from volley.cluster.loop.buffer import GroupBuffer
 from volley.cluster.loop.roller import Roller
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import RolloutWorker
-from volley.rollout.types import Completion, Prompt, Score, as_token_ids
+from volley.rollout.types import Completion, Prompt, Sampling, Score, as_token_ids
 
 GROUP_SIZE = 8
 GROUPS_PER_STEP = 500

@@ -148,9 +148,9 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
     from volley.cluster.launch.environment import tune_interpreter
     from volley.cluster.loop.roller import Roller
     from volley.rollout.config import RolloutConfig
-    from volley.rollout.engines.engine import Sampling
     from volley.rollout.engines.pool import RolloutPool
     from volley.rollout.engines.vllm import VllmEngine
+    from volley.rollout.types import Sampling
 
     tune_interpreter()
     chance = random.Random("step")

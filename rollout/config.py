@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.errors import ConfigError, require_at_least
+from volley.rollout.types import Sampling
 
 COLUMNS = ("prompt", "answer", "completion", "chosen", "rejected", "label")
 """Of a data set, as Volley calls them."""

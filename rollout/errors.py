@@ -48,6 +48,10 @@ class LostError(VolleyError):
     exit_code = 1
 
 
+class EngineLost(LostError):
+    """An engine is lost for good; the message names it and the phase in which it was lost."""
+
+
 def require_at_least(section: object, bounds: Mapping[str, float], where: str = "") -> None:
     """Raise `ConfigError` for the first attribute of `section` below its bound; `where` comes before its name."""
     for name, least in bounds.items():

@@ -62,6 +62,21 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample the completions of a prompt."""
+
+    num_samples: int = 1
+    """Completions per prompt (G)."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 512
+    """Upper limit of sampled tokens per completion."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are not part of its text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """A run of sampled tokens: places `start` to `end` (exclusive) of a segment, and the weight versions under which
     its first and its last token were sampled."""

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from volley.cluster.loop.group_metrics import no_answer_share
 from volley.cluster.loop.roller import Roller
 from volley.cluster.recipe.config import EvalConfig
-from volley.rollout.engines.engine import Sampling
-from volley.rollout.types import Prompt, ScoredGroup
+from volley.rollout.types import Prompt, Sampling, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)

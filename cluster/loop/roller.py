@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from volley.rewards.terms import all_of
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.engines.pool import RolloutPool
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
+from volley.rollout.types import Completion, Prompt, Sampling, Score, ScoredGroup
 
 
 class Scores(Protocol):

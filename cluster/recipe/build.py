@@ -10,12 +10,12 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from volley.cluster.loop.dataset_source import COLUMNS_OF, DatasetGroups
 from volley.cluster.recipe.config import Recipe, dump_recipe
 from volley.cluster.recipe.parse import parse
 from volley.learner.losses import LOSSES
 from volley.learner.losses.common import Loss
 from volley.rewards.scoring.preflight import check_rewards
+from volley.rollout.data.dataset_groups import COLUMNS_OF, DatasetGroups
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import Rows, column_names, read_rows
 from volley.rollout.errors import ConfigError, ModelError

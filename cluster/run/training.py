@@ -16,7 +16,7 @@ from volley.cluster.launch.environment import tune_interpreter
 from volley.cluster.launch.protocol import Launcher
 from volley.cluster.loop.against_start import Start, warnings
 from volley.cluster.loop.buffer import GroupBuffer
-from volley.cluster.loop.dataset_source import DatasetGroups, DatasetSource
+from volley.cluster.loop.dataset_source import DatasetSource
 from volley.cluster.loop.evaluate import Evaluation, evaluate
 from volley.cluster.loop.loop import Source, train
 from volley.cluster.loop.roller import Roller
@@ -30,10 +30,10 @@ from volley.cluster.storage.directory import RunDirectory
 from volley.cluster.storage.metrics import EVALUATIONS, METRICS, read_rows
 from volley.learner.signals.batch import Batch, Labels, Row, make_batch, reason_against
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.engines.engine import EngineLost, Sampling
-from volley.rollout.errors import CheckpointError, ModelError
+from volley.rollout.data.dataset_groups import DatasetGroups
+from volley.rollout.errors import CheckpointError, EngineLost, ModelError
 from volley.rollout.model_files import weights_fingerprint
-from volley.rollout.types import Prompt, ScoredGroup
+from volley.rollout.types import Prompt, Sampling, ScoredGroup
 
 START = "start.parquet"
 NUM_PARITY_SEQUENCES = 8

@@ -18,7 +18,6 @@ import torch
 import xxhash
 
 from volley.rollout.config import RolloutConfig
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.engines.vllm import (
     Era,
     engine_args,
@@ -29,7 +28,7 @@ from volley.rollout.engines.vllm import (
 )
 from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
-from volley.rollout.types import Completion, LoadedWeights, Logprobs, TokenIds
+from volley.rollout.types import Completion, LoadedWeights, Logprobs, Sampling, TokenIds
 
 POLL_S = 0.002
 SHARED_MEMORY = Path("/dev/shm")

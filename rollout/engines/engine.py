@@ -6,27 +6,9 @@ the event loop always start in the same engine step; that is what makes a synchr
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from volley.rollout.errors import LostError
-from volley.rollout.types import Completion, Logprobs, TokenIds
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to sample. num_samples: completions per prompt (G). temperature 0 is greedy. stop: strings that end a
-    completion (not kept in its text). max_tokens: completion tokens at most."""
-
-    num_samples: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 512
-    stop: tuple[str, ...] = ()
-
-
-class EngineLost(LostError):
-    """An engine is gone for good; the message names it and says in which phase."""
+from volley.rollout.types import Completion, Logprobs, Sampling, TokenIds
 
 
 class Engine(Protocol):

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta
-from volley.rollout.types import Completion, LoadedWeights, Logprobs, TokenIds
+from volley.rollout.types import Completion, LoadedWeights, Logprobs, Sampling, TokenIds
 
 
 class FakeEngine(ReceiverEnd):

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from volley.rollout.engines.engine import Engine, EngineLost, Sampling
-from volley.rollout.types import Completion, TokenIds
+from volley.rollout.engines.engine import Engine
+from volley.rollout.errors import EngineLost
+from volley.rollout.types import Completion, Sampling, TokenIds
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
-from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.worker import Collected, Request, WorkerFacts
+from volley.rollout.errors import EngineLost
 from volley.rollout.transport.protocol import ReceiverEnd, VerbResult
 from volley.rollout.transport.stream import TransportError
-from volley.rollout.types import Completion, Logprobs, TokenIds
+from volley.rollout.types import Completion, Logprobs, Sampling, TokenIds
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from volley.rollout.config import RolloutConfig
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.errors import ConfigError
-from volley.rollout.types import Completion, Logprobs, TokenIds
+from volley.rollout.transport.load import load_into_model
+from volley.rollout.types import Completion, Logprobs, Sampling, TokenIds
 
 T = TypeVar("T")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -117,23 +117,6 @@ def _version(label: str) -> int:
 def read_prompt_logprobs(token_ids: TokenIds, output: Any) -> Logprobs:
     ids = token_ids.tolist()
     return np.array([output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))], np.float32)
-
-
-def load_into_model(vllm_config: Any, model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Load checkpoint-format weights into a live vLLM model, layer by layer and in place.
-
-    The CPU backend keeps a packed copy of the output matrix for its GEMM; with tied embeddings the reload leaves that
-    copy as it was (measured: log-probs off by up to 0.48), so embeddings are packed again.
-    """
-    from vllm.config import set_current_vllm_config
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-    from vllm.model_executor.model_loader.reload.inplace import reload_weights
-
-    with torch.no_grad(), set_current_vllm_config(vllm_config):
-        reload_weights(vllm_config, model, iter(weights), None, True)
-        for layer in model.modules():
-            if isinstance(layer, VocabParallelEmbedding):
-                layer.quant_method.process_weights_after_loading(layer)
 
 
 def _load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.transport.protocol import VerbResult
 from volley.rollout.transport.stream import TransportError
-from volley.rollout.types import Completion, Logprobs, TokenIds
+from volley.rollout.types import Completion, Logprobs, Sampling, TokenIds
 
 LINGER_S = 0.003
 LINGER_FROM = 8

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from volley.rollout.config import TransferConfig
-from volley.rollout.engines.engine import EngineLost
+from volley.rollout.errors import EngineLost
 from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd, RemoteReceiver, RemoteSender, SenderEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
 

@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from volley.rollout.transport.load import load_into_model
 from volley.rollout.transport.stream import Group, Layout, TensorMeta, TransportError, combined, layout, receive, send
 
 
@@ -104,8 +105,6 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         return self._receiving is not None and not self._receiving.done()
 
     def finish_weight_update(self) -> None:
-        from volley.rollout.engines.vllm import load_into_model
-
         assert self._plan is not None
         load_into_model(self.vllm_config, self.model, self._plan.views(self._stream))
 

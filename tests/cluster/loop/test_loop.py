@@ -16,10 +16,9 @@ from volley.cluster.loop.roller import Roller
 from volley.cluster.recipe.config import Recipe, parse_recipe
 from volley.learner.losses import LOSSES
 from volley.learner.signals.batch import Advantages, Batch, Update, make_batch
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
+from volley.rollout.types import Completion, Prompt, Sampling, Score, ScoredGroup, as_token_ids
 
 
 class FakeLearner:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from volley.rollout.engines.engine import Engine, Sampling
+from volley.rollout.engines.engine import Engine
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import RolloutWorker
-from volley.rollout.types import Completion, as_token_ids
+from volley.rollout.types import Completion, Sampling, as_token_ids
 
 Run = Callable[[Any], Any]
 PROMPT = as_token_ids([5, 6, 7, 8])

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
-from volley.rollout.types import Completion, TokenIds, as_token_ids
+from volley.rollout.errors import EngineLost
+from volley.rollout.types import Completion, Sampling, TokenIds, as_token_ids
 
 
 class MortalEngine(FakeEngine):

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from volley.rollout.engines import remote as remote_engine
-from volley.rollout.engines.engine import EngineLost, Sampling
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.remote import RemoteEngine
 from volley.rollout.engines.worker import Finished, RolloutWorker
+from volley.rollout.errors import EngineLost
 from volley.rollout.transport.protocol import ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
-from volley.rollout.types import LoadedWeights, as_token_ids
+from volley.rollout.types import LoadedWeights, Sampling, as_token_ids
 
 
 class Wire:

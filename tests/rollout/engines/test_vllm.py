@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 from volley.rollout.config import RolloutConfig, TransferConfig
 from volley.rollout.engines.async_vllm import SHARED_MEMORY, AsyncVllmEngine
-from volley.rollout.engines.engine import Sampling
 from volley.rollout.transport.protocol import JoinRequest
 from volley.rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
-from volley.rollout.types import Completion, LoadedWeights, TokenIds, as_token_ids
+from volley.rollout.types import Completion, LoadedWeights, Sampling, TokenIds, as_token_ids
 
 PROMPT = as_token_ids([10, 13, 16, 9, 14, 17, 18])  # 47+38=?
 Run = Callable[[Any], Any]

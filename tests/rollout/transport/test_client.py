@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from volley.rollout.config import TransferConfig
-from volley.rollout.engines.engine import EngineLost
+from volley.rollout.errors import EngineLost
 from volley.rollout.transport import client
 from volley.rollout.transport.client import PushReport, WeightClient
 from volley.rollout.transport.protocol import JoinRequest
