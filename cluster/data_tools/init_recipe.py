@@ -1,6 +1,6 @@
-"""`volley init`: a commented recipe for the user's data, from a look at its columns, answers and lengths.
+"""`volley init`: write a commented recipe for the user's data, based on its columns, answers and lengths.
 
-The model need not be there yet; `volley train RECIPE --dry-run` checks the recipe against it.
+The model does not have to exist yet; `volley train RECIPE --dry-run` checks the recipe against it.
 """
 
 import math
@@ -23,10 +23,10 @@ ROUNDS = 3
 
 
 def propose(data_path: str, model: str | None = None, options: MethodOptions | None = None) -> str:
-    """A recipe (YAML with comments) for the data at `data_path`, as `volley.rollout.data.rows.read_rows` takes it.
+    """Write a recipe (YAML with comments) for the data at `data_path`, in any form that `read_rows` accepts.
 
-    Raises `DataError` for what is wrong with the data; `ConfigError` for a wish that the data cannot fulfil;
-    `ModelError` if `model` is a directory with something wrong in it.
+    Raises `DataError` for invalid data, `ConfigError` for options that do not fit the data, and `ModelError` if `model`
+    is a directory without a valid model.
     """
     model = model or DEFAULT_MODEL
     rows = read_rows(data_path, {}, ())
@@ -49,7 +49,7 @@ def propose(data_path: str, model: str | None = None, options: MethodOptions | N
         epochs=f"{steps * groups / len(rows):,.1f} epochs",
         groups=groups,
         unit="prompts" if method.is_sampled else "pairs" if kind.kind == "pairs" else "rows",
-        pace=_pace(method, per_round),
+        schedule=_schedule(method, per_round),
         evaluation=templates.EVALUATION.format(eval_every=25 if test else 0) if is_evaluated else "",
     )
     text += _data(data_path, test, method, kind, table, model)
@@ -64,6 +64,7 @@ def propose(data_path: str, model: str | None = None, options: MethodOptions | N
 
 
 def _check_labels(table: Table) -> None:
+    """Raise `DataError` for the first label that is not true or false."""
     for index, label in enumerate(table.labels):
         if not isinstance(label, bool):
             raise DataError(
@@ -73,13 +74,13 @@ def _check_labels(table: Table) -> None:
 
 def _header(rows: Rows, kind: DataKind, method: Method, model: str) -> str:
     columns = ", ".join(map(_quoted, kind.columns.values()))
-    check = "" if kind.kind in ("answers", "prompts") else " Look for what is wrong in the data: volley audit."
+    check = "" if kind.kind in ("answers", "prompts") else " Check the data with: volley audit."
     return templates.remarks(
-        f"Written by volley init after a look at {_quoted(rows.spec)}: {len(rows):,} rows with {columns}.",
+        f"Written by volley init for {_quoted(rows.spec)}: {len(rows):,} rows with columns {columns}.",
         f"Proposed method: {method.display}. {method.why}",
         method.others,
         f"Memory: {cost(method, model)}.",
-        f"Check it without starting anything: volley train THIS_FILE --dry-run.{check}",
+        f"Validate this recipe without starting a run: volley train THIS_FILE --dry-run.{check}",
     )
 
 
@@ -89,29 +90,29 @@ def _steps(method: Method, steps_per_pass: float) -> int:
     return 200 if method.is_sampled else math.ceil(PASSES.get(method.name, 1) * steps_per_pass)
 
 
-def _pace(method: Method, per_round: int) -> str:
+def _schedule(method: Method, per_round: int) -> str:
     if method.name == "spin":
         return templates.ROUNDS.format(round=per_round)
-    return templates.PACE if method.is_sampled else ""
+    return templates.SCHEDULE if method.is_sampled else ""
 
 
 def _data(data_path: str, test: str, method: Method, kind: DataKind, table: Table, model: str) -> str:
     is_rewarded = method.is_sampled and method.name != "spin"
-    line = (
-        f"  test: {_quoted(test)}\n" if test else "  # test: rows held out for evaluation; then set eval_every, too\n"
+    line = f"  test: {_quoted(test)}\n" if test else "  # test: held-out rows for evaluation; also set eval_every\n"
+    extra = (
+        "  completions: both ## the data's response against a sample of the policy\n" if method.name == "spin" else ""
     )
-    extra = "  completions: both ## the data's answer against the policy's own\n" if method.name == "spin" else ""
-    extra += f'  answer_after: "{MARKER}" ## the gold answer is what follows this\n' if kind.marker else ""
+    extra += f'  answer_after: "{MARKER}" ## the reference answer follows this marker\n' if kind.marker else ""
     return templates.DATA.format(
         train=_quoted(data_path),
         test=line if is_rewarded or not method.is_sampled else "",
         columns="{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in kind.columns.items()) + "}",
-        kept="; all other columns are handed to the rewards" if is_rewarded else "",
+        kept="; other columns are passed to the rewards" if is_rewarded else "",
         extra=extra + _chat_lines(table, kind, method, model),
         lengths=_lengths(table),
-        on_long="longer prompts are dropped and counted"
+        on_long="drop and count longer prompts"
         if is_rewarded
-        else "longer prompts, and rows longer than the model, are dropped and counted",
+        else "drop and count longer prompts and rows that exceed the model's length",
     )
 
 
@@ -119,19 +120,19 @@ def _rollout(method: Method, model: str) -> str:
     is_spin = method.name == "spin"
     return templates.ROLLOUT.format(
         group_size=1 if is_spin else 8,
-        group_comment="answers of the policy per prompt; the data has the other"
+        group_comment="samples per prompt; the data has the other response"
         if is_spin
-        else "attempts per prompt; they are compared with each other, so at least 2",
+        else "samples per prompt; at least 2, because they are compared with each other",
         max_tokens=_max_tokens(model),
     )
 
 
 def _reference(method: Method, per_round: int) -> str:
     if method.name == "spin":
-        comment = "steps after which it becomes the current policy: with every round"
+        comment = "steps between updates to the current policy: one round"
         return templates.REFERENCE.format(refresh=per_round, comment=comment) + templates.STOP
     if method.is_sampled and method.needs_reference:
-        return templates.REFERENCE.format(refresh=0, comment="steps after which it becomes the policy; 0: never")
+        return templates.REFERENCE.format(refresh=0, comment="steps between updates to the current policy; 0: never")
     return ""
 
 
@@ -143,15 +144,15 @@ def _run_name(data_path: str, method: str) -> str:
 
 
 def _test_file(data_path: str, kind: DataKind) -> str:
-    """The held-out file that lies beside a training file and has the same columns, "" if none."""
+    """A held-out file next to the training file with the same columns, or ""."""
     path = Path(data_path)
     if "train" not in path.name:
         return ""
-    beside = (
+    candidates = (
         path.with_name(path.name.replace("train", held_out)) for held_out in ("test", "validation", "valid", "dev")
     )
     wanted = set(kind.columns.values())
-    return next((str(file) for file in beside if file.is_file() and wanted <= column_names(str(file), {})), "")
+    return next((str(file) for file in candidates if file.is_file() and wanted <= column_names(str(file), {})), "")
 
 
 def _is_chat_model(model: str) -> bool:
@@ -163,7 +164,7 @@ def _is_chat_model(model: str) -> bool:
 
 
 def _as_chat(table: Table, model: str) -> bool:
-    """Whether text is to be wrapped as a user's message."""
+    """Whether to wrap plain prompts as user messages."""
     return _is_chat_model(model) and isinstance(table.prompts[0], str)
 
 
@@ -173,7 +174,7 @@ def _lengths(table: Table) -> str:
 
 
 def _max_tokens(model: str) -> int:
-    """512, or half of what a local model takes."""
+    """512, or half the maximum length of a local model if that is less."""
     path = Path(model).expanduser()
     return min(512, inspect_model(path).max_length // 2) if path.is_dir() else 512
 
@@ -182,8 +183,8 @@ def _chat_lines(table: Table, kind: DataKind, method: Method, model: str) -> str
     if not isinstance(table.prompts[0], str):
         return ""
     if not _as_chat(table, model):
-        return "  # as_chat: true ## for a chat model: each prompt becomes a user's message\n"
-    lines = "  as_chat: true ## each prompt is a user's message, under the model's chat template\n"
+        return "  # as_chat: true ## for a chat model: each prompt becomes a user message\n"
+    lines = "  as_chat: true ## each prompt is a user message in the model's chat template\n"
     if method.is_sampled and kind.checkable:
         lines += f"  system: {_quoted(SYSTEM)}\n"
     return lines
@@ -194,7 +195,7 @@ def _rewards(kind: DataKind, as_chat: bool) -> str:
         return templates.MATH_REWARDS + (templates.THINK_REWARD if as_chat else "")
     if "answer" in kind.columns:
         return templates.OWN_REWARD.format(
-            why="Your answers are words, which no built-in reward compares",
+            why="No built-in reward compares answers in words",
             body="float(answer.strip().lower() in response.lower())",
             accuracy=", accuracy: true",
         )
@@ -204,7 +205,7 @@ def _rewards(kind: DataKind, as_chat: bool) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as a YAML scalar on one line, quoted where it has to be."""
+    """`text` as a YAML scalar on one line, quoted if necessary."""
     style = None if text.isprintable() else '"'
     dumped: str = yaml.safe_dump(
         [text], default_flow_style=True, default_style=style, allow_unicode=True, width=math.inf
