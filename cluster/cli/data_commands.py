@@ -61,8 +61,8 @@ def _verify(options: argparse.Namespace) -> int:
         Columns,
         parse_options,
         recipe_term,
-        say_on_terminal,
-        side_by_side,
+        terminal_progress,
+        terms_to_compare,
         verifier_term,
         verify_file,
     )
@@ -76,10 +76,10 @@ def _verify(options: argparse.Namespace) -> int:
         term = recipe_term(load_recipe(options.recipe).rewards, options.verifier)
     else:
         term = verifier_term(options.verifier or "verifier", parse_options(options.options))
-    terms = side_by_side(term, verifier_term(options.against)) if options.against else [term]
+    terms = terms_to_compare(term, verifier_term(options.against)) if options.against else [term]
     columns = Columns(options.response, options.answer, options.label)
     config = ScorerConfig(options.workers, options.timeout)
-    tally = verify_file(options.data, terms, columns, options.out, config, say_on_terminal())
+    tally = verify_file(options.data, terms, columns, options.out, config, terminal_progress())
     if options.json:
         print(json.dumps(tally.as_object(options.data)))
     else:

@@ -1,9 +1,9 @@
-"""`volley verify`: any verifier over a file of responses and answers, through the service that scores in training.
+"""`volley verify`: run a verifier on a file of responses and answers, with the scorer that training uses.
 
-    rows of the file -> a window of them in flight -> Scorer, one per verifier -> tallies, in the file's order
+    rows of the file -> window of rows in flight -> one scorer per verifier -> tally, in file order
 
-Nothing grows with the file: of the rows that are done the tallies keep counts and a few examples. Terms that see whole
-groups (a judge) are no verifiers of single answers and are refused.
+Memory does not grow with the file: the tally keeps counts and a few examples. Rewards that score whole groups (such as
+a judge) are not supported.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import yaml
 
-from volley.cluster.data_tools.verify_tally import Judged, Row, Tally, judged
+from volley.cluster.data_tools.verify_tally import Row, Tally, Verdict, make_verdict
 from volley.cluster.storage.directory import RunDirectory, find_run
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Item
@@ -34,44 +34,47 @@ from volley.rollout.data.rows import stream_rows
 from volley.rollout.errors import ConfigError, DataError
 
 WINDOW = 512
-"""Rows in flight: enough for every child, and all that is in memory."""
-SAID_EVERY_S = 10.0
+"""Maximum number of rows in flight: enough to keep all child processes busy."""
+PROGRESS_INTERVAL_S = 10.0
 MATH_VERIFY = "math_verify"
-COUNTED = ("length", "length_cosine", "length_band")
-"""Rewards that cannot do without the number of tokens."""
-OURS = {"response": ("response", "completion"), "answer": ("answer",), "label": ("is_correct", "label")}
+NEEDS_TOKENS = ("length", "length_cosine", "length_band")
+"""Rewards that need the number of tokens."""
+COLUMN_NAMES = {"response": ("response", "completion"), "answer": ("answer",), "label": ("is_correct", "label")}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the file calls them, "" for our own names, of which the first one that is there counts."""
+    """The file's column names. With "" the first existing name of `COLUMN_NAMES` is used."""
 
     response: str = ""
     answer: str = ""
     label: str = ""
 
-    def find(self, what: str, there: Mapping[str, Any], where: str, needed: bool) -> str:
-        """The column for `what` among those of a row, "" where there is none. Raises DataError if one must be."""
-        given: str = getattr(self, what)
-        names = (given,) if given else OURS[what]
-        found = next((name for name in names if name in there), "")
-        if not found and (needed or given):
-            listed = ", ".join(map(str, there)) or "none"
+    def find(self, part: str, row: Mapping[str, Any], where: str, required: bool) -> str:
+        """The column of a row that holds `part`, or "". Raises `DataError` if a required column is missing."""
+        given: str = getattr(self, part)
+        names = (given,) if given else COLUMN_NAMES[part]
+        found = next((name for name in names if name in row), "")
+        if not found and (required or given):
+            available = ", ".join(map(str, row)) or "none"
             raise DataError(
-                f"{where}: there is no column {' or '.join(map(repr, names))} for the {what}; the columns there are: "
-                f"{listed}. Name the right one with --{what}."
+                f"{where}: there is no column {' or '.join(map(repr, names))} for the {part}; available columns: "
+                f"{available}. Name the column with --{part}."
             )
         return found
 
 
 def verifier_term(name: str, options: Mapping[str, Any] | None = None) -> RewardConfig:
-    """The reward term for a verifier's name: one of a row's `verifier` column, any built-in reward, `math_verify`, or a
-    function as recipes name it. Raises ConfigError."""
+    """The reward term for a verifier's name.
+
+    The name can be a value of a row's `verifier` column, a built-in reward, `math_verify`, or a function in the form
+    that recipes use. Raises `ConfigError`.
+    """
     if name in GROUP_TERMS:
-        raise ConfigError(f"'{name}' scores the answers of a prompt together, so it is no verifier of single answers.")
+        raise ConfigError(f"'{name}' scores all responses to a prompt together, so it cannot verify single responses.")
     if name == MATH_VERIFY:
         if importlib.util.find_spec(MATH_VERIFY) is None:
-            raise ConfigError("math_verify: the package is not installed; get it with pip install math-verify.")
+            raise ConfigError("math_verify: the package is not installed; install it with pip install math-verify.")
         return RewardConfig(
             "volley.rewards.math.math_verify:reward", label=name, options=dict(options or {}), accuracy=True
         )
@@ -82,31 +85,31 @@ def verifier_term(name: str, options: Mapping[str, Any] | None = None) -> Reward
 
 
 def recipe_term(terms: Sequence[RewardConfig], label: str = "") -> RewardConfig:
-    """A recipe's term by its label; without one the term that tells what is correct. Raises ConfigError."""
+    """The recipe's reward term with a label; without a label, the term that measures accuracy. Raises `ConfigError`."""
     plain = [term for term in terms if term.name not in GROUP_TERMS]
-    known = ", ".join(term.label for term in plain) or "none"
+    labels = ", ".join(term.label for term in plain) or "none"
     if label:
         chosen = [term for term in plain if term.label == label]
     else:
         chosen = [term for term in plain if term.accuracy] or [term for term in plain if term.name in VERIFIERS]
         chosen = chosen or (plain if len(plain) == 1 else [])
     if not chosen:
-        problem = f"the recipe has no reward labelled '{label}'" if label else "no reward of the recipe is flagged"
-        raise ConfigError(f"{problem} as a verifier; name one with --verifier; it has {known}.")
+        problem = f"has no reward labelled '{label}'" if label else "marks no reward with accuracy: true"
+        raise ConfigError(f"the recipe {problem}; select a verifier with --verifier; available labels: {labels}.")
     return replace(chosen[0], accuracy=True)
 
 
-def side_by_side(one: RewardConfig, other: RewardConfig) -> list[RewardConfig]:
-    """Two terms to be compared, under different labels. Raises ConfigError if they are the same."""
-    if one.label != other.label:
-        return [one, other]
-    if (one.name, one.options) == (other.name, other.options):
-        raise ConfigError(f"--against {other.label}: this is the verifier itself; name another one.")
-    return [replace(term, label=f"{place}:{term.name}") for place, term in enumerate((one, other), 1)]
+def terms_to_compare(first: RewardConfig, second: RewardConfig) -> list[RewardConfig]:
+    """Two terms with different labels. Raises `ConfigError` if both are the same verifier."""
+    if first.label != second.label:
+        return [first, second]
+    if (first.name, first.options) == (second.name, second.options):
+        raise ConfigError(f"--against {second.label}: this is the same verifier; choose a different one.")
+    return [replace(term, label=f"{number}:{term.name}") for number, term in enumerate((first, second), 1)]
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["tolerance=0.01"]` with values as a recipe spells them. Raises ConfigError."""
+    """Parse `["tolerance=0.01"]`; values have YAML syntax as in a recipe. Raises `ConfigError`."""
     options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -115,7 +118,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             equals = ""
         if not (name and equals):
-            raise ConfigError(f"--options {pair}: write NAME=VALUE, for instance tolerance=0.01.")
+            raise ConfigError(f"--options {pair}: expected NAME=VALUE, for example tolerance=0.01.")
     return options
 
 
@@ -125,33 +128,36 @@ def verify_file(
     columns: Columns,
     out: str = "",
     config: ScorerConfig | None = None,
-    say: Callable[[str], None] | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Tally:
-    """Judge every row of `spec`, a file or a run, by each of `terms` (one, or two to be compared). out: a file for the
-    verdicts, one JSON object a row, in the rows' order; it appears when it is whole. say: told now and then how far it
-    is.
+    """Score every row of a file or run with each term.
 
-    Raises DataError for a file that cannot be read, ConfigError for what contradicts, RewardError for a term that
-    cannot be loaded.
+    spec: a file, or the name or directory of a run.
+    terms: one verifier, or two to compare.
+    out: a file for the verdicts, one JSON object per row in the order of the rows. It is created once complete.
+    on_progress: called with a progress message every `PROGRESS_INTERVAL_S`.
+
+    Raises `DataError` for an unreadable file, `ConfigError` for contradictory arguments, and `RewardError` for a term
+    that cannot be loaded.
     """
-    source = _rows_of(spec)
+    source = _stream_rows(spec)
     first = next(source, None)
     if first is None:
-        raise DataError(f"{spec}: there are no rows in it; there is nothing to verify.")
+        raise DataError(f"{spec}: the file has no rows, so there is nothing to verify.")
     needs_answer = any(":" not in term.name and not _is_always_quick(term.name) for term in terms)
     rows = _read(itertools.chain([first], source), columns, needs_answer)
     sample = next(rows)
     for term in terms:
-        if term.name in COUNTED and not sample.num_tokens:
-            raise DataError(f"{sample.where}: '{term.name}' counts tokens; give the file a column num_tokens.")
+        if term.name in NEEDS_TOKENS and not sample.num_tokens:
+            raise DataError(f"{sample.where}: '{term.name}' needs token counts; add a column num_tokens to the file.")
     check_rewards([replace(term, accuracy=False) for term in terms], {*sample.values, "answer"})
     if out and Path(out).exists():
-        raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
+        raise ConfigError(f"--out {out}: the file already exists; choose another path.")
     tally = Tally(terms)
     temporary = Path(out).with_name(f".{Path(out).name}.writing") if out else None
     try:
-        with _opened(temporary, out) as stream:
-            asyncio.run(_judge_all(itertools.chain([sample], rows), terms, config, tally, stream, say))
+        with _open_output(temporary, out) as stream:
+            asyncio.run(_verify_all(itertools.chain([sample], rows), terms, config, tally, stream, on_progress))
         if temporary:
             os.replace(temporary, out)
     finally:
@@ -160,21 +166,21 @@ def verify_file(
     return tally
 
 
-def _rows_of(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A file's rows; a run's, which is named or is a directory, are all samples that it saved."""
+def _stream_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, or all saved samples of a run."""
     saved = RunDirectory(find_run(spec)).samples
     return itertools.chain.from_iterable(stream_rows(str(path)) for path in saved) if saved else stream_rows(spec)
 
 
-def _opened(path: Path | None, out: str) -> IO[str]:
+def _open_output(path: Path | None, out: str) -> IO[str]:
     try:
         return (path or Path(os.devnull)).open("w", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--out {out}: it cannot be written ({error.strerror}); give another place.") from None
+        raise ConfigError(f"--out {out}: cannot write this file ({error.strerror}); choose another path.") from None
 
 
 def _read(rows: Iterator[tuple[str, dict[str, Any]]], columns: Columns, needs_answer: bool) -> Iterator[Row]:
-    """Also the samples of a run, which keep the data's other columns in one, as JSON."""
+    """Convert rows. Saved samples of a run have the data's other columns as JSON in the column `row`."""
     for where, values in rows:
         saved = values.pop("row", None) if "finish_reason" in values else None
         if isinstance(saved, str):
@@ -207,48 +213,48 @@ def _is_always_quick(name: str) -> bool:
     return name in BUILT_IN and BUILT_IN[name].always_quick
 
 
-async def _judge_all(
+async def _verify_all(
     rows: Iterator[Row],
     terms: Sequence[RewardConfig],
     config: ScorerConfig | None,
     tally: Tally,
     out: IO[str],
-    say: Callable[[str], None] | None,
+    on_progress: Callable[[str], None] | None,
 ) -> None:
-    """Every row to every scorer; at most `WINDOW` in flight, taken in their order."""
+    """Send every row to every scorer, with at most `WINDOW` rows in flight, and count the verdicts in order."""
     async with AsyncExitStack() as stack:
         scorers = [await stack.enter_async_context(ProcessScorer([term], config)) for term in terms]
-        started = said = time.monotonic()
-        window: deque[tuple[Row, asyncio.Future[list[Judged]]]] = deque()
+        started = reported = time.monotonic()
+        window: deque[tuple[Row, asyncio.Future[list[Verdict]]]] = deque()
 
-        async def take() -> None:
+        async def finish_oldest() -> None:
             row, verdicts = window.popleft()
             out.write(tally.add(row, await verdicts) + "\n")
 
         try:
             for row in rows:
-                window.append((row, asyncio.ensure_future(_judge(row, scorers, terms))))
+                window.append((row, asyncio.ensure_future(_verify_row(row, scorers, terms))))
                 if len(window) >= WINDOW:
-                    await take()
-                if say and time.monotonic() - said > SAID_EVERY_S:
-                    said = time.monotonic()
-                    say(f"{tally.num_rows:,} rows, {tally.num_rows / (said - started):,.0f}/s")
+                    await finish_oldest()
+                if on_progress and time.monotonic() - reported > PROGRESS_INTERVAL_S:
+                    reported = time.monotonic()
+                    on_progress(f"{tally.num_rows:,} rows, {tally.num_rows / (reported - started):,.0f}/s")
             while window:
-                await take()
+                await finish_oldest()
         finally:
             for _, verdicts in window:
                 verdicts.cancel()
         tally.seconds = time.monotonic() - started
 
 
-async def _judge(row: Row, scorers: Sequence[ProcessScorer], terms: Sequence[RewardConfig]) -> list[Judged]:
+async def _verify_row(row: Row, scorers: Sequence[ProcessScorer], terms: Sequence[RewardConfig]) -> list[Verdict]:
     if row.response is None:
-        return [Judged("unscorable", reason="the row's response is no text")] * len(terms)
+        return [Verdict("unscorable", reason="the response is not text")] * len(terms)
     item = Item(row.prompt, row.response, row.answer, row.num_tokens, row.truncated, row.values)
     results = await asyncio.gather(*(scorer.timed_score(item) for scorer in scorers))
-    return [judged(term, score, seconds) for term, (score, seconds) in zip(terms, results, strict=True)]
+    return [make_verdict(term, score, seconds) for term, (score, seconds) in zip(terms, results, strict=True)]
 
 
-def say_on_terminal() -> Callable[[str], None] | None:
-    """Prints progress where somebody watches."""
+def terminal_progress() -> Callable[[str], None] | None:
+    """A callback that prints progress, or None if stderr is not a terminal."""
     return (lambda text: print(text, file=sys.stderr, flush=True)) if sys.stderr.isatty() else None

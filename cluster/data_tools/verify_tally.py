@@ -1,4 +1,4 @@
-"""What `volley verify` found: counted row by row in bounded memory, for people, programs and a file of verdicts."""
+"""Results of `volley verify`: verdicts are counted row by row in bounded memory and printed as text or JSON."""
 
 import heapq
 import json
@@ -15,12 +15,12 @@ from volley.rewards.math.extraction import extract
 from volley.rewards.rubric.registry import BUILT_IN
 from volley.rollout.types import Score
 
-KINDS = ("right", "partly right", "wrong", "no answer", "unscorable", "time-out")
+OUTCOMES = ("right", "partly right", "wrong", "no answer", "unscorable", "time-out")
 NUM_SLOWEST = 5
-NUM_SHOWN = 8
+NUM_PRINTED_BUCKETS = 8
 NUM_EXAMPLES = 3
-MAX_GROUPS = 10_000
-MAX_SHOWN = 60
+MAX_BUCKETS = 10_000
+MAX_CHARACTERS = 60
 
 _LABEL = re.compile(r"^reward '[^']*':? ")
 _QUOTED = re.compile(r"(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|\"(?:[^\"\\]|\\.)*\"|[0-9]+")
@@ -29,199 +29,211 @@ _DIGITS = re.compile(r"[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the file. response: None where it is no text. label: None where it is neither true nor false.
-    values: all other columns, which verifiers may ask for."""
+    """One row of the file."""
 
     where: str
+    """The file and line, for messages."""
     prompt: str
     response: str | None
+    """None if it is not text."""
     answer: str
     label: bool | None
+    """None if it is neither true nor false, or if there is no label."""
     is_labelled: bool
+    """Whether the row has a label column."""
     num_tokens: int
     truncated: bool
     values: Mapping[str, Any]
+    """All other columns; verifiers may use them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What one verifier says of one row. kind: of `KINDS`. given: what it took for the answer, "" for nothing."""
+class Verdict:
+    """The result of one verifier for one row."""
 
-    kind: str
+    outcome: str
+    """One of `OUTCOMES`."""
     value: float = math.nan
+    """The reward."""
     given: str = ""
+    """The answer that the verifier extracted from the response, or ""."""
     reason: str = ""
+    """Why the row is unscorable."""
     seconds: float = 0.0
 
     @property
     def is_right(self) -> bool:
-        return self.kind == "right"
+        return self.outcome == "right"
 
     @property
     def is_scored(self) -> bool:
-        return self.kind not in ("unscorable", "time-out")
+        return self.outcome not in ("unscorable", "time-out")
 
 
-def judged(term: RewardConfig, score: Score, seconds: float) -> Judged:
-    """A score in words. "No answer" is known of verifiers that tell what they read only."""
+def make_verdict(term: RewardConfig, score: Score, seconds: float) -> Verdict:
+    """Convert a score. The outcome "no answer" exists only for verifiers that report the answer that they extract."""
     value = score.terms[term.label]
     given = score.extracted or ""
     if score.unscorable:
         is_late = score.unscorable.startswith(f"reward '{term.label}': {TIMED_OUT}")
         reason = _LABEL.sub("", score.unscorable)
-        return Judged("time-out" if is_late else "unscorable", math.nan, given, reason, seconds)
+        return Verdict("time-out" if is_late else "unscorable", math.nan, given, reason, seconds)
     if value == 1.0:
-        kind = "right"
+        outcome = "right"
     elif value > 0.0:
-        kind = "partly right"
+        outcome = "partly right"
     else:
-        kind = "no answer" if score.is_answerless else "wrong"
-    return Judged(kind, value, given, "", seconds)
+        outcome = "no answer" if score.is_answerless else "wrong"
+    return Verdict(outcome, value, given, "", seconds)
 
 
 @dataclass(slots=True)
-class Group:
-    """How many rows are alike, and the first few of them."""
+class Bucket:
+    """The number of similar rows, with the first few as examples."""
 
-    number: int = 0
+    count: int = 0
     examples: list[str] = field(default_factory=list)
 
+    def add(self, example: str) -> None:
+        self.count += 1
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(example)
 
-class Groups:
-    """Rows by what they have in common; from `MAX_GROUPS` on, new kinds are only counted."""
+
+class Buckets:
+    """Rows grouped by a key. After `MAX_BUCKETS` keys, rows with a new key are only counted."""
 
     def __init__(self) -> None:
-        self.groups: dict[Hashable, Group] = {}
+        self.buckets: dict[Hashable, Bucket] = {}
         self.num_others = 0
 
     def add(self, key: Hashable, example: str) -> None:
-        if key not in self.groups and len(self.groups) >= MAX_GROUPS:
+        if key not in self.buckets and len(self.buckets) >= MAX_BUCKETS:
             self.num_others += 1
             return
-        group = self.groups.setdefault(key, Group())
-        group.number += 1
-        if len(group.examples) < NUM_EXAMPLES:
-            group.examples.append(example)
+        self.buckets.setdefault(key, Bucket()).add(example)
 
     @property
     def total(self) -> int:
-        return self.num_others + sum(group.number for group in self.groups.values())
+        return self.num_others + sum(bucket.count for bucket in self.buckets.values())
 
-    def most_frequent(self) -> list[tuple[Any, Group]]:
-        return sorted(self.groups.items(), key=lambda each: -each[1].number)
+    def most_frequent(self) -> list[tuple[Any, Bucket]]:
+        return sorted(self.buckets.items(), key=lambda each: -each[1].count)
 
 
-class Verdicts:
-    """What one verifier said. slowest: (seconds, -row number, where, answer), a heap."""
+class VerifierTally:
+    """Counts and examples of the verdicts of one verifier."""
 
     def __init__(self, term: RewardConfig) -> None:
         self.name = term.label
-        self.tells_no_answer = term.name in BUILT_IN and BUILT_IN[term.name].extract_answer is not None
-        self.counts = dict.fromkeys(KINDS, 0)
+        self.reports_no_answer = term.name in BUILT_IN and BUILT_IN[term.name].extract_answer is not None
+        self.counts = dict.fromkeys(OUTCOMES, 0)
         self.seconds = 0.0
-        self.reasons = Groups()
+        self.reasons = Buckets()
         self.slowest: list[tuple[float, int, str, str]] = []
+        """A heap of (seconds, -row number, where, answer)."""
         self.labels: Counter[str] = Counter()
-        self.mislabelled = {True: Group(), False: Group()}
+        self.mislabelled = {True: Bucket(), False: Bucket()}
+        """Whether the verdict is "right" -> rows whose label says the opposite."""
 
-    def add(self, number: int, row: Row, said: Judged) -> None:
-        self.counts[said.kind] += 1
-        self.seconds += said.seconds
-        if said.kind == "unscorable":
-            self.reasons.add(_QUOTED.sub("...", said.reason), f"{row.where}: {said.reason}")
-        entry = (said.seconds, -number, row.where, _shown(row.answer))
+    def add(self, number: int, row: Row, verdict: Verdict) -> None:
+        self.counts[verdict.outcome] += 1
+        self.seconds += verdict.seconds
+        if verdict.outcome == "unscorable":
+            self.reasons.add(_QUOTED.sub("...", verdict.reason), f"{row.where}: {verdict.reason}")
+        entry = (verdict.seconds, -number, row.where, _clipped(row.answer))
         if len(self.slowest) < NUM_SLOWEST:
             heapq.heappush(self.slowest, entry)
         else:
             heapq.heappushpop(self.slowest, entry)
-        if row.label is not None and said.is_scored:
+        if row.label is not None and verdict.is_scored:
             self.labels["scored"] += 1
-            self.labels["agree"] += said.is_right == row.label
-            if said.is_right != row.label:
-                group = self.mislabelled[said.is_right]
-                group.number += 1
-                if len(group.examples) < NUM_EXAMPLES:
-                    given = f"given {_shown(said.given)}" if said.given else "no answer read"
-                    group.examples.append(f"{row.where}: answer {_shown(row.answer)}, {given}")
+            self.labels["agree"] += verdict.is_right == row.label
+            if verdict.is_right != row.label:
+                given = f"given {_clipped(verdict.given)}" if verdict.given else "no answer found"
+                self.mislabelled[verdict.is_right].add(f"{row.where}: answer {_clipped(row.answer)}, {given}")
 
 
 class Tally:
-    """All rows by one verifier, or by two that are compared. seconds: from the first to the last row."""
+    """Counts and examples of all rows, for one verifier or two that are compared."""
 
     def __init__(self, terms: Sequence[RewardConfig]) -> None:
-        self.verdicts = [Verdicts(term) for term in terms]
+        self.verifiers = [VerifierTally(term) for term in terms]
         self.num_rows = 0
         self.num_labelled = 0
         self.num_bad_labels = 0
         self.seconds = 0.0
-        self.differences = Groups()
+        """Wall time from the first to the last row."""
+        self.disagreements = Buckets()
 
-    def add(self, row: Row, said: Sequence[Judged]) -> str:
-        """Count a row; returns it as a line of JSON."""
+    def add(self, row: Row, verdicts: Sequence[Verdict]) -> str:
+        """Count a row, with one verdict per verifier. Returns the row as a line of JSON."""
         self.num_rows += 1
         self.num_labelled += row.label is not None
         self.num_bad_labels += row.is_labelled and row.label is None
-        for verdicts, each in zip(self.verdicts, said, strict=True):
-            verdicts.add(self.num_rows, row, each)
-        if len(said) == 2 and (said[0].is_right, said[0].is_scored) != (said[1].is_right, said[1].is_scored):
-            self._differ(row, said)
-        return json.dumps(_record(row, dict(zip((each.name for each in self.verdicts), said, strict=True))))
+        for verifier, verdict in zip(self.verifiers, verdicts, strict=True):
+            verifier.add(self.num_rows, row, verdict)
+        if len({(verdict.is_right, verdict.is_scored) for verdict in verdicts}) > 1:
+            self._add_disagreement(row, *verdicts)
+        names = (verifier.name for verifier in self.verifiers)
+        return json.dumps(_as_object(row, dict(zip(names, verdicts, strict=True))))
 
-    def _differ(self, row: Row, said: Sequence[Judged]) -> None:
-        given = said[0].given or said[1].given or extract(row.response or "", row.truncated) or ""
-        key = (said[0].kind, said[1].kind, _shape(row.answer), _shape(given))
-        self.differences.add(key, f"{row.where}: answer {_shown(row.answer)}, given {_shown(given)}")
+    def _add_disagreement(self, row: Row, first: Verdict, second: Verdict) -> None:
+        given = first.given or second.given or extract(row.response or "", row.truncated) or ""
+        key = (first.outcome, second.outcome, _without_numbers(row.answer), _without_numbers(given))
+        self.disagreements.add(key, f"{row.where}: answer {_clipped(row.answer)}, given {_clipped(given)}")
 
     def lines(self, spec: str) -> Iterator[str]:
-        """For people."""
+        """The result as text for the terminal."""
         rate = self.num_rows / self.seconds if self.seconds else math.nan
-        yield f"{spec}: {self.num_rows:,} answers in {self.seconds:.1f} s, {rate:,.0f} a second"
+        yield f"{spec}: {self.num_rows:,} responses in {self.seconds:.1f} s, {rate:,.0f} per second"
         yield ""
-        names = [each.name for each in self.verdicts]
-        width = max(12, *(len(name) + 2 for name in names))
-        yield " " * 14 + "".join(f"{name:>{width}}" for name in names)
-        for kind in KINDS:
-            if kind == "partly right" and not any(each.counts[kind] for each in self.verdicts):
+        width = max(12, *(len(each.name) + 2 for each in self.verifiers))
+        yield " " * 14 + "".join(f"{each.name:>{width}}" for each in self.verifiers)
+        for outcome in OUTCOMES:
+            if outcome == "partly right" and not any(each.counts[outcome] for each in self.verifiers):
                 continue
-            known = [kind != "no answer" or each.tells_no_answer for each in self.verdicts]
-            counts = [f"{each.counts[kind]:,}" for each in self.verdicts]
-            shown = (count if is_known else "-" for count, is_known in zip(counts, known, strict=True))
-            yield f"{kind:14}" + "".join(f"{count:>{width}}" for count in shown)
-        means = [each.seconds / max(1, self.num_rows) for each in self.verdicts]
+            cells = (
+                f"{each.counts[outcome]:,}" if outcome != "no answer" or each.reports_no_answer else "-"
+                for each in self.verifiers
+            )
+            yield f"{outcome:14}" + "".join(f"{cell:>{width}}" for cell in cells)
+        means = [each.seconds / max(1, self.num_rows) for each in self.verifiers]
         yield f"{'mean time':14}" + "".join(f"{_duration(mean):>{width}}" for mean in means)
-        for each in self.verdicts:
+        for each in self.verifiers:
             yield from self._details(each)
-        if len(self.verdicts) == 2:
-            yield from self._disagreements()
+        if len(self.verifiers) == 2:
+            yield from self._disagreement_lines()
 
-    def _details(self, verdicts: Verdicts) -> Iterator[str]:
-        if verdicts.counts["unscorable"]:
-            yield from ("", f"unscorable by {verdicts.name}")
-            yield from _listed(verdicts.reasons)
-        yield from ("", f"slowest of {verdicts.name}")
-        for seconds, _, where, answer in sorted(verdicts.slowest, reverse=True):
+    def _details(self, verifier: VerifierTally) -> Iterator[str]:
+        if verifier.counts["unscorable"]:
+            yield from ("", f"unscorable by {verifier.name}")
+            yield from _bucket_lines(verifier.reasons)
+        yield from ("", f"slowest rows of {verifier.name}")
+        for seconds, _, where, answer in sorted(verifier.slowest, reverse=True):
             yield f"{_duration(seconds):>10}  {where}: answer {answer}"
         if not self.num_labelled and not self.num_bad_labels:
             return
-        scored, agree = verdicts.labels["scored"], verdicts.labels["agree"]
+        scored, agree = verifier.labels["scored"], verifier.labels["agree"]
         share = f", {agree / scored:.2%}" if scored else ""
         rest = f"; {self.num_labelled - scored:,} not scored" if scored < self.num_labelled else ""
         bad = f"; {self.num_bad_labels:,} labels are neither true nor false" if self.num_bad_labels else ""
-        yield from ("", f"{verdicts.name} agrees with {agree:,} of {scored:,} labels{share}{rest}{bad}")
+        yield from ("", f"{verifier.name} agrees with {agree:,} of {scored:,} labels{share}{rest}{bad}")
         for is_right, words in ((True, "right, labelled wrong"), (False, "not right, labelled right")):
-            group = verdicts.mislabelled[is_right]
-            if group.number:
-                yield f"{group.number:>10,}  {words}"
-                yield from (f"{'':14}{example}" for example in group.examples)
+            bucket = verifier.mislabelled[is_right]
+            if bucket.count:
+                yield f"{bucket.count:>10,}  {words}"
+                yield from (f"{'':14}{example}" for example in bucket.examples)
 
-    def _disagreements(self) -> Iterator[str]:
-        one, other = (each.name for each in self.verdicts)
-        total = self.differences.total
-        yield from ("", f"{one} and {other} disagree on {total:,} of {self.num_rows:,} answers")
-        yield from _listed(self.differences, f"by {one} {{}}, by {other} {{}}: answer like {{}}, given like {{}}")
+    def _disagreement_lines(self) -> Iterator[str]:
+        first, second = (each.name for each in self.verifiers)
+        total = self.disagreements.total
+        yield from ("", f"{first} and {second} disagree on {total:,} of {self.num_rows:,} responses")
+        template = f"{first}: {{}}, {second}: {{}}; answers like {{}}, given like {{}}"
+        yield from _bucket_lines(self.disagreements, template)
 
     def as_object(self, spec: str) -> dict[str, Any]:
-        """For programs."""
+        """The result as an object for JSON."""
         return {
             "data": spec,
             "rows": self.num_rows,
@@ -233,57 +245,58 @@ class Tally:
                     "counts": each.counts,
                     "seconds": each.seconds,
                     "labels": {"scored": each.labels["scored"], "agree": each.labels["agree"]},
-                    "unscorable": _objects(each.reasons),
+                    "unscorable": _bucket_objects(each.reasons),
                     "slowest": [
                         {"seconds": seconds, "place": where} for seconds, _, where, _ in sorted(each.slowest)[::-1]
                     ],
                 }
-                for each in self.verdicts
+                for each in self.verifiers
             ],
-            "disagreements": {"rows": self.differences.total, "groups": _objects(self.differences)},
+            "disagreements": {"rows": self.disagreements.total, "groups": _bucket_objects(self.disagreements)},
         }
 
 
-def _listed(groups: Groups, words: str = "{}") -> Iterator[str]:
-    """The most frequent groups with examples, then how many rows are in the others."""
-    frequent = groups.most_frequent()
-    for key, group in frequent[:NUM_SHOWN]:
-        yield f"{group.number:>10,}  {words.format(*key) if isinstance(key, tuple) else key}"
-        yield from (f"{'':14}{example}" for example in group.examples)
-    rest = groups.num_others + sum(group.number for _, group in frequent[NUM_SHOWN:])
+def _bucket_lines(buckets: Buckets, template: str = "{}") -> Iterator[str]:
+    """The most frequent buckets with examples, then the number of all other rows."""
+    frequent = buckets.most_frequent()
+    for key, bucket in frequent[:NUM_PRINTED_BUCKETS]:
+        yield f"{bucket.count:>10,}  {template.format(*key) if isinstance(key, tuple) else key}"
+        yield from (f"{'':14}{example}" for example in bucket.examples)
+    rest = buckets.num_others + sum(bucket.count for _, bucket in frequent[NUM_PRINTED_BUCKETS:])
     if rest:
         yield f"{rest:>10,}  others"
 
 
-def _objects(groups: Groups) -> list[dict[str, Any]]:
+def _bucket_objects(buckets: Buckets) -> list[dict[str, Any]]:
     return [
-        {"kind": list(key) if isinstance(key, tuple) else key, "rows": group.number, "examples": group.examples}
-        for key, group in groups.most_frequent()[:NUM_SHOWN]
+        {"kind": list(key) if isinstance(key, tuple) else key, "rows": bucket.count, "examples": bucket.examples}
+        for key, bucket in buckets.most_frequent()[:NUM_PRINTED_BUCKETS]
     ]
 
 
-def _record(row: Row, said: Mapping[str, Judged]) -> dict[str, Any]:
-    verdicts = {
+def _as_object(row: Row, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """A row of the file of verdicts."""
+    objects = {
         name: {
-            "verdict": each.kind,
+            "verdict": each.outcome,
             "value": each.value if math.isfinite(each.value) else None,
             "given": each.given,
             "reason": each.reason,
             "seconds": round(each.seconds, 6),
         }
-        for name, each in said.items()
+        for name, each in verdicts.items()
     }
-    return {"place": row.where, "answer": row.answer, "label": row.label, "verdicts": verdicts}
+    return {"place": row.where, "answer": row.answer, "label": row.label, "verdicts": objects}
 
 
-def _shape(text: str) -> str:
-    """A text with its numbers made alike."""
-    return _shown(_DIGITS.sub("0", text)) if text else "nothing"
+def _without_numbers(text: str) -> str:
+    """A text with every number replaced by 0, so that similar texts become equal."""
+    return _clipped(_DIGITS.sub("0", text)) if text else "nothing"
 
 
-def _shown(text: str) -> str:
-    text = text if len(text) <= MAX_SHOWN else f"...{text[-MAX_SHOWN:]}"
-    return repr(text)
+def _clipped(text: str) -> str:
+    """The end of a text, quoted."""
+    return repr(text if len(text) <= MAX_CHARACTERS else f"...{text[-MAX_CHARACTERS:]}")
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import pytest
 from volley.cluster.cli.main import main
 from volley.cluster.data_tools import verify as verify_module
 from volley.cluster.data_tools.verify import Columns, parse_options, recipe_term, verifier_term, verify_file
-from volley.cluster.data_tools.verify_tally import MAX_GROUPS, NUM_SLOWEST, Groups, Tally
+from volley.cluster.data_tools.verify_tally import MAX_BUCKETS, NUM_SLOWEST, Buckets, Tally
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rollout.data.parquet import write_groups
 from volley.rollout.errors import ConfigError, DataError, RewardError
@@ -47,7 +47,7 @@ def tallied(data: str, *names: str, **options: Any) -> Tally:
 
 
 def counts(tally: Tally, place: int = 0) -> dict[str, int]:
-    return {kind: number for kind, number in tally.verdicts[place].counts.items() if number}
+    return {kind: number for kind, number in tally.verifiers[place].counts.items() if number}
 
 
 @pytest.mark.parametrize("name", ["responses.jsonl", "responses.parquet"])
@@ -56,13 +56,13 @@ def test_every_kind_of_verdict(tmp_path: Path, name: str) -> None:
     tally = tallied(data)
     assert counts(tally) == {"right": 2, "wrong": 1, "no answer": 1, "unscorable": 3}
     text = "\n".join(tally.lines(data))
-    assert "7 answers in" in text
+    assert "7 responses in" in text
     place = "responses.jsonl:4" if name.endswith("jsonl") else "responses.parquet row 4"
     assert place in text
-    reasons = [(key, group.number) for key, group in tally.verdicts[0].reasons.most_frequent()]
+    reasons = [(key, bucket.count) for key, bucket in tally.verifiers[0].reasons.most_frequent()]
     assert reasons == [
         ("the gold answer ... cannot be read as a number, a formula or words", 2),
-        ("the row's response is no text", 1),
+        ("the response is not text", 1),
     ]
 
 
@@ -96,7 +96,7 @@ def test_slow_verifiers_time_out_and_cost_their_row_only(tmp_path: Path) -> None
     data = written(tmp_path, rows)
     tally = tallied(data, f"{tmp_path}/mine.py:judge")
     assert counts(tally) == {"right": 48, "partly right": 1, "time-out": 1}
-    slowest = sorted(tally.verdicts[0].slowest, reverse=True)
+    slowest = sorted(tally.verifiers[0].slowest, reverse=True)
     assert [entry[2] for entry in slowest[:2]] == [f"{data}:8", f"{data}:21"]
     assert 1.0 <= slowest[0][0] < 3.0
     assert 0.2 <= slowest[1][0] < 1.0
@@ -110,17 +110,17 @@ def test_against_math_verify(tmp_path: Path) -> None:
     tally = tallied(data, "math", "math_verify")
     assert counts(tally) == {"right": 2, "wrong": 5}
     assert counts(tally, 1) == {"right": 7}
-    ((kind, group),) = tally.differences.most_frequent()
+    ((kind, bucket),) = tally.disagreements.most_frequent()
     assert kind == ("wrong", "right", r"'0\\text{ m}'", r"'0\\text{ cm}'")
-    assert (group.number, len(group.examples)) == (5, 3)
-    assert group.examples[0] == rf"{data}:1: answer '1\\text{{ m}}', given '1\\text{{ cm}}'"
-    assert "math and math_verify disagree on 5 of 7 answers" in "\n".join(tally.lines(data))
+    assert (bucket.count, len(bucket.examples)) == (5, 3)
+    assert bucket.examples[0] == rf"{data}:1: answer '1\\text{{ m}}', given '1\\text{{ cm}}'"
+    assert "math and math_verify disagree on 5 of 7 responses" in "\n".join(tally.lines(data))
 
 
 def test_math_verify_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"not installed; get it with pip install math-verify"):
+    with pytest.raises(ConfigError, match=r"not installed; install it with pip install math-verify"):
         verifier_term("math_verify")
 
 
@@ -130,7 +130,7 @@ def test_agreement_with_labels(tmp_path: Path) -> None:
     data = written(tmp_path, rows)
     tally = tallied(data)
     assert (tally.num_labelled, tally.num_bad_labels) == (5, 2)
-    assert dict(tally.verdicts[0].labels) == {"scored": 3, "agree": 2}
+    assert dict(tally.verifiers[0].labels) == {"scored": 3, "agree": 2}
     text = "\n".join(tally.lines(data))
     assert "math agrees with 2 of 3 labels, 66.67%; 2 not scored; 2 labels are neither true nor false" in text
     assert f"{data}:2: answer '18', given '17'" in text
@@ -148,7 +148,7 @@ def test_verdicts_in_a_file(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (said[0]["value"], said[0]["given"], said[3]["value"]) == (1.0, "18", None)
     assert "cannot be read" in said[3]["reason"]
-    with pytest.raises(ConfigError, match="exists; give another place"):
+    with pytest.raises(ConfigError, match="already exists; choose another path"):
         verify_file(data, [verifier_term("math")], Columns(), str(out), BOTH)
 
 
@@ -189,18 +189,18 @@ def test_columns_of_other_names(tmp_path: Path, capfd: pytest.CaptureFixture[str
     ("arguments", "code", "message"),
     [
         (["missing.jsonl"], 3, "missing.jsonl: there is no such file"),
-        (["DATA", "--response", "text"], 3, "there is no column 'text' for the response; the columns there are: respo"),
+        (["DATA", "--response", "text"], 3, "there is no column 'text' for the response; available columns: respo"),
         (["DATA", "--answer", "gold"], 3, "no column 'gold' for the answer"),
         (["DATA", "--label", "gold"], 3, "no column 'gold' for the label"),
-        (["EMPTY"], 3, "there are no rows in it"),
+        (["EMPTY"], 3, "the file has no rows"),
         (["DATA", "--verifier", "maths"], 6, "reward 'maths' is not built in; did you mean 'math'?"),
-        (["DATA", "--verifier", "judge"], 2, "'judge' scores the answers of a prompt together"),
+        (["DATA", "--verifier", "judge"], 2, "'judge' scores all responses to a prompt together"),
         (["DATA", "--verifier", "gone.py:judge"], 6, "gone.py does not exist"),
-        (["DATA", "--verifier", "length", "--options", "max_tokens=9"], 3, "'length' counts tokens; give the file a"),
-        (["DATA", "--options", "tolerance"], 2, "--options tolerance: write NAME=VALUE"),
-        (["DATA", "--verifier", "math", "--against", "math"], 2, "--against math: this is the verifier itself"),
+        (["DATA", "--verifier", "length", "--options", "max_tokens=9"], 3, "'length' needs token counts; add a column"),
+        (["DATA", "--options", "tolerance"], 2, "--options tolerance: expected NAME=VALUE"),
+        (["DATA", "--verifier", "math", "--against", "math"], 2, "--against math: this is the same verifier"),
         (["DATA", "--timeout", "0"], 2, "timeout"),
-        (["DATA", "--out", "no/such/place.jsonl"], 2, "--out no/such/place.jsonl: it cannot be written"),
+        (["DATA", "--out", "no/such/place.jsonl"], 2, "--out no/such/place.jsonl: cannot write this file"),
         (["DATA", "--recipe", "gone.yaml"], 2, "gone.yaml"),
     ],
 )
@@ -221,7 +221,7 @@ def test_terms_of_a_recipe() -> None:
     assert recipe_term(terms).name == "math"
     assert recipe_term(terms, "mine").name == "mine.py:judge"
     assert recipe_term([terms[0], RewardConfig("mine.py:judge", accuracy=True), terms[2]]).name == "mine.py:judge"
-    with pytest.raises(ConfigError, match=r"no reward labelled 'yours'.*it has think_format, mine, math"):
+    with pytest.raises(ConfigError, match=r"no reward labelled 'yours'.*available labels: think_format, mine, math"):
         recipe_term(terms, "yours")
 
 
@@ -260,7 +260,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.start()
         tally = verify_file(str(path), [verifier_term("math"), verifier_term(f"{tmp_path}/no.py:judge")], Columns())
         assert counts(tally) == {"right": number}
-        assert tally.differences.total == number
+        assert tally.disagreements.total == number
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -269,13 +269,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
     assert peak(3_000) < peak(300) + 2_000_000  # 2,700 rows more hold 13 MB of text
 
 
-def test_groups_are_bounded() -> None:
-    groups = Groups()
-    for i in range(MAX_GROUPS + 10):
-        groups.add(i, "example")
-        groups.add(0, "example")
-    assert len(groups.groups) == MAX_GROUPS
-    assert (groups.num_others, groups.total) == (10, 2 * (MAX_GROUPS + 10))
+def test_number_of_buckets_is_bounded() -> None:
+    buckets = Buckets()
+    for i in range(MAX_BUCKETS + 10):
+        buckets.add(i, "example")
+        buckets.add(0, "example")
+    assert len(buckets.buckets) == MAX_BUCKETS
+    assert (buckets.num_others, buckets.total) == (10, 2 * (MAX_BUCKETS + 10))
 
 
 def test_real_solutions(gsm8k_each: Path, tmp_path: Path) -> None:
@@ -287,4 +287,4 @@ def test_real_solutions(gsm8k_each: Path, tmp_path: Path) -> None:
         rows += [{"response": each["solution"], "answer": answer, "label": each["is_correct"]} for each in solutions]
     tally = tallied(written(tmp_path, rows))
     assert tally.num_rows == tally.num_labelled == len(rows) in (4 * 40, 4 * 660)
-    assert tally.verdicts[0].labels == {"scored": len(rows), "agree": len(rows)}
+    assert tally.verifiers[0].labels == {"scored": len(rows), "agree": len(rows)}
