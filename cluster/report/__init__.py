@@ -1,1 +1,1 @@
-"""Looking at a run: the report page and `volley inspect`."""
+"""Inspect a run: the report page and `volley inspect`."""

@@ -1,7 +1,6 @@
-"""`volley inspect RUN`: a run's samples, readable in a terminal.
+"""`volley inspect RUN`: print the samples of a run.
 
-What a model wrote is shown as it is, except that control characters are spelled out, so that no sample can play with
-the reader's terminal.
+Control characters in the model's text are escaped, so that samples cannot control the terminal.
 """
 
 import math
@@ -25,10 +24,11 @@ CONTROL = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if 
 def inspect(
     run_dir: Path, step: int | None = None, limit: int = 3, only: str | None = None, file: IO[str] | None = None
 ) -> None:
-    """Print `limit` groups of one step (by default the last one) to `file` (standard output).
+    """Print `limit` groups of one step (default: the last one) to `file` (default: standard output).
 
-    only: "right", "wrong" or "unscorable" completions, and the groups that have some. Colours in a terminal, plain
-    text elsewhere. Raises `ConfigError` when there is no run, no rollouts, or no such step.
+    only: print only "right", "wrong" or "unscorable" completions, and the groups that have some.
+
+    Colours are used only in a terminal. Raises `ConfigError` if there is no run, no rollouts, or no such step.
     """
     path = _rollouts(run_dir, step)
     groups = read_groups(path)
@@ -43,17 +43,19 @@ def inspect(
 
 def _rollouts(run_dir: Path, step: int | None) -> Path:
     if not run_dir.is_dir():
-        raise ConfigError(f"there is no run '{run_dir}'; give the name of a directory below runs/, or a path.")
+        raise ConfigError(f"there is no run '{run_dir}'; give the name of a directory in runs/, or a path.")
     files = {_step(path): path for path in RunDirectory(run_dir).samples}
     if not files:
         raise ConfigError(
-            f"the run '{run_dir}' has no rollouts; they are written after the first step, unless its recipe says "
+            f"the run '{run_dir}' has no rollouts; they are written after the first step, unless the recipe sets "
             "save_rollouts: false."
         )
     if step is None:
         return files[max(files)]
     if step not in files:
-        raise ConfigError(f"the run '{run_dir}' has no rollouts of step {step}; it has steps {_ranges(sorted(files))}.")
+        raise ConfigError(
+            f"the run '{run_dir}' has no rollouts of step {step}; available steps: {_ranges(sorted(files))}."
+        )
     return files[step]
 
 
@@ -62,7 +64,7 @@ def _step(path: Path) -> int:
 
 
 def _ranges(steps: Sequence[int]) -> str:
-    """`1-20, 30` for sorted numbers."""
+    """Sorted numbers as ranges, such as `1-20, 30`."""
     spans: list[list[int]] = []
     for step in steps:
         if spans and step == spans[-1][1] + 1:
@@ -73,16 +75,16 @@ def _ranges(steps: Sequence[int]) -> str:
 
 
 def _chosen(group: ScoredGroup, only: str | None) -> list[int]:
-    """The sample numbers to print."""
-    tests = {
+    """Indices of the completions to print."""
+    filters = {
         None: lambda score: True,
         "right": lambda score: score.accuracy == 1.0,
         "wrong": lambda score: score.accuracy < 1.0,
         "unscorable": lambda score: bool(score.unscorable),
     }
-    if only not in tests:
-        raise ConfigError(f"only is '{only}'; it must be right, wrong or unscorable.")
-    return [i for i, score in enumerate(group.scores) if tests[only](score)]
+    if only not in filters:
+        raise ConfigError(f"--only {only}: must be right, wrong or unscorable.")
+    return [i for i, score in enumerate(group.scores) if filters[only](score)]
 
 
 def _headline(path: Path, groups: Sequence[ScoredGroup]) -> Text:
@@ -100,22 +102,22 @@ def _headline(path: Path, groups: Sequence[ScoredGroup]) -> Text:
 
 def _print_group(console: Console, group: ScoredGroup, chosen: Sequence[int]) -> None:
     prompt = group.prompt
-    answer = f" · answer {_visible(prompt.answer)}" if prompt.answer else ""
+    answer = f" · answer {_escape(prompt.answer)}" if prompt.answer else ""
     console.print(Text(f"\nprompt {prompt.ordinal} (row {prompt.index + 1}, {len(prompt.token_ids)} tokens){answer}"))
     console.print(Text(_block(prompt.text), style="cyan"))
     for sample in chosen:
         completion, score = group.completions[sample], group.scores[sample]
-        console.print(Text(f"  [{sample + 1}] {_facts(completion, score)}", style=_style(score)))
+        console.print(Text(f"  [{sample + 1}] {_summary(completion, score)}", style=_style(score)))
         console.print(Text(_block(completion.text)))
 
 
-def _facts(completion: Completion, score: Score) -> str:
-    parts = [f"unscorable: {_visible(score.unscorable)}"] if score.unscorable else [f"reward {score.reward:.4g}"]
-    parts += [f"{_visible(name)} {value:.4g}" for name, value in score.terms.items()]
+def _summary(completion: Completion, score: Score) -> str:
+    parts = [f"unscorable: {_escape(score.unscorable)}"] if score.unscorable else [f"reward {score.reward:.4g}"]
+    parts += [f"{_escape(name)} {value:.4g}" for name, value in score.terms.items()]
     if not math.isnan(score.accuracy):
         parts.append("right" if score.accuracy == 1.0 else "no answer" if score.is_answerless else "wrong")
     if score.extracted:
-        parts.append(f"read as {_visible(score.extracted)}")
+        parts.append(f"extracted {_escape(score.extracted)}")
     parts.append(f"{completion.num_sampled} tokens")
     first, last = completion.first_version, completion.last_version
     parts.append(f"weights {first}" if first == last else f"weights {first} to {last}")
@@ -138,8 +140,8 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _block(text: str) -> str:
-    return "\n".join(INDENT + line for line in _visible(text).split("\n"))
+    return "\n".join(INDENT + line for line in _escape(text).split("\n"))
 
 
-def _visible(text: str) -> str:
+def _escape(text: str) -> str:
     return text.translate(CONTROL)

@@ -41,19 +41,21 @@ def printed(run: Path, step: int | None = None, limit: int = 9, only: str | None
     return stream.getvalue()
 
 
-def test_the_last_step_by_default(run: Path) -> None:
+def test_last_step_is_the_default(run: Path) -> None:
     text = printed(run)
     assert text.startswith(f"{run}, step 7: 3 groups, 5 completions · reward 0.825 · accuracy 0.75 · ")
     assert text.splitlines()[0].endswith("2 truncated · 1 unscorable")
     assert "\n      question 70\n      second line\n" in text
-    assert "[1] reward 1.1 · math 1 · form 0.5 · right · read as 1 · 3 tokens · weights 4 to 5\n      try 70.0" in text
-    assert "[2] reward 0 · math 0 · form 0.5 · wrong · read as 0 · 3 tokens · weights 4 to 5 · TRUNCATED" in text
+    assert (
+        "[1] reward 1.1 · math 1 · form 0.5 · right · extracted 1 · 3 tokens · weights 4 to 5\n      try 70.0" in text
+    )
+    assert "[2] reward 0 · math 0 · form 0.5 · wrong · extracted 0 · 3 tokens · weights 4 to 5 · TRUNCATED" in text
     assert "unscorable: the reward hung · math nan · 3 tokens" in text
     assert text.endswith("3 of 3 groups shown\n")
     assert "\x1b" not in text
 
 
-def test_one_step_and_a_limit(run: Path) -> None:
+def test_step_and_limit(run: Path) -> None:
     text = printed(run, step=2, limit=1)
     assert "question 20" in text
     assert "question 21" not in text
@@ -68,24 +70,24 @@ def test_one_step_and_a_limit(run: Path) -> None:
         ("unscorable", ["try 72.0"], ["try 70.0"], "1 of 1 groups with unscorable completions shown"),
     ],
 )
-def test_only_some(run: Path, only: str, shown: list[str], hidden: list[str], last: str) -> None:
+def test_only_prints_matching_completions(run: Path, only: str, shown: list[str], hidden: list[str], last: str) -> None:
     text = printed(run, only=only)
     assert all(part in text for part in shown)
     assert not any(part in text for part in hidden)
     assert last in text
 
 
-def test_samples_cannot_play_with_the_terminal_or_the_markup(run: Path) -> None:
-    sly = ScoredGroup(
+def test_control_characters_and_markup_are_escaped(run: Path) -> None:
+    hostile = ScoredGroup(
         Prompt(0, 0, "p", as_token_ids((1,)), "", {}), (completion("[red]a[/red]\x1b[2J\rb\x9b\tc"),), (Score(1.0, {}),)
     )
-    write_groups(run / "rollouts" / "step-000009.parquet", [sly], 9)
+    write_groups(run / "rollouts" / "step-000009.parquet", [hostile], 9)
     text = printed(run)
     assert "[red]a[/red]\\x1b[2J\\x0db\\x9b" in text
     assert "\x1b" not in text
 
 
-def test_colours_only_in_a_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_used_only_in_a_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -100,9 +102,9 @@ def test_colours_only_in_a_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_errors(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run"):
         printed(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=r"has no rollouts of step 5; it has steps 1-3, 7\."):
+    with pytest.raises(ConfigError, match=r"has no rollouts of step 5; available steps: 1-3, 7\."):
         printed(run, step=5)
-    with pytest.raises(ConfigError, match="it must be right, wrong or unscorable"):
+    with pytest.raises(ConfigError, match="must be right, wrong or unscorable"):
         printed(run, only="best")
     (tmp_path / "fresh").mkdir()
     with pytest.raises(ConfigError, match="has no rollouts; they are written after the first step"):

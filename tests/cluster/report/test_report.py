@@ -1,4 +1,4 @@
-"""The report, in a real browser."""
+"""Tests of the report in a real browser."""
 
 import json
 import re
@@ -18,7 +18,7 @@ HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run of 60 steps whose model writes hostile text."""
+    """A run of 60 steps whose model writes HTML and scripts."""
     directory = tmp_path / "my-run"
     (directory / "rollouts").mkdir(parents=True)
     rows = [
@@ -62,7 +62,7 @@ def run_dir(tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_browser_finds_the_curves_and_runs_nothing_of_the_models(run_dir: Path, tmp_path: Path) -> None:
+def test_browser_draws_charts_and_does_not_execute_model_output(run_dir: Path, tmp_path: Path) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on the path; install one to test the report in a browser")
@@ -85,10 +85,10 @@ def test_a_browser_finds_the_curves_and_runs_nothing_of_the_models(run_dir: Path
         "Implicit reward": 2,
         "Implicit margin": 1,
         "Preference accuracy in training": 1,
-        "Log-prob of a token, nats": 2,
-        "Groups that gave pairs, share": 1,
+        "Log-prob per token, nats": 2,
+        "Share of groups with a pair": 1,
         "Response length, ratio to step 1": 1,
-        "Win rate against the start": 3,
+        "Win rate against initial policy": 3,
     }
     assert {title: len(curves.get(title, ())) for title in family} == family
     assert "less likely (-0.35 to -5.75 nats a token), and the rejected fell faster" in page
@@ -101,30 +101,30 @@ def test_a_browser_finds_the_curves_and_runs_nothing_of_the_models(run_dir: Path
     assert "0.00 → 0.60" in page
 
 
-def test_the_page_needs_no_network(run_dir: Path) -> None:
+def test_page_loads_nothing_from_the_network(run_dir: Path) -> None:
     text = write_report(run_dir).read_text()
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//", text)
     assert set(re.findall(r"https?://[^\s\"')]+", text)) == {"http://www.w3.org/2000/svg"}
 
 
-def test_what_the_data_is_labelled_with_is_no_reward(run_dir: Path) -> None:
-    """A run on a data set alone: its metrics have no response length."""
-    assert {"Reward", "mean reward"} <= drawn(run_dir)
+def test_offline_runs_show_no_reward_chart(run_dir: Path) -> None:
+    """The metrics of an offline run have no response length."""
+    assert {"Reward", "mean reward"} <= report_titles(run_dir)
     path = run_dir / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text(
         "".join(json.dumps({k: v for k, v in row.items() if k != "response_length_mean"}) + "\n" for row in rows)
     )
-    assert not {"Reward", "mean reward"} & drawn(run_dir)
+    assert not {"Reward", "mean reward"} & report_titles(run_dir)
 
 
-def drawn(run_dir: Path) -> set[str]:
-    """Titles of the charts, and what the figures at the top are of."""
+def report_titles(run_dir: Path) -> set[str]:
+    """Titles of the charts and labels of the key figures."""
     text = write_report(run_dir).read_text().split('id="data">')[1].split("</script>")[0]
     data = json.loads(text)
     return {chart["title"] for chart in data["charts"]} | {label for label, _ in data["figures"]}
 
 
-def test_no_run_no_report(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no run with a finished step"):
+def test_missing_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no run with a finished step"):
         write_report(tmp_path / "nothing")
