@@ -1,7 +1,7 @@
 """Run before a head pod ends (preStop): stop every Ray job and wait until it has saved its checkpoint.
 
-It goes through the jobs API and sends no signal of its own. Ray passes on one SIGTERM however often it is asked to stop
-a job; a second signal would tell Volley to leave at once, without a checkpoint.
+It uses the jobs API and sends no signal itself. Ray sends a job one SIGTERM however often it is asked to stop it; a
+second signal would make Volley exit at once, without a checkpoint.
 """
 
 import sys

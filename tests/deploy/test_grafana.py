@@ -1,4 +1,4 @@
-"""The dashboard shows series that a run really has."""
+"""The dashboard shows only series that a run has."""
 
 import json
 import re

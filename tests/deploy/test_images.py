@@ -1,4 +1,4 @@
-"""The Dockerfiles: pinned, not root, without secrets, and every file that they name is there and is let in."""
+"""The Dockerfiles: pinned, not root, no secrets, and every file that they use exists and is in the build context."""
 
 import fnmatch
 import re
@@ -32,11 +32,11 @@ def test_base_is_one_exact_version(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_as_the_user_that_the_pods_ask_for(name: str) -> None:
+def test_it_runs_as_the_user_of_the_pods(name: str) -> None:
     users = _arguments(name, "USER")
     (pod,) = {pod["spec"]["securityContext"]["runAsUser"] for pod in pods(documents("rayjob.yaml")[0]).values()}
     assert users == [f"{pod}:{pod}"]
-    # Nothing is installed or copied after it, so the code is root's and a run cannot change it.
+    # Nothing is installed or copied after it, so the code belongs to root and a run cannot change it.
     after = [found for found, _ in _instructions(name)][[found for found, _ in _instructions(name)].index("USER") :]
     assert not {"RUN", "COPY", "ADD"} & set(after)
 
@@ -46,7 +46,7 @@ def test_no_secrets_and_no_registries(name: str) -> None:
     text = (DOCKER / name).read_text()
     assert not re.search(r"https?://", text)
     assert not re.search(r"(?i)(token|password|api_?key)\s*=", text)
-    assert "ARG" not in [found for found, _ in _instructions(name)]  # build arguments stay in the image's history
+    assert "ARG" not in [found for found, _ in _instructions(name)]  # build arguments are kept in the image's history
     for command in _arguments(name, "RUN"):
         if "pip install" in command:
             assert "--mount=type=secret,id=pip-conf,target=/etc/pip.conf" in command
@@ -69,7 +69,7 @@ def test_only_pinned_requirements_are_installed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_context_holds_the_code_and_nothing_else(name: str) -> None:
+def test_the_context_contains_the_code_and_nothing_else(name: str) -> None:
     lines = (DOCKER / f"{name}.dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -82,11 +82,11 @@ def test_the_context_holds_the_code_and_nothing_else(name: str) -> None:
     assert {"volley", *linked, "requirements", "pyproject.toml"} <= allowed
     for private in (".git", ".venv", "runs", "tests", ".env"):
         assert not any(fnmatch.fnmatch(private, rule) for rule in allowed)
-    # Rules after the list can only take away again.
+    # Rules after the list may only exclude.
     assert not any(rule.startswith("!") for rule in rules[1 + len(allowed) :])
 
 
-def test_what_the_package_metadata_reads_is_in_the_context() -> None:
+def test_files_of_the_package_metadata_are_in_the_context() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -95,12 +95,12 @@ def test_what_the_package_metadata_reads_is_in_the_context() -> None:
         assert f"!{path}" in allowed
 
 
-def test_both_images_see_the_same_context() -> None:
+def test_both_images_have_the_same_context() -> None:
     first, second = ((DOCKER / f"{name}.dockerignore").read_text() for name in NAMES)
     assert first == second
 
 
-def test_the_pods_name_the_image_that_the_readme_builds() -> None:
+def test_the_pods_use_the_image_that_the_readme_builds() -> None:
     images = {c["image"] for pod in pods(documents("rayjob.yaml")[0]).values() for c in pod["spec"]["containers"]}
     (image,) = images
     assert f"-t {image} " in (DEPLOY / "README.md").read_text()

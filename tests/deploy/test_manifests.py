@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: every field is one that the server knows, and the parts fit together."""
+"""The Kubernetes manifests: the server knows every field, and the parts fit together."""
 
 import json
 import re
@@ -16,12 +16,12 @@ FILES = sorted(path.name for path in KUBERAY.glob("*.yaml"))
 RAY_FILES = ["raycluster.yaml", "rayjob.yaml"]
 
 
-def test_every_file_is_here() -> None:
+def test_every_file_is_tested() -> None:
     assert FILES == ["namespace.yaml", "networkpolicy.yaml", "raycluster.yaml", "rayjob.yaml", "storage.yaml"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_strict_server_takes_it(name: str) -> None:
+def test_a_strict_server_accepts_it(name: str) -> None:
     found = documents(name)
     assert found
     for manifest in found:
@@ -61,7 +61,7 @@ CONTAINER = f"{HEAD}/template/spec/containers/0"
         ("kind", "RayJobs", "unknown kind"),
     ],
 )
-def test_the_check_sees_mistakes(path: str, value: Any, message: str) -> None:
+def test_the_check_finds_mistakes(path: str, value: Any, message: str) -> None:
     found = problems(_edited(path, value))
     assert len(found) == 1
     assert message in found[0]
@@ -108,7 +108,7 @@ def test_shared_memory_holds_the_object_store_and_fits_into_the_pod(name: str) -
         assert 2 * store <= size <= limit / 2
 
 
-def test_the_workers_have_what_the_recipe_asks_for() -> None:
+def test_the_workers_have_the_resources_of_the_recipe() -> None:
     job = documents("rayjob.yaml")[0]["spec"]
     recipe = load_recipe(*_recipe_of(job["entrypoint"]))
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
@@ -119,7 +119,7 @@ def test_the_workers_have_what_the_recipe_asks_for() -> None:
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
 
 
-def test_the_job_starts_anew_and_goes_on() -> None:
+def test_a_restarted_job_resumes() -> None:
     job = documents("rayjob.yaml")[0]["spec"]
     recipe = load_recipe(*_recipe_of(job["entrypoint"]))
     assert recipe.launcher == "ray"
@@ -145,14 +145,14 @@ def test_a_stopped_job_has_the_time_to_save(name: str) -> None:
         assert container["lifecycle"]["preStop"]["exec"]["command"]
 
 
-def test_hooks_name_files_of_the_image() -> None:
+def test_hooks_use_files_of_the_image() -> None:
     head = pods(documents("raycluster.yaml")[0])["head"]["spec"]["containers"][0]
     interpreter, script = head["lifecycle"]["preStop"]["exec"]["command"]
     assert interpreter == "python"
     assert (DEPLOY.parent / Path(script).relative_to("/opt/volley")).is_file()
 
 
-def test_a_worker_waits_for_our_actors_and_for_nothing_else_of_rays() -> None:
+def test_a_worker_waits_only_for_our_actors() -> None:
     worker = pods(documents("raycluster.yaml")[0])["worker gpu"]["spec"]["containers"][0]
     shell, option, command = worker["lifecycle"]["preStop"]["exec"]["command"]
     assert (shell, option) == ("sh", "-c")

@@ -1,4 +1,4 @@
-"""networkpolicy.yaml, by a small evaluation of the rules: who reaches whom on which port."""
+"""Evaluates the rules of networkpolicy.yaml: which pods can reach which, on which port."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,12 +77,12 @@ def test_the_pods_reach_each_other_on_every_port(source: Peer, target: Peer, por
 
 @pytest.mark.parametrize("source", [NEIGHBOUR, STRANGER, INTERNET])
 @pytest.mark.parametrize("port", [6379, 8265, 8080, 10001, 52365])
-def test_nobody_else_reaches_them(source: Peer, port: int) -> None:
+def test_nothing_else_reaches_the_pods(source: Peer, port: int) -> None:
     assert not _reaches(source, HEAD, port)
     assert not _reaches(source, WORKER, port)
 
 
-def test_labelled_namespaces_reach_what_they_are_labelled_for() -> None:
+def test_labels_give_namespaces_access() -> None:
     assert _reaches(OPERATOR, HEAD, 8265)
     assert not _reaches(OPERATOR, HEAD, 6379)
     assert not _reaches(OPERATOR, HEAD, 8080)
@@ -93,7 +93,7 @@ def test_labelled_namespaces_reach_what_they_are_labelled_for() -> None:
 
 
 @pytest.mark.parametrize("source", [HEAD, WORKER, SUBMITTER])
-def test_only_dns_goes_out(source: Peer) -> None:
+def test_only_dns_is_reachable_outside(source: Peer) -> None:
     assert _reaches(source, DNS, 53, "UDP")
     assert _reaches(source, DNS, 53, "TCP")
     assert not _reaches(source, DNS, 443)

@@ -1,4 +1,4 @@
-"""What Volley's pods may do: no root, no capabilities, no token of Kubernetes, and Ray's token only from its Secret."""
+"""Rights of Volley's pods: no root, no capabilities, no Kubernetes token, and Ray's token only from its Secret."""
 
 import re
 from typing import Any
@@ -36,7 +36,7 @@ def test_the_restricted_pod_security_standard_holds(pod: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_no_pod_gets_a_token_of_kubernetes(pod: dict[str, Any]) -> None:
+def test_no_pod_has_a_kubernetes_token(pod: dict[str, Any]) -> None:
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
@@ -57,7 +57,7 @@ def test_the_operator_uses_the_same_secret() -> None:
 
 
 @pytest.mark.parametrize("pod", PODS)
-def test_every_container_is_bounded_and_pinned(pod: dict[str, Any]) -> None:
+def test_every_container_has_limits_and_a_pinned_image(pod: dict[str, Any]) -> None:
     for container in pod["spec"]["containers"]:
         resources = container["resources"]
         for which in ("requests", "limits"):
@@ -70,7 +70,7 @@ def test_the_namespace_enforces_the_standard() -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_no_secret_lies_in_the_tree() -> None:
+def test_the_tree_contains_no_secret() -> None:
     """No Secret objects, no literal values of variables that are called like one, nothing that looks like a token."""
     named_like_a_secret = re.compile(r"TOKEN$|PASSWORD|SECRET|API_?KEY|CREDENTIAL")
     for path in KUBERAY.glob("*.yaml"):

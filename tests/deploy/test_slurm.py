@@ -1,4 +1,4 @@
-"""deploy/slurm/volley.sbatch, run whole, with stand-ins for srun, ray, volley and scontrol (`slurm_stubs.py`)."""
+"""Runs deploy/slurm/volley.sbatch with stubs for srun, ray, volley and scontrol (`slurm_stubs.py`)."""
 
 import os
 import re
@@ -19,7 +19,7 @@ SCRIPT = DEPLOY / "slurm" / "volley.sbatch"
 
 
 class Job:
-    """One start of the script in a made-up allocation."""
+    """One start of the script in a fake allocation."""
 
     def __init__(self, root: Path, job_id: int, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -39,7 +39,7 @@ class Job:
             "VOLLEY_SHARED": str(root / "shared"),
             "HEAD_IP": "127.0.0.1",
             "RAY_PORT": str(port),
-            "RAY_AUTH_TOKEN": "left-over-of-the-login-shell",
+            "RAY_AUTH_TOKEN": "leftover-of-the-login-shell",
             "JOIN_S": "10",
             "SLURM_JOB_ID": str(job_id),
             "SLURM_JOB_NUM_NODES": "3",
@@ -85,7 +85,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
-    """Parametrised indirectly with what the environment adds."""
+    """Parametrised indirectly with additional environment variables."""
     install(tmp_path / "venv" / "bin", tmp_path / "modules")
     made = Job(tmp_path, 10**8 + os.getpid() * 100 + request.node.callspec.indices.get("job", 0), **request.param)
     yield made
@@ -137,7 +137,7 @@ def test_the_token_is_private_and_new(job: Job) -> None:
 
 
 @pytest.mark.parametrize("job", [{"RUN_CODE": "4"}], indirect=True)
-def test_a_failed_run_keeps_its_exit_code_and_is_not_queued_again(job: Job) -> None:
+def test_a_failed_run_keeps_its_exit_code_and_is_not_requeued(job: Job) -> None:
     job.start("recipe.yaml")
     job.finish()
     assert job.code == 4
@@ -147,24 +147,24 @@ def test_a_failed_run_keeps_its_exit_code_and_is_not_queued_again(job: Job) -> N
 
 
 @pytest.mark.parametrize("job", [{"RUN_S": "60"}], indirect=True)
-def test_before_the_time_limit_it_saves_and_queues_itself_again(job: Job) -> None:
+def test_before_the_time_limit_it_saves_and_requeues_itself(job: Job) -> None:
     job.start("recipe.yaml")
     job.wait_for_the_run()
     job.process.send_signal(signal.SIGUSR1)
     time.sleep(0.2)
-    # Slurm may well send a second signal; to Volley that would mean "now, without a checkpoint".
+    # Slurm may send a second signal, which would make Volley exit without a checkpoint.
     job.process.send_signal(signal.SIGTERM)
     job.finish()
     assert job.code == 0, job.output
     assert job.lines("volley stops") == ["volley stops"]
     assert job.lines("volley saved") == ["volley saved"]
     assert job.lines("scontrol") == [f"scontrol requeue {job.environment['SLURM_JOB_ID']}"]
-    assert job.log[-1].startswith("scontrol")  # everything else has ended by then
+    assert job.log[-1].startswith("scontrol")  # everything else has ended before
     job.assert_nothing_is_left()
 
 
 @pytest.mark.parametrize("job", [{"RUN_S": "60"}], indirect=True)
-def test_told_to_stop_it_saves_and_stays_stopped(job: Job) -> None:
+def test_after_a_stop_signal_it_saves_and_is_not_requeued(job: Job) -> None:
     job.start("recipe.yaml")
     job.wait_for_the_run()
     job.process.send_signal(signal.SIGTERM)
@@ -178,7 +178,7 @@ def test_told_to_stop_it_saves_and_stays_stopped(job: Job) -> None:
 
 
 @pytest.mark.parametrize("job", [{"RUN_S": "60", "RUN_CODE": "1"}], indirect=True)
-def test_a_run_that_could_not_save_is_not_queued_again(job: Job) -> None:
+def test_a_run_that_could_not_save_is_not_requeued(job: Job) -> None:
     job.start("recipe.yaml")
     job.wait_for_the_run()
     job.process.send_signal(signal.SIGUSR1)
@@ -197,7 +197,7 @@ def test_a_run_that_could_not_save_is_not_queued_again(job: Job) -> None:
     ],
     indirect=["job"],
 )
-def test_what_does_not_come_up_is_said_in_time(job: Job, message: str) -> None:
+def test_failed_starts_are_reported_in_time(job: Job, message: str) -> None:
     started = time.monotonic()
     job.start("recipe.yaml")
     job.finish()
@@ -209,7 +209,7 @@ def test_what_does_not_come_up_is_said_in_time(job: Job, message: str) -> None:
 
 
 @pytest.mark.parametrize("job", [{}], indirect=True)
-def test_without_a_recipe_it_says_how_it_is_used(job: Job) -> None:
+def test_without_a_recipe_it_prints_its_usage(job: Job) -> None:
     job.start()
     job.finish()
     assert job.code == 2
@@ -226,7 +226,7 @@ def test_one_node_has_no_workers(job: Job) -> None:
     job.assert_nothing_is_left()
 
 
-def test_the_signal_comes_early_enough_and_to_the_script_alone() -> None:
+def test_the_signal_is_early_enough_and_sent_to_the_script_only() -> None:
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", SCRIPT.read_text(), re.MULTILINE))
     target, seconds = re.fullmatch(r"(B:USR1)@(\d+)", options["signal"]).groups()  # type: ignore[union-attr]
     assert target == "B:USR1"

@@ -1,4 +1,4 @@
-"""deploy/kuberay/stop_jobs.py against a jobs API that behaves as Ray's does."""
+"""Runs deploy/kuberay/stop_jobs.py against a fake of Ray's jobs API."""
 
 import importlib.util
 import time
@@ -55,7 +55,7 @@ def test_waits_until_running_jobs_have_saved(hook: ModuleType) -> None:
     assert 0.5 <= time.monotonic() - started < 5
 
 
-def test_names_what_does_not_end(hook: ModuleType) -> None:
+def test_jobs_that_do_not_end_are_named(hook: ModuleType) -> None:
     client = _Client({"a": "RUNNING"}, saves_s=1e9)
     assert hook.stop_jobs(client, 0.3) == ["a"]
 
