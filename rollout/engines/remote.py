@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
-from volley.rollout.engines.worker import Collected, Request, WorkerFacts
+from volley.rollout.engines.messages import Collected, Request, RequestBatch
+from volley.rollout.engines.worker import WorkerInfo
 from volley.rollout.errors import EngineLost
 from volley.rollout.transport.protocol import ReceiverEnd, VerbResult
 from volley.rollout.transport.stream import TransportError
@@ -58,8 +59,8 @@ class RemoteEngine:
 
     async def start(self, deadline_s: float) -> None:
         """Wait until the worker's model is loaded. Raises `EngineLost`."""
-        facts: WorkerFacts = await self._ask("start", deadline_s, "start")
-        self.process_ids, self.capacity = facts.process_ids, facts.capacity
+        info: WorkerInfo = await self._ask("start", deadline_s, "start")
+        self.process_ids, self.capacity = info.process_ids, info.capacity
 
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         """As `Engine.submit`; what is submitted in one turn of the event loop travels together."""
@@ -135,7 +136,7 @@ class RemoteEngine:
         await asyncio.sleep(0)
         queued, self._queued = self._queued, []
         with contextlib.suppress(EngineLost):
-            await self._ask("submit", ANSWER_S, "submit", queued)
+            await self._ask("submit", ANSWER_S, "submit", RequestBatch.pack(queued))
 
     async def _collect(self) -> None:
         confirmed: tuple[tuple[int, int], ...] = ()
@@ -145,7 +146,8 @@ class RemoteEngine:
                 collected: Collected = await self._ask("collect", wait_s + ANSWER_S, "collect", confirmed, wait_s)
             except EngineLost:
                 return
-            for finished in collected.finished:
+            finished_samples = collected.finished()
+            for finished in finished_samples:
                 # Not there when it came before: a delivery may repeat itself.
                 future = self._futures.pop((finished.number, finished.sample), None)
                 if future is None or future.done():
@@ -154,7 +156,7 @@ class RemoteEngine:
                     future.set_exception(RuntimeError(f"rollout worker {self.name}: {finished.error}"))
                 else:
                     future.set_result(finished.completion)
-            confirmed = tuple((finished.number, finished.sample) for finished in collected.finished)
+            confirmed = tuple((finished.number, finished.sample) for finished in finished_samples)
             self._watch(collected)
 
     def _watch(self, collected: Collected) -> None:

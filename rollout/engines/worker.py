@@ -1,7 +1,7 @@
-"""A rollout worker: an engine in a process of its own, asked from afar. A plain class; Ray makes an actor of it.
+"""A rollout worker: an engine in its own process, called remotely. A plain class; Ray turns it into an actor.
 
-Requests come in batches and are known by number, finished completions are fetched by long poll and kept until their
-receipt is confirmed: a call that is made twice, or whose answer got lost, changes nothing.
+Requests arrive in batches and are identified by number. Finished completions are fetched by long poll and kept until
+their receipt is confirmed. A call that is repeated, or whose reply is lost, therefore changes nothing.
 """
 
 import asyncio
@@ -10,57 +10,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from volley.rollout.engines.messages import Collected, Finished, RequestBatch
 from volley.rollout.transport.protocol import VerbResult
 from volley.rollout.transport.stream import TransportError
-from volley.rollout.types import Completion, Logprobs, Sampling, TokenIds
+from volley.rollout.types import Completion, Logprobs, TokenIds
 
 LINGER_S = 0.003
+"""How long a poll waits for more completions after the first one, so that few messages carry many."""
 LINGER_FROM = 8
-"""How long a poll waits for more after the first completion, so that few messages carry many, and from how many
-requests on it is worth while."""
+"""Number of unfinished requests from which that wait pays off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt. number: unique for the worker's caller."""
-
-    number: int
-    token_ids: TokenIds
-    sampling: Sampling
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One sample of a request, or the error that it ended with ("" where it did not)."""
-
-    number: int
-    sample: int
-    completion: Completion | None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a poll brings. num_steps: of the engine so far, its sign of life. dead: why it will not answer any more."""
-
-    finished: tuple[Finished, ...]
-    num_steps: int
-    dead: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """process_ids: the worker's own, then those of its engine. capacity: samples that run at once."""
+class WorkerInfo:
+    """What a worker reports once its model is loaded."""
 
     process_ids: tuple[int, ...]
+    """The worker's own, then those of its engine."""
     capacity: int
+    """Samples that run at once."""
 
 
 class RolloutWorker:
-    """build: makes the engine; called on the worker's event loop."""
+    """Holds an engine and serves the calls of a `RemoteEngine`."""
 
     def __init__(self, build: Callable[[], Any]) -> None:
+        """build: creates the engine; it is called on the worker's event loop."""
         self._build = build
         self._engine: Any = None
         self._unconfirmed: dict[int, int] = {}  # number -> samples whose receipt is not confirmed yet
@@ -68,15 +43,15 @@ class RolloutWorker:
         self._arrival: asyncio.Future[None] | None = None
         self._dead = ""
 
-    async def start(self) -> WorkerFacts:
+    async def start(self) -> WorkerInfo:
         """Load the model. May be called again."""
         if self._engine is None:
             self._engine = self._build()
-        return WorkerFacts((os.getpid(), *await self._engine.process_ids()), self._engine.capacity)
+        return WorkerInfo((os.getpid(), *await self._engine.process_ids()), self._engine.capacity)
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        """Begin what is not known yet."""
-        for request in requests:
+    async def submit(self, requests: RequestBatch) -> None:
+        """Start every request that is not known yet."""
+        for request in requests.unpack():
             if request.number not in self._unconfirmed:
                 self._unconfirmed[request.number] = request.sampling.num_samples
                 futures = self._engine.submit(request.token_ids, request.sampling, request.seed)
@@ -84,7 +59,10 @@ class RolloutWorker:
                     future.add_done_callback(lambda done, n=request.number, i=sample: self._finish(n, i, done))
 
     async def collect(self, confirmed: Sequence[tuple[int, int]], wait_s: float) -> Collected:
-        """What has finished since; waits up to `wait_s` seconds for it. confirmed: (number, sample) of what arrived."""
+        """The finished samples that are not confirmed yet; waits up to `wait_s` seconds for the first one.
+
+        confirmed: (request number, sample) of those that have arrived.
+        """
         for key in confirmed:
             if self._finished.pop(key, None) is not None:
                 self._unconfirmed[key[0]] -= 1
@@ -98,7 +76,7 @@ class RolloutWorker:
             timer.cancel()
             if len(self._unconfirmed) >= LINGER_FROM:
                 await asyncio.sleep(LINGER_S)
-        return Collected(tuple(self._finished.values()), self._engine.num_steps, self._dead)
+        return Collected.pack(list(self._finished.values()), self._engine.num_steps, self._dead)
 
     async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
         """As `Engine.logprobs`."""

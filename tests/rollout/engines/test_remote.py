@@ -10,8 +10,9 @@ import pytest
 
 from volley.rollout.engines import remote as remote_engine
 from volley.rollout.engines.fake import FakeEngine
+from volley.rollout.engines.messages import Collected, Finished
 from volley.rollout.engines.remote import RemoteEngine
-from volley.rollout.engines.worker import Finished, RolloutWorker
+from volley.rollout.engines.worker import RolloutWorker
 from volley.rollout.errors import EngineLost
 from volley.rollout.transport.protocol import ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta, TransportError
@@ -68,7 +69,7 @@ def test_repeated_calls_change_nothing() -> None:
         async def twice(method: str, *arguments: Any) -> Any:
             first = await wire(method, *arguments)
             if method == "collect" and numbers.random() < 0.3:
-                return type(first)((), first.num_steps)
+                return Collected.pack([], first.num_steps)
             return await wire(method, *arguments) if method == "submit" else first
 
         engine = RemoteEngine("0.0", twice)
@@ -91,9 +92,10 @@ def test_a_completion_delivered_twice_counts_once() -> None:
             answer = await wire(method, *arguments)
             if method != "collect":
                 return answer
-            earlier = tuple(replace(each, completion=None, error="a second delivery was read") for each in delivered)
-            delivered.extend(answer.finished)
-            return replace(answer, finished=(*earlier, *answer.finished, *answer.finished))
+            earlier = [replace(each, completion=None, error="a second delivery was read") for each in delivered]
+            arrived = answer.finished()
+            delivered.extend(arrived)
+            return Collected.pack([*earlier, *arrived, *arrived], answer.num_steps)
 
         engine = RemoteEngine("0.0", again)
         await engine.start(5)
