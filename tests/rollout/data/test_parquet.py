@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volley.rollout.data.parquet import SCHEMA, from_batch, read_groups, to_batch, write_groups
+from tests.rollout.completions import completions, texts, token_ids
+from volley.rollout.data.parquet import EPISODE_COLUMNS, SCHEMA, from_batch, read_groups, to_batch, write_groups
 from volley.rollout.errors import DataError
 from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(as_token_ids)
 doubles = st.floats(allow_nan=True)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False) | texts,
@@ -32,19 +31,12 @@ def groups(draw: st.DrawFn) -> ScoredGroup:
         draw(texts),
         draw(st.dictionaries(texts, json_values, max_size=3)),
     )
-    size = draw(st.integers(1, 4))
-    completions, scores = [], []
-    for _ in range(size):
-        ids = draw(token_ids)
-        logprobs = tuple(draw(st.lists(st.floats(width=32, max_value=0), min_size=len(ids), max_size=len(ids))))
-        first = draw(st.integers(0, 10**6))
-        reason = draw(st.sampled_from(["stop", "length"]))
-        completions.append(
-            Completion.single(ids, logprobs, draw(texts), reason, first, first + draw(st.integers(0, 3)))
-        )
-        terms = draw(st.dictionaries(texts, doubles, max_size=3))
-        scores.append(Score(draw(doubles), terms, draw(texts), draw(doubles), draw(texts)))
-    return ScoredGroup(prompt, tuple(completions), tuple(scores))
+    members = draw(st.lists(completions(), min_size=1, max_size=4))
+    scores = [
+        Score(draw(doubles), draw(st.dictionaries(texts, doubles, max_size=3)), draw(texts), draw(doubles), draw(texts))
+        for _ in members
+    ]
+    return ScoredGroup(prompt, tuple(members), tuple(scores))
 
 
 def exact(value: Any) -> Any:
@@ -88,6 +80,21 @@ def test_an_answer_that_is_not_told_is_not_one_that_is_missing(tmp_path: Path, e
     write_groups(tmp_path / "a.parquet", [scored], 1)
     (score,) = read_groups(tmp_path / "a.parquet")[0].scores
     assert (score.extracted, score.is_answerless) == (extracted, extracted == "")
+
+
+def test_files_without_segments_are_read_as_single_turns(tmp_path: Path) -> None:
+    """Files of earlier versions."""
+    path = tmp_path / "old.parquet"
+    write_groups(path, [group(0), group(1)], 12)
+    pa.parquet.write_table(pa.parquet.read_table(path).drop_columns(list(EPISODE_COLUMNS)), path)
+    assert exact(read_groups(path)) == exact([group(0), group(1)])
+
+
+def test_a_slice_and_a_table_of_several_chunks_are_read(tmp_path: Path) -> None:
+    batch = to_batch([group(0), group(1), group(2)], 12)
+    assert exact(from_batch(batch.slice(2))) == exact([group(1), group(2)])
+    chunks = pa.Table.from_batches([batch.slice(0, 3), batch.slice(3)])
+    assert exact(from_batch(chunks)) == exact([group(0), group(1), group(2)])
 
 
 def test_no_groups(tmp_path: Path) -> None:
