@@ -1,7 +1,7 @@
 """Scored groups as Arrow record batches and Parquet files.
 
-One row per completion, flat, so that any tool that reads Parquet can show a run's samples. A group is a run of rows that
-starts where `sample` is 0. The round trip is exact: rewards, terms and accuracies are float64 (NaN is kept), log-probs
+One row per completion, flat, so that any tool that reads Parquet can show a run's samples. A group is a run of rows
+that starts where `sample` is 0. The round trip is exact: rewards, terms and accuracies are float64 (NaN is kept), log-probs
 are float32, which is what engines compute them in, and a prompt's other columns are JSON. Tokens go between numpy and
 Arrow as buffers; no Python object per token is created in either direction.
 
@@ -191,7 +191,7 @@ def _offsets(lengths: "Sequence[int] | NDArray[Any]") -> NDArray[np.int32]:
 def _sums(values: NDArray[Any], counts: NDArray[Any]) -> list[int]:
     """The sum of each of `counts` consecutive stretches of `values`."""
     totals = np.concatenate([[0], np.cumsum(values)])
-    return np.diff(totals[np.concatenate([[0], np.cumsum(counts)])]).tolist()  # type: ignore[no-any-return]
+    return np.diff(totals[np.concatenate([[0], np.cumsum(counts)])]).tolist()
 
 
 def _whole(table: pa.Table, name: str) -> pa.Array:
@@ -201,11 +201,11 @@ def _whole(table: pa.Table, name: str) -> pa.Array:
 
 
 def _values(column: pa.ListArray) -> NDArray[Any]:
-    return column.flatten().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return column.flatten().to_numpy(zero_copy_only=False)
 
 
 def _lengths(column: pa.ListArray) -> NDArray[np.int32]:
-    return column.value_lengths().to_numpy()  # type: ignore[no-any-return]
+    return column.value_lengths().to_numpy()
 
 
 def _prompts(columns: dict[str, pa.Array], places: list[int]) -> list[Prompt]:
@@ -235,7 +235,7 @@ def _completions(columns: dict[str, pa.Array]) -> list[Completion]:
         table = np.stack([fields.field(name).to_numpy().astype(np.int64) for name in SPAN.names[1:]], 1)
         # The segment of each span, counted over all completions.
         places = np.repeat(np.cumsum(num_segments) - num_segments, _lengths(spans)) + fields.field("segment").to_numpy()
-        num_spans = np.bincount(places, minlength=len(segment_lengths))
+        num_spans = np.bincount(places, minlength=len(segment_lengths)).astype(np.int32)
     else:
         sampled, num_segments, segment_lengths = (
             np.ones(num_tokens.sum(), np.bool_),
