@@ -1,9 +1,9 @@
 """Scored groups as Arrow record batches and Parquet files.
 
 One row per completion, flat, so that any tool that reads Parquet can show a run's samples. A group is a run of rows
-that starts where `sample` is 0. The round trip is exact: rewards, terms and accuracies are float64 (NaN is kept), log-probs
-are float32, which is what engines compute them in, and a prompt's other columns are JSON. Tokens go between numpy and
-Arrow as buffers; no Python object per token is created in either direction.
+that starts where `sample` is 0. The round trip is exact: rewards, terms and accuracies are float64 (NaN is kept),
+log-probs are float32, which is what engines compute them in, and a prompt's other columns are JSON. Tokens pass between
+numpy and Arrow as buffers; no Python object per token is created in either direction.
 
 A completion's tokens, log-probs and mask are those of all its segments, one after the other; `segment_lengths` and
 `spans` say how to cut them apart. Files from before these columns existed hold one segment per completion, all sampled.
