@@ -65,7 +65,7 @@ def main() -> None:
     sandbox = Sandbox()
     start = time.perf_counter()
     sandbox.start()
-    print(f"start and proof: {time.perf_counter() - start:.2f} s, walls: {sandbox.walls}")
+    print(f"start and proof: {time.perf_counter() - start:.2f} s, isolation: {sandbox.isolation}")
     sandbox.close()
     cores = len(os.sched_getaffinity(0))
     command = [sys.executable, "-I", "-S", "-c", SCRIPT]

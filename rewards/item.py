@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from volley.rollout.types import Completion, Prompt
+if TYPE_CHECKING:  # the verifiers can be used without numpy
+    from volley.rollout.types import Completion, Prompt
 
 TIMED_OUT = "timed out after"
 """How the reason begins if a time limit ended the scoring."""
@@ -41,7 +42,7 @@ class Item:
     """For group terms: the verdict of the run's verifier; NaN if there is none."""
 
     @classmethod
-    def of(cls, prompt: Prompt, completion: Completion, accuracy: float = math.nan) -> "Item":
+    def of(cls, prompt: "Prompt", completion: "Completion", accuracy: float = math.nan) -> "Item":
         """The item of a completion. accuracy: see the field."""
         num_tokens = completion.num_sampled
         truncated = completion.truncated

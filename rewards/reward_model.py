@@ -86,6 +86,7 @@ class RewardModel:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     async def close(self) -> None:
+        """Cancel waiting requests and release the thread."""
         if self._working is not None:
             self._working.cancel()
         for _, future in self._waiting:

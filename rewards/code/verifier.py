@@ -227,6 +227,6 @@ def check_system() -> str:
     sandbox = Sandbox()
     try:
         sandbox.start()
-        return sandbox.walls
+        return sandbox.isolation
     finally:
         sandbox.close()

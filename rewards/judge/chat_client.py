@@ -83,11 +83,13 @@ class ChatClient:
         return sum(self.counts[f"{kind}_tokens"] * price for kind, price in prices.items()) / 1e6
 
     async def start(self) -> None:
+        """Open the session; required before `check` and `ask`."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         connector = aiohttp.TCPConnector(limit=self._options.max_in_flight)
         self._session = aiohttp.ClientSession(headers=headers, connector=connector)
 
     async def close(self) -> None:
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 

@@ -74,9 +74,11 @@ class Judge:
 
     @property
     def compares(self) -> bool:
+        """True in pairwise mode."""
         return self._options.mode == "pairwise"
 
     async def check(self, group_size: int) -> None:
+        """Check that the endpoint answers and has the model, and that there is something to compare."""
         if self._options.mode == "pairwise" and group_size == 1:
             raise RewardError(
                 "reward 'judge': mode pairwise compares the responses to a prompt, but rollout.group_size is 1; set it "
@@ -89,9 +91,11 @@ class Judge:
             await self.close()
 
     async def start(self) -> None:
+        """Open the connections."""
         await self._client.start()
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._client.close()
 
     async def score_group(self, items: Sequence[Item]) -> list[Outcome]:

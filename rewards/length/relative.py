@@ -48,6 +48,7 @@ class LengthGroup:
         return False
 
     async def check(self, group_size: int) -> None:
+        """Raise RewardError for groups of one."""
         if group_size == 1:
             raise RewardError(
                 f"reward '{self.config.name}' compares the responses to a prompt, but rollout.group_size is 1; set it "
@@ -61,6 +62,7 @@ class LengthGroup:
         """There is nothing to release."""
 
     async def score_group(self, items: Sequence[Item]) -> list[Outcome]:
+        """Outcomes in [-0.5, 0.5], or failed ones for items that could not be judged."""
         values = group_relative([item.num_tokens for item in items], [item.accuracy == 1.0 for item in items])
         unknown = Outcome(math.nan, f"reward '{self.config.label}': it is not known whether the answer is correct")
         return [
@@ -68,4 +70,5 @@ class LengthGroup:
         ]
 
     def metrics(self) -> dict[str, float]:
+        """None."""
         return {}

@@ -1,1 +1,1 @@
-"""Runs programs that nobody trusts. See `box` for the door; the rest is what stands behind it."""
+"""Runs untrusted programs. The interface is `box`; this package imports nothing else of `volley` in the sandbox."""

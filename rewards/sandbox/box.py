@@ -1,16 +1,16 @@
-"""The door to the sandbox: a process of its own that runs programs, and proves first that it can hold them.
+"""The sandbox: a separate process that runs untrusted programs, after a self-test of its isolation.
 
-    sandbox = shared()                                    one for each process, started and tested at the first call
+    sandbox = shared()                                    one per process, started and tested at the first call
     sandbox.run_script(program, stdin, limits)            -> Script(ended, status, output)
-    sandbox.run_tests(program, job, limits)               -> one character for each test that was come to
+    sandbox.run_tests(program, job, limits)               -> one character for each test that was run
 
-The walls are bubblewrap's where that is installed, else our own namespaces (`kernel`); inside them a
-filter of system calls, Landlock where the kernel has it, and limits. Where neither holds, nothing is run.
+The isolation is that of bubblewrap if it is installed, else namespaces of our own (`kernel`). Both are combined with a
+filter of system calls, Landlock if the kernel has it, and resource limits. If neither works, nothing is run.
 
-A program may read the files of Python's standard library and its input, and write its output (within bubblewrap and
-without Landlock it may read the system's libraries too). It has no environment, network, other processes or files. It
-is limited in processor and wall time, address space, output, threads and open files. What is left to it: to compute, to
-guess, and to use a bug of the kernel in one of the calls it may make.
+A program can read the files of Python's standard library and its input, and write its output. With bubblewrap and
+without Landlock it can also read the system's libraries. It has no environment, network, other processes or files. It
+is limited in processor time, wall-clock time, address space, output, threads and open files. It can still compute,
+guess, and exploit a kernel bug in one of the system calls that it may use.
 """
 
 import json
@@ -35,61 +35,67 @@ START_TIMEOUT_S = 20.0
 GRACE_S = 5.0
 MAX_REPLY = 4096
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from volley.rewards.sandbox.zygote import main; main()"
-# Nothing of ours; and sets are in the same order in every run, so that a response always gets the same score.
+# Nothing is inherited. A fixed hash seed gives sets the same order in every run, so scores are reproducible.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 
 
 class Sandbox:
-    """One zygote with its walls; started by the first call and again whenever it is gone. For any thread, one call at a
-    time. Raises RewardError where this system cannot hold a program."""
+    """One isolated zygote process, started by the first call and restarted whenever it is gone.
+
+    It may be used from any thread; calls run one at a time. Raises RewardError if no isolation works on this system.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self.walls = ""
+        self.isolation = ""
+        """The isolation in use: `bwrap` or `namespaces`."""
 
     @property
     def pid(self) -> int:
-        """Of the launcher; 0 while there is none."""
+        """The process id of the launcher; 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def run_script(self, program: bytes, stdin: bytes, limits: Limits) -> Script:
+        """Run a program as a script with this input."""
         reply, output = self._do("script", program, stdin, limits, 2 * limits.case_s)
         return Script(reply["ended"], reply["status"], output)
 
     def run_tests(self, program: bytes, job: dict[str, Any], limits: Limits) -> str:
-        """job: see `run`, less its time limit. Returns "1" passed, "0" failed, "?" unusable for
-        each test; one that ended the program is the last."""
+        """Run tests against a program. Returns "1" (passed), "0" (failed) or "?" (unusable) for each test that was run.
+
+        A test that ended the program is the last one. job: see `harness.run`, without `case_s`.
+        """
         tests = json.dumps(job | {"case_s": limits.case_s}).encode()
         _, output = self._do("tests", program, tests, limits, 2 * limits.all_s)
         return output.decode("ascii", "replace")
 
     def start(self) -> None:
-        """Start and prove that the walls hold, unless that is done. Raises RewardError."""
+        """Start the zygote and test its isolation, unless it is running. Raises RewardError."""
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return
             reasons = []
-            for walls, command in _commands():
+            for isolation, command in _commands():
                 try:
                     self._start(command)
                     check_isolation(self.run_job)
-                    self.walls = walls
+                    self.isolation = isolation
                     return
                 except (OSError, ValueError) as error:
                     self.close()
-                    reasons.append(f"{walls}: {error}")
+                    reasons.append(f"{isolation}: {error}")
                 except BaseException:
-                    self.close()  # or its greeting would be taken for the answer to the first job
+                    self.close()  # or its first message would be taken for the reply to the first job
                     raise
             raise RewardError(
-                f"reward 'code': this system cannot hold a hostile program ({'; '.join(reasons)}); allow user "
-                "namespaces or install bubblewrap, or leave the reward out."
+                f"reward 'code': no sandbox works on this system ({'; '.join(reasons)}); allow user "
+                "namespaces or install bubblewrap, or remove the reward."
             )
 
     def close(self) -> None:
-        """End the zygote and whatever runs in it."""
+        """Kill the zygote and everything that runs in it."""
         with self._lock:
             if self._control is not None:
                 self._control.close()
@@ -112,10 +118,10 @@ class Sandbox:
                 env=_ENVIRONMENT,
                 cwd="/",
             )
-        news = ours.recv(MAX_REPLY)
-        if not news:
-            raise OSError("its process ends at once")
-        if "failed" in (message := json.loads(news)):
+        status = ours.recv(MAX_REPLY)
+        if not status:
+            raise OSError("its process exits immediately")
+        if "failed" in (message := json.loads(status)):
             raise OSError(message["failed"])
 
     def _do(
@@ -131,14 +137,14 @@ class Sandbox:
                     if is_last:
                         raise RuntimeError(f"the sandbox is gone ({error})") from error
                 except BaseException:
-                    self.close()  # or the answer that was not waited for would be taken for the next one
+                    self.close()  # or the reply to this job would be taken for that to the next one
                     raise
         raise AssertionError("unreachable")
 
     def run_job(
         self, kind: str, first: bytes, second: bytes, limits: Limits, wall_s: float
     ) -> tuple[dict[str, Any], bytes]:
-        """Have the running zygote do one job. Raises OSError where it is gone or silent."""
+        """Send one job to the running zygote. Raises OSError if it is gone or does not reply."""
         assert self._control is not None
         files = [os.memfd_create(name) for name in ("first", "second", "output")]
         try:
@@ -156,21 +162,21 @@ class Sandbox:
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    """Without moving the offset, which all who hold the descriptor share."""
+    """Write without moving the offset, which is shared by all processes that hold the descriptor."""
     written = 0
     while written < len(content):
         written += os.pwrite(descriptor, content[written:], written)
 
 
 def _commands() -> list[tuple[str, Callable[[int], list[str]]]]:
-    """The ways to start a zygote, the preferred one first."""
+    """The available kinds of isolation with the commands that start a zygote, preferred one first."""
     library = os.path.realpath(sysconfig.get_path("stdlib"))
     root = str(Path(volley.__file__).parent.parent)
     interpreter = os.path.realpath(sys.executable)
 
-    def start(walls: str, descriptor: int) -> list[str]:
+    def start(isolation: str, descriptor: int) -> list[str]:
         options = ["-S", "-s", "-P", "-B", "-c", _BOOT]
-        return [interpreter, *options, root, str(descriptor), str(os.getpid()), library, walls]
+        return [interpreter, *options, root, str(descriptor), str(os.getpid()), library, isolation]
 
     def bubblewrap(descriptor: int) -> list[str]:
         return [str(installed), *_bubblewrap(library, interpreter, root), *start("bwrap", descriptor)]
@@ -179,12 +185,12 @@ def _commands() -> list[tuple[str, Callable[[int], list[str]]]]:
     if (installed := shutil.which("bwrap")) is None:
         return [own]
     ways = [("bwrap", bubblewrap), own]
-    # Started by root, bubblewrap's world still belongs to root outside; ours does not.
+    # If root starts it, processes in bubblewrap are still root outside; in our own namespaces they are not.
     return ways[::-1] if os.geteuid() == 0 else ways
 
 
 def _bubblewrap(library: str, interpreter: str, root: str) -> list[str]:
-    """Options of bubblewrap: the interpreter, the system's libraries and the zygote's own code, all read-only."""
+    """Options of bubblewrap: mount the interpreter, the system's libraries and the zygote's code, all read-only."""
     command = ["--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for place in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/lib"):
         command += ["--ro-bind-try", place, place]
@@ -204,7 +210,7 @@ _shared_lock = threading.Lock()
 
 
 def shared() -> Sandbox:
-    """This process's sandbox. A process that was forked gets its own."""
+    """The sandbox of this process. A forked process gets its own."""
     global _shared
     with _shared_lock:
         if _shared is None or _shared[0] != os.getpid():

@@ -1,6 +1,6 @@
-"""What the sandbox asks of the kernel and Python's library has no name for: namespaces, mounts, capabilities, Landlock.
+"""Linux system calls of the sandbox that Python does not provide: namespaces, mounts, capabilities, Landlock.
 
-Everything here acts on the calling process, for good. Raises OSError with the name of what failed.
+Everything here acts permanently on the calling process, and raises OSError with the name of the call that failed.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 # The same number on every processor.
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 LANDLOCK_READ = 1 << 2 | 1 << 3
-# By ABI version: how many kinds of file access, network access and scopes it knows.
+# By ABI version: the numbers of file access rights, network access rights and scopes.
 LANDLOCK_KINDS = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0), 6: (16, 2, 2)}
-# Root's processes are not counted by RLIMIT_NPROC, so root becomes nobody.
+# RLIMIT_NPROC does not apply to root, so root becomes the user nobody.
 NOBODY = 65534
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,6 +31,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def checked(result: int, what: str) -> int:
+    """The result of a call, which raises OSError if it is negative."""
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}")
@@ -38,14 +39,14 @@ def checked(result: int, what: str) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the parent's thread that started this process ends. Exits if it has ended already."""
+    """Be killed when the thread that started this process ends. Exits if the parent is gone already."""
     checked(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(0)
 
 
 def leave_root() -> None:
-    """Become nobody where this process is root and may; in a user namespace, root is nobody outside already."""
+    """Become the user nobody if this process is root and may do so. Root of a user namespace has no rights outside."""
     if os.geteuid() == 0:
         try:
             os.setgroups([])
@@ -53,12 +54,12 @@ def leave_root() -> None:
             return
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        # Without this the process's own files in /proc, such as its uid_map, still belong to root.
+        # Otherwise the process's own files in /proc, such as uid_map, still belong to root.
         checked(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 
 def enter_namespaces() -> None:
-    """New user, mount, process (for children), network, IPC and host name namespaces."""
+    """Enter new user, mount, process (for children), network, IPC and host name namespaces."""
     user, group = os.geteuid(), os.getegid()
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     checked(_libc.unshare(flags), "unshare")
@@ -68,10 +69,10 @@ def enter_namespaces() -> None:
 
 
 def enter_empty_root(library: str) -> None:
-    """Make the working directory, `library`, the only thing below a root that can only be read, at its usual path.
+    """Switch to a read-only root that contains nothing but `library`, at its usual path.
 
-    It is named by the working directory because a path that leads through a directory of root cannot be walked by
-    nobody. Packages that are installed inside the library are covered.
+    `library` must be the working directory: the user nobody may not be able to follow a path to it. Packages that are
+    installed inside the library are hidden.
     """
     new_root = "/tmp"
     target = new_root + library
@@ -81,9 +82,9 @@ def enter_empty_root(library: str) -> None:
     mount(".", target, flags=MS_BIND | MS_REC)
     kept = os.statvfs(target).f_flag & MS_NOEXEC
     mount(None, target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | kept)
-    for covered in ("site-packages", "dist-packages"):
-        if os.path.isdir(f"{target}/{covered}"):
-            mount("tmpfs", f"{target}/{covered}", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k,nr_inodes=2")
+    for hidden in ("site-packages", "dist-packages"):
+        if os.path.isdir(f"{target}/{hidden}"):
+            mount("tmpfs", f"{target}/{hidden}", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k,nr_inodes=2")
     os.chdir(new_root)
     number = PIVOT_ROOT.get(platform.machine())
     if number is None:
@@ -95,21 +96,24 @@ def enter_empty_root(library: str) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
+    """mount(2)."""
     arguments = [each.encode() if each is not None else None for each in (source, target, kind)]
     data = options.encode() if options is not None else None
     checked(_libc.mount(*arguments, ctypes.c_ulong(flags), data), f"mount on {target}")
 
 
 def drop_privileges() -> None:
-    """No capability, and no way to gain one."""
+    """Give up all capabilities, and the possibility to gain any."""
     checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
     header = struct.pack("=Ii", CAPABILITIES_VERSION, 0)
     checked(_libc.capset(header, bytes(24)), "capset")
 
 
 def landlock(library: str) -> int:
-    """Forbid all access to files but reading in `library`, TCP, and signals to processes outside. Returns the ABI
-    version that the kernel has, 0 for none: then nothing is forbidden."""
+    """Forbid access to files except reading in `library`, TCP, and signals to processes outside.
+
+    Returns the kernel's ABI version of Landlock. 0 means that the kernel has none and nothing was forbidden.
+    """
     abi = max(_libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)), 0)
     if not abi:
         return 0

@@ -1,6 +1,6 @@
-"""The sandboxed process that runs the judged program: as a script between streams, or as a module that is called.
+"""The sandboxed process of the untrusted program, which runs as a script or as a module that is called.
 
-Nothing that this process says about itself counts. It knows the inputs, never what is expected of it.
+Nothing that this process reports about itself is trusted. It knows the inputs, never the expected outputs.
 """
 
 import atexit
@@ -22,32 +22,32 @@ MAX_ERROR = 200
 
 
 def run_script(source: bytes) -> int:
-    """Run a program as `python program.py` does, between the descriptors 0, 1 and 2. Returns its exit status."""
+    """Run a program like `python program.py`, with the descriptors 0, 1 and 2. Returns its exit status."""
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     output = io.BufferedWriter(io.FileIO(1, "w", closefd=False), OUTPUT_BUFFER)
     sys.stdout = io.TextIOWrapper(output, "utf-8", "backslashreplace")
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout)
     status = _status(lambda: _execute(source, "__main__"))
-    # What the interpreter does on its way out: programs of competitions start threads and print at exit.
-    for last in (threading._shutdown, atexit._run_exitfuncs, lambda: sys.stdout.flush()):  # type: ignore[attr-defined]
-        status = _status(last) or status
+    # What the interpreter does at exit: programs of competitions start threads and print at exit.
+    for at_exit in (threading._shutdown, atexit._run_exitfuncs, lambda: sys.stdout.flush()):  # type: ignore[attr-defined]
+        status = _status(at_exit) or status
     return status
 
 
 def serve(source: bytes, connection: socket.socket) -> int:
-    """Run a program as a module, then do as the tests on the connection say. Returns its exit status."""
+    """Run a program as a module, then serve the requests of the tests on the connection. Returns its exit status."""
     module = _execute(source, "solution")
     objects: dict[int, Any] = {}
 
-    def lend(value: Any) -> Any:
+    def reference(value: Any) -> Any:
         objects[id(value)] = value
         return ["object", id(value)]
 
-    def out(value: Any) -> Any:
-        return encode(value, lend)
+    def to_json(value: Any) -> Any:
+        return encode(value, reference)
 
-    def back(form: Any) -> Any:
-        return decode(form, lambda lent: objects[lent[1]])
+    def from_json(form: Any) -> Any:
+        return decode(form, lambda each: objects[each[1]])
 
     while True:
         try:
@@ -56,22 +56,23 @@ def serve(source: bytes, connection: socket.socket) -> int:
             return 0
         try:
             if operation == "names":
-                found = {name: getattr(module, name) for name in target if hasattr(module, name)}
-                reply = {name: out(value) for name, value in found.items() if not isinstance(value, types.ModuleType)}
+                defined = {name: getattr(module, name) for name in target if hasattr(module, name)}
+                values = {name: each for name, each in defined.items() if not isinstance(each, types.ModuleType)}
+                reply = {name: to_json(each) for name, each in values.items()}
                 send(connection, ["names", reply])
                 continue
-            arguments = [back(each) for each in arguments]
-            before = [out(each) if isinstance(each, (list, dict, set)) else None for each in arguments]
-            keywords = {name: back(each) for name, each in keywords.items()}
+            arguments = [from_json(each) for each in arguments]
+            before = [to_json(each) if isinstance(each, (list, dict, set)) else None for each in arguments]
+            keywords = {name: from_json(each) for name, each in keywords.items()}
             value = _OPERATIONS[operation](objects[target], *arguments, **keywords)
-            after = [None if form is None else out(each) for form, each in zip(before, arguments, strict=True)]
+            after = [None if form is None else to_json(each) for form, each in zip(before, arguments, strict=True)]
             changed = {index: form for index, form in enumerate(after) if form != before[index]}
-            send(connection, ["value", out(value), changed])
+            send(connection, ["value", to_json(value), changed])
         except BaseException as error:
             send(connection, ["error", type(error).__name__, str(error)[:MAX_ERROR]])
 
 
-# What a remote object of the tests forwards, by the names that Python has for it.
+# Special methods that a remote object of the tests forwards.
 METHODS: dict[str, Callable[..., Any]] = {
     "__len__": len,
     "__iter__": iter,
@@ -84,7 +85,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "__int__": int,
     "__float__": float,
 }
-# And what it forwards if both operands are remote.
+# Operators that it forwards if both operands are remote.
 OPERATORS: dict[str, Callable[..., Any]] = {
     "__eq__": operator.eq,
     "__lt__": operator.lt,
@@ -111,7 +112,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 def _execute(source: bytes, name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     sys.modules[name] = module
-    # `site`, which defines these, is not loaded.
+    # The module `site`, which defines these, is not loaded.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     exec(compile(source, "program.py", "exec", dont_inherit=True), vars(module))
     return module
@@ -130,7 +131,7 @@ def _status(run: Callable[[], Any]) -> int:
 
 
 def redirect(stdin: int, stdout: int, stderr: int, keep: int = 3) -> None:
-    """Make these the descriptors 0, 1 and 2, and close all others, `keep` excepted."""
+    """Make these the descriptors 0, 1 and 2, and close all others except `keep`."""
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         os.dup2(descriptor, number)
     os.closerange(3, keep)

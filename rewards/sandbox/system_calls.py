@@ -1,8 +1,8 @@
-"""The system calls that a sandboxed program may make: those of a Python program that computes, reads and prints.
+"""The system calls that a sandboxed program may use: those of a Python program that computes, reads and prints.
 
-A list of what is allowed, so that what a kernel gains tomorrow is not. Everything else "is not implemented" (ENOSYS),
-for which C libraries have their second ways. Not there: processes (threads are), programs, sockets (a pair of connected
-ones is), mounts, namespaces, tracing, shared memory, and all that changes files, times or limits of others.
+This is a list of allowed calls, so that calls of future kernels are forbidden. All others fail with ENOSYS, for which C
+libraries have fallbacks. Not included: new processes (threads are), other programs, sockets (connected pairs are),
+mounts, namespaces, tracing, shared memory, and everything that changes files, times, or limits of other processes.
 """
 
 import ctypes
@@ -79,28 +79,28 @@ class _Program(ctypes.Structure):
 
 
 def restrict() -> None:
-    """Allow this thread, and what it starts, these calls only; `kernel.drop_privileges` comes first. Raises OSError."""
+    """Restrict this thread, and all that it starts, to the list. Requires `kernel.drop_privileges`. Raises OSError."""
     machine = platform.machine()
     if machine not in ARCHITECTURES:
-        raise OSError(f"seccomp: the system calls of the processor {machine} are not known")
+        raise OSError(f"seccomp: the system calls of {machine} are unknown")
     code = filter_of(machine)
     program = _Program(len(code) // 8, code)
     number = ARCHITECTURES[machine][1]
-    # Our own interpreter needs no slower branches (SPEC_ALLOW): there is no secret in its memory.
+    # SPEC_ALLOW avoids slow mitigations against speculative execution; there are no secrets in this process.
     if _libc.syscall(number, SET_MODE_FILTER, SPEC_ALLOW, ctypes.byref(program)):
         raise OSError(ctypes.get_errno(), "seccomp: the system calls cannot be restricted")
 
 
 @lru_cache(1)
 def filter_of(machine: str) -> bytes:
-    """The filter in the kernel's classic BPF. A jump names how many instructions to pass if true, and if false."""
+    """The filter in classic BPF. A jump holds the numbers of instructions to skip if true, and if false."""
     code: list[Instruction] = [
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine][0]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
     ]
-    # A new thread, and no new process; its own limits, and nobody else's.
+    # Allow new threads but no processes, and prlimit on the process itself only.
     for number, test, value in (
         (CLONE[machine], JUMP_SET, CLONE_THREAD),
         (PRLIMIT[machine], JUMP_EQUAL, 0),
@@ -122,7 +122,7 @@ def filter_of(machine: str) -> bytes:
 
 
 def _search(ranges: Sequence[tuple[int, int]]) -> list[Instruction]:
-    """Allow numbers within these ranges, by bisection: the kernel tries a new filter on every number that there is."""
+    """Allow numbers within these ranges. Bisection, because the kernel runs a new filter on every possible number."""
     if len(ranges) == 1:
         ((low, high),) = ranges
         return [

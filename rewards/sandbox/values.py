@@ -1,7 +1,8 @@
-"""Plain values as JSON, for the way between the tests and the program that they call.
+"""Plain values as JSON, for messages between the tests and the program that they call.
 
-None, bool, int, float and str are themselves; everything else is a list with its kind in front. Subclasses arrive as
-their base, so whatever a program has hung on a value (an `__eq__` that is always true) stays behind.
+None, bool, int, float and str are unchanged; everything else becomes a list that starts with its type. Subclasses are
+sent as their base class, which removes whatever a program has added to a value (such as an `__eq__` that is always
+true).
 """
 
 import collections
@@ -19,11 +20,11 @@ MAX_JSON_INT = 1 << 62
 
 
 class LostError(Exception):
-    """The other side is gone, took too long, or talks nonsense."""
+    """The other side is gone, took too long, or sent an invalid message."""
 
 
 def encode(value: Any, other: Callable[[Any], Any]) -> Any:
-    """A value as what JSON can hold. other: gives the form of what is not plain, or raises."""
+    """Convert a value to JSON types. other: converts values that are not plain, or raises."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -42,10 +43,10 @@ def encode(value: Any, other: Callable[[Any], Any]) -> Any:
 
 
 def decode(form: Any, other: Callable[[Any], Any]) -> Any:
-    """What `encode` was given. other: from the form of what is not plain. Raises LostError for a form that is none."""
+    """The inverse of `encode`. other: converts back values that are not plain. Raises LostError for invalid forms."""
     if not isinstance(form, list):
         if isinstance(form, dict):
-            raise LostError("no value")
+            raise LostError("invalid value")
         return form
     try:
         kind, *parts = form
@@ -56,7 +57,7 @@ def decode(form: Any, other: Callable[[Any], Any]) -> Any:
         if kind in _AS_TEXT:
             return _AS_TEXT[kind][2](parts[0])
     except (TypeError, ValueError, IndexError, ArithmeticError) as error:
-        raise LostError("no value") from error
+        raise LostError("invalid value") from error
     return other(form)
 
 
@@ -79,14 +80,14 @@ _AS_TEXT: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 def send(connection: socket.socket, message: Any) -> None:
-    """Raises ValueError for a message that is too long, LostError where nobody takes it."""
+    """Send a message. Raises ValueError if it is too long, LostError if the other side is gone."""
     body = json.dumps(message, separators=(",", ":")).encode()
     if len(body) > MAX_MESSAGE:
         raise ValueError(f"a value takes more than {MAX_MESSAGE} bytes")
     try:
         connection.sendall(LENGTH.pack(len(body)) + body)
     except OSError as error:
-        raise LostError("nobody listens") from error
+        raise LostError("the other side is gone") from error
 
 
 def receive(connection: socket.socket, wait: Callable[[], None] = lambda: None) -> Any:
@@ -108,4 +109,4 @@ def receive(connection: socket.socket, wait: Callable[[], None] = lambda: None) 
             raise LostError("the message is too long")
         return json.loads(take(length))
     except (OSError, ValueError, RecursionError) as error:
-        raise LostError("no message") from error
+        raise LostError("invalid message") from error

@@ -1,11 +1,11 @@
-"""The process inside the sandbox that forks one child per program, and the way there.
+"""The process inside the sandbox that forks one child per program.
 
-    parent (`box`) -- launcher -- zygote, process 1 of its own world -- program, or program and tests
+    parent (`box`) -- launcher -- zygote, process 1 of its own namespace -- program, or program and tests
 
-The interpreter and the modules that programs use are loaded once, before the door shuts. The zygote never reads a
-program, an input or a test: they are in files without a name whose descriptors it hands on to fresh children. After
-each job it kills every other process of its world. All of them die with the zygote, the zygote with the launcher, the
-launcher with the thread of the parent that started it.
+The interpreter and the modules that programs use are loaded once, before the isolation is set up. The zygote never
+reads a program, an input or a test: they are in anonymous files whose descriptors it passes to new children. After each
+job it kills every other process of its namespace. All of them die with the zygote, the zygote dies with the launcher,
+and the launcher dies with the thread of the parent that started it.
 """
 
 import contextlib
@@ -21,9 +21,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from volley.rewards.sandbox import kernel, program, system_calls, trial
+from volley.rewards.sandbox import harness, kernel, program, system_calls
 
 MAX_HEADER = 4096
 MAX_FILES = 3
@@ -37,18 +38,18 @@ statistics string struct textwrap threading time traceback types typing unicoded
 
 
 def main() -> None:
-    """Entry point: arguments are the directory of the packages, the control socket's number, the parent's process id,
-    the standard library's directory, and `namespaces`, or `bwrap` where that has made the walls already."""
+    """Entry point. Arguments: the directory of the packages, the number of the control socket, the parent's process id,
+    the directory of the standard library, and `namespaces`, or `bwrap` if bubblewrap has set up the isolation."""
     control = socket.socket(fileno=int(sys.argv[2]))
-    parent, library, walls = int(sys.argv[3]), sys.argv[4], sys.argv[5]
+    parent, library, isolation = int(sys.argv[3]), sys.argv[4], sys.argv[5]
     control.set_inheritable(False)
     try:
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
         for name in PRELOADED.split():
-            with contextlib.suppress(ImportError):  # a Python that was built without a library
+            with contextlib.suppress(ImportError):  # a Python that was built without this library
                 importlib.import_module(name)
-        if walls == "namespaces":
+        if isolation == "namespaces":
             os.chdir(library)
             kernel.leave_root()
             kernel.enter_namespaces()
@@ -61,10 +62,10 @@ def main() -> None:
             os.setsid()
             kernel.enter_empty_root(library)
         if os.getpid() != 1:
-            raise OSError("the processes of the sandbox are not in a world of their own")
+            raise OSError("the sandbox is not in its own process namespace")
         kernel.drop_privileges()
         abi = kernel.landlock(library)
-        # Process 1 gets no signal from inside for which it has no handler.
+        # Process 1 gets no signals from inside its namespace for which it has no handler.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.environ.clear()
         sys.path[:] = [each for each in sys.path if each.startswith(library)]
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def _serve(control: socket.socket) -> None:
-    """Do one job: descriptors of program, input and output, or of program, tests and result. Leave at the end."""
+    """Do one job, with descriptors of program, input and output, or of program, tests and result. Exit at the end."""
     header, files, _, _ = socket.recv_fds(control, MAX_HEADER, MAX_FILES)
     if not header:
         os._exit(0)
@@ -95,7 +96,8 @@ def _serve(control: socket.socket) -> None:
 
 def _run_script(job: dict[str, Any], files: Sequence[int]) -> dict[str, Any]:
     source, stdin, stdout = files
-    pid = _fork(job, job["case_s"], source, stdin, stdout, -1, lambda text, _: program.run_script(text))
+    child = Child(source, stdin, stdout, cpu_s=job["case_s"], run=lambda text, _: program.run_script(text))
+    pid = _fork(job, child)
     return _await(pid, pid, job["case_s"])
 
 
@@ -103,40 +105,50 @@ def _run_tests(job: dict[str, Any], files: Sequence[int]) -> dict[str, Any]:
     source, tests, result = files
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        pid = _fork(job, job["all_s"], source, 0, 0, ours.fileno(), program.serve)
+        pid = _fork(job, Child(source, 0, 0, cpu_s=job["all_s"], run=program.serve, connection=ours.fileno()))
 
         def run(text: bytes, connection: socket.socket) -> int:
             verdicts = os.dup(1)
-            os.dup2(2, 1)  # what a test prints is no verdict
-            trial.run(trial.read_job(text), connection, pid, verdicts)
+            os.dup2(2, 1)  # output of a test must not be taken for a verdict
+            harness.run(harness.read_job(text), connection, pid, verdicts)
             return 0
 
-        judge = _fork(job, job["all_s"], tests, 0, result, theirs.fileno(), run)
-    return _await(judge, pid, job["all_s"])
+        tester = _fork(job, Child(tests, 0, result, cpu_s=job["all_s"], run=run, connection=theirs.fileno()))
+    return _await(tester, pid, job["all_s"])
 
 
-def _fork(
-    job: dict[str, Any],
-    cpu_s: float,
-    text: int,
-    stdin: int,
-    stdout: int,
-    connection: int,
-    run: Callable[[bytes, socket.socket], int],
-) -> int:
-    """Start a child that has the text of `text` and these descriptors, and nothing else; its process id."""
+@dataclass(frozen=True)
+class Child:
+    """A process to fork. It has these descriptors and no others."""
+
+    text: int
+    """Descriptor of the file with the program or the tests."""
+    stdin: int
+    stdout: int
+    cpu_s: float
+    """Processor time limit in seconds."""
+    run: Callable[[bytes, socket.socket], int]
+    """Called with the text and the connection; returns the exit status."""
+    connection: int = -1
+    """Descriptor of the socket between program and tests; -1 for none."""
+
+
+def _fork(job: dict[str, Any], child: Child) -> int:
+    """Start a child; returns its process id."""
     if pid := os.fork():
         return pid
     status = 1
     try:
-        content = os.pread(text, os.fstat(text).st_size, 0)
+        content = os.pread(child.text, os.fstat(child.text).st_size, 0)
+        connection = child.connection
         if connection >= 0:
             connection = os.dup2(connection, MAX_OPEN - 1, inheritable=False)
-        program.redirect(stdin, stdout, 2, keep=connection)
-        _limit(job, cpu_s)
+        program.redirect(child.stdin, child.stdout, 2, keep=connection)
+        _limit(job, child.cpu_s)
         system_calls.restrict()
-        random.seed(0)  # a response always gets the same score
-        status = run(content, socket.socket(fileno=connection) if connection >= 0 else None)  # type: ignore[arg-type]
+        random.seed(0)  # reproducible scores
+        open_socket = socket.socket(fileno=connection) if connection >= 0 else None
+        status = child.run(content, open_socket)  # type: ignore[arg-type]
     finally:
         os._exit(status)
 
@@ -160,16 +172,16 @@ def _limit(job: dict[str, Any], cpu_s: float) -> None:
 
 
 def _await(pid: int, worker: int, seconds: float) -> dict[str, Any]:
-    """Wait for a child, within what `trial.wait_for` allows `worker`; then leave no process behind."""
+    """Wait for a child within the time limit of `worker` (see `harness.wait_for`), then kill all other processes."""
     descriptor = os.pidfd_open(pid)
-    ended = trial.wait_for(descriptor, worker, seconds)
+    ended = harness.wait_for(descriptor, worker, seconds)
     os.close(descriptor)
-    # Those that have ended but are not waited for are found too, so there is always somebody.
+    # This never fails: processes that have ended but were not waited for count, too.
     os.kill(-1, signal.SIGKILL)
     status = -1
     with contextlib.suppress(ChildProcessError):
         while True:
-            found, state = os.wait()
-            if found == pid:
+            ended_pid, state = os.wait()
+            if ended_pid == pid:
                 status = os.waitstatus_to_exitcode(state)
     return {"ended": ended, "status": status}

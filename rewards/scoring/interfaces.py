@@ -1,10 +1,9 @@
-"""The interfaces of the scoring service."""
+"""The interface between the reward service and the machines that run its processes."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from volley.rewards.item import Item
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Score
 
 
 class ItemScorer(Protocol):
@@ -23,27 +22,4 @@ class ItemScorer(Protocol):
 
         Raises RewardError only if scoring processes cannot be started any more.
         """
-        ...
-
-
-class GroupScorer(Protocol):
-    """Scores completions as they end, and then the whole group: what the training loop needs of `Scorer`."""
-
-    @property
-    def compares(self) -> bool:
-        """Whether rewards are only meaningful among the completions of one group."""
-        ...
-
-    async def score(self, prompt: Prompt, completion: Completion) -> Score:
-        """Score one completion with the plain terms."""
-        ...
-
-    async def score_group(
-        self, prompt: Prompt, completions: Sequence[Completion], scores: Sequence[Score]
-    ) -> tuple[Score, ...]:
-        """Add the group terms to the scores of a whole group. scores: from `score`, one per completion."""
-        ...
-
-    def metrics(self) -> dict[str, float]:
-        """Metrics of the group terms since the previous call."""
         ...

@@ -1,4 +1,4 @@
-"""What the tests of the sandbox share: programs that try and search, and a look at processes."""
+"""Shared by the tests of the sandbox: programs that attack, and helpers to look at processes."""
 
 import textwrap
 import time
@@ -11,7 +11,7 @@ from volley.rewards.sandbox.types import Limits, Script
 LIMITS = Limits(case_s=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
 LONG = Limits(case_s=5.0)
 BRIEF = Limits(case_s=0.2, all_s=0.2)
-# Runs each line of its input as an attempt, and tells which of them did not raise.
+# Runs each line of its input as an attempt, and prints the numbers of those that did not raise.
 ATTEMPTS = """
 import ctypes, io, os, resource, signal, socket, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -26,8 +26,8 @@ for number, attempt in enumerate(sys.stdin.read().splitlines()):
     print(number)
 print("end")
 """
-# All text and numbers that a program can reach from its frames and modules, and the files that it has open; backwards,
-# so that it does not find what it looks for in itself.
+# All text and numbers that a program can reach from its frames, modules and open files. They are reversed, so that the
+# search does not find its own arguments.
 SEARCH = """
 import gc, os, sys
 def everything():

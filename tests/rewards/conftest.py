@@ -1,4 +1,4 @@
-"""Fixtures of the rewards' tests."""
+"""Fixtures of the tests of rewards."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the reward functions in `scored`."""
+    """A file with the reward functions in `scored`."""
     path = tmp_path_factory.mktemp("rewards") / "scorer_functions.py"
     path.write_text(FUNCTIONS)
     return path
@@ -30,17 +30,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others() -> None:
-    """Let `children_of` leave out those that are there already."""
+    """Make `children_of` ignore the processes that exist already."""
     OTHERS.update(children_of(os.getpid()))
 
 
 @pytest.fixture(scope="module")
 def started_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """With the walls that a test names, else with those that this system prefers."""
-    walls = getattr(request, "param", "")
+    """A sandbox with the isolation that the test names, else with the preferred one of this system."""
+    isolation = getattr(request, "param", "")
     with pytest.MonkeyPatch.context() as patch:
-        if walls:
-            chosen = ways(walls)
+        if isolation:
+            chosen = ways(isolation)
             patch.setattr(box, "_commands", lambda: chosen)
         made = Sandbox()
         try:
@@ -53,18 +53,18 @@ def started_sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
             shutil.rmtree(copy_for_nobody(), ignore_errors=True)
 
 
-def ways(walls: str) -> list[tuple[str, Callable[[int], list[str]]]]:
-    """How a sandbox with these walls is started; bubblewrap's cannot hold root, who therefore becomes nobody first."""
-    if walls == "bwrap" and shutil.which("bwrap") is None:
+def ways(isolation: str) -> list[tuple[str, Callable[[int], list[str]]]]:
+    """How to start a sandbox with this isolation. bubblewrap cannot isolate root, which becomes nobody first."""
+    if isolation == "bwrap" and shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
-    if walls == "namespaces" or os.geteuid() != 0:
-        return [way for way in box._commands() if way[0] == walls]
+    if isolation == "namespaces" or os.geteuid() != 0:
+        return [way for way in box._commands() if way[0] == isolation]
     ask = (
         "import os, sys, sysconfig; print(sys.version_info >= (3, 11), os.path.realpath(sysconfig.get_path('stdlib')))"
     )
     answer = subprocess.run([SYSTEM_PYTHON, "-c", ask], capture_output=True, text=True).stdout.split()
     if answer[:1] != ["True"]:
-        pytest.skip(f"root's own Python may be closed to nobody, and {SYSTEM_PYTHON} is not 3.11 or newer")
+        pytest.skip(f"this Python may be readable by root only, and {SYSTEM_PYTHON} is not 3.11 or newer")
     place = copy_for_nobody()
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(
@@ -82,17 +82,17 @@ def ways(walls: str) -> list[tuple[str, Callable[[int], list[str]]]]:
             patch.setattr(sys, "base_prefix", "/usr")
             patch.setattr(sysconfig, "get_path", lambda name: answer[1])
             patch.setattr(volley, "__file__", str(place / "volley" / "__init__.py"))
-            return [*become_nobody, *dict(commands())[walls](descriptor)]
+            return [*become_nobody, *dict(commands())[isolation](descriptor)]
 
-    return [(walls, command)]
+    return [(isolation, command)]
 
 
 def copy_for_nobody() -> Path:
-    return Path("/tmp") / f"volley-walls-{os.getpid()}"
+    return Path("/tmp") / f"volley-isolation-{os.getpid()}"
 
 
 @pytest.fixture
 def sandbox(started_sandbox: Sandbox) -> Iterator[Sandbox]:
-    """After each test it holds its zygote and nothing else."""
+    """The sandbox; after each test nothing but its zygote is running."""
     yield started_sandbox
     assert len(descendants(started_sandbox.pid)) <= 1

@@ -1,4 +1,4 @@
-"""The sandbox against programs that want out, want to stay, want everything, or want to know too much."""
+"""The sandbox against programs that try to escape, to stay, to use up resources, or to read secrets."""
 
 import ast
 import os
@@ -52,12 +52,12 @@ def test_a_plain_program(sandbox: Sandbox) -> None:
         "import hashlib, json, re, datetime, email.message, xml.dom.minidom\nprint(sum(map(int, input().split())))",
     ],
 )
-def test_what_programs_of_competitions_do(sandbox: Sandbox, program: str) -> None:
+def test_typical_programs_of_competitions_work(sandbox: Sandbox, program: str) -> None:
     script = run(sandbox, program, "2 3\n")
     assert (script.ended, script.status, script.output.strip()) == (True, 0, b"5")
 
 
-def test_the_same_program_says_the_same(sandbox: Sandbox) -> None:
+def test_programs_are_reproducible(sandbox: Sandbox) -> None:
     program = "import random; print(random.random(), list({'a', 'b', 'c', 'd'}), hash('x'))"
     first = run(sandbox, program).output
     sandbox.close()
@@ -80,7 +80,7 @@ def test_files_outside_cannot_be_read(sandbox: Sandbox, tmp_path: Path) -> None:
         pytest.__file__,
     ]
     # bubblewrap's world has more directories on the way to what it needs; they are there, and cannot be looked into.
-    ways = ("os.listdir", "open", "os.stat") if sandbox.walls == "namespaces" else ("os.listdir", "open")
+    ways = ("os.listdir", "open", "os.stat") if sandbox.isolation == "namespaces" else ("os.listdir", "open")
     attempts = [f"{how}({place!r})" for place in places for how in ways]
     attempts += [f"call('open', {place.encode()!r}, 0)" for place in places]
     attempts += ["os.chroot('/')", "os.open('etc/passwd', os.O_RDONLY, dir_fd=os.open('/', os.O_PATH))"]
@@ -91,7 +91,7 @@ def test_files_outside_cannot_be_read(sandbox: Sandbox, tmp_path: Path) -> None:
     assert works == []
 
 
-def test_only_the_standard_library_is_there(sandbox: Sandbox) -> None:
+def test_only_the_standard_library_is_available(sandbox: Sandbox) -> None:
     library = library_in(sandbox)
     program = "import os\nfor top in ('/', input()):\n for a, _, b in os.walk(top):\n  if b: print(a)"
     found = run(sandbox, program, library).output.decode().splitlines()
@@ -155,7 +155,7 @@ def test_no_network(sandbox: Sandbox, tmp_path: Path) -> None:
             udp.recv(1)
 
 
-def test_no_processes_no_privileges(sandbox: Sandbox) -> None:
+def test_no_processes_and_no_privileges(sandbox: Sandbox) -> None:
     attempts = [
         *("os.fork()", "os.forkpty()", "os.posix_spawn(sys.executable, ['x'], {})", "subprocess.run(['/bin/true'])"),
         *(
@@ -181,7 +181,7 @@ def test_no_processes_no_privileges(sandbox: Sandbox) -> None:
     assert what_works(sandbox, attempts) == []
 
 
-def test_signals_reach_nobody_outside(sandbox: Sandbox) -> None:
+def test_signals_reach_no_process_outside(sandbox: Sandbox) -> None:
     zygote = descendants(sandbox.pid)
     assert len(zygote) == 1
     program = """
@@ -203,7 +203,7 @@ def test_signals_reach_nobody_outside(sandbox: Sandbox) -> None:
     assert run(sandbox, "print(1)").output == b"1\n"
 
 
-def test_nothing_of_the_parent_is_seen(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_parent_is_visible(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOLLEY_SECRET", "do-not-tell")
     sandbox.close()
     program = """
@@ -225,14 +225,14 @@ def test_nothing_of_the_parent_is_seen(sandbox: Sandbox, monkeypatch: pytest.Mon
     assert descriptors == "[]"
 
 
-def test_nothing_of_another_program_is_seen(sandbox: Sandbox) -> None:
+def test_nothing_of_another_program_is_visible(sandbox: Sandbox) -> None:
     run(sandbox, "x = input() + 'of another program'", "the very secret input ")
     search = "\nx = 'in plain sight'\nfor each in ('terces yrev', 'rehtona fo', 'thgis nialp'): "
     script = run(sandbox, SEARCH + search + "print(any(each in text for text in everything()))", limits=LONG)
     assert script.output.split() == [b"False", b"False", b"True"]
 
 
-def test_memory_is_bounded(sandbox: Sandbox) -> None:
+def test_memory_is_limited(sandbox: Sandbox) -> None:
     script = run(sandbox, "x = [bytearray(1 << 20)]\nwhile True: x.append(bytearray(1 << 20))")
     assert (script.ended, script.status) == (True, 1)
     assert what_works(sandbox, ["bytearray(1 << 30)", "'x' * (1 << 40)", "import mmap; mmap.mmap(-1, 1 << 30)"]) == []
@@ -240,7 +240,7 @@ def test_memory_is_bounded(sandbox: Sandbox) -> None:
     assert int(run(sandbox, pipes).output.split()[-1]) < 64
 
 
-def test_threads_are_bounded(sandbox: Sandbox) -> None:
+def test_threads_are_limited(sandbox: Sandbox) -> None:
     program = """
         import threading, time
         threading.stack_size(32768)
@@ -257,7 +257,7 @@ def test_threads_are_bounded(sandbox: Sandbox) -> None:
     assert 8 < int(script.output) < 64
 
 
-def test_output_is_bounded(sandbox: Sandbox) -> None:
+def test_output_is_limited(sandbox: Sandbox) -> None:
     script = run(sandbox, "while True: print('x' * 1000)")
     assert len(script.output) == LIMITS.output_bytes
     assert script.status != 0
@@ -284,7 +284,7 @@ def test_output_is_bounded(sandbox: Sandbox) -> None:
         "import select; select.select([], [], [])",
     ],
 )
-def test_time_is_bounded(sandbox: Sandbox, program: str) -> None:
+def test_time_is_limited(sandbox: Sandbox, program: str) -> None:
     start = time.monotonic()
     script = run(sandbox, program, limits=BRIEF)
     assert not script.ended
@@ -292,7 +292,7 @@ def test_time_is_bounded(sandbox: Sandbox, program: str) -> None:
 
 
 def test_a_busy_machine_does_not_make_a_program_slow(sandbox: Sandbox) -> None:
-    """Time is the program's own: with the machine shared among many it may take twice as long."""
+    """The limit is processor time: on a busy machine the program may take twice as long."""
     script = run(sandbox, "import time; time.sleep(0.25); print('end')", limits=BRIEF)
     assert script == Script(True, 0, b"end\n")
     assert not run(sandbox, "import time\nwhile time.process_time() < 0.35: pass", limits=BRIEF).ended

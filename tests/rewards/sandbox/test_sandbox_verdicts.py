@@ -1,4 +1,4 @@
-"""Tests and program in two processes: what may pass between them, and that no program makes its own verdict."""
+"""Tests and program in two processes: what they may exchange, and that no program can forge its verdict."""
 
 import collections
 import decimal
@@ -33,7 +33,7 @@ def test_tests_and_program_are_two_processes(sandbox: Sandbox) -> None:
     assert outcome(sandbox, program, tests, case_s=2.0) == "11"
 
 
-# Says yes to everything that it is asked.
+# Answers every question with yes.
 LIAR = """
 class Liar:
     def __init__(self, *_): pass
@@ -91,7 +91,7 @@ class Liar:
         "p.send = lambda c, m: s(c, ['names', {'f': 4, 'int': 5, '__builtins__': {}}] if m[0] == 'names' else m)",
         IMPORT + "program as p\ns = p.send\n"
         "p.send = lambda c, m: s(c, m if m[0] == 'names' else ['value', 5, {'0': ['list', 4]}])\ndef f(x): return 5",
-        IMPORT + "trial as t\nt.FAILED = b'1'\nt.run = None\ndef f(x): return 5",
+        IMPORT + "harness as t\nt.FAILED = b'1'\nt.run = None\ndef f(x): return 5",
     ],
 )
 def test_no_verdict_can_be_forged(sandbox: Sandbox, program: str) -> None:
@@ -105,7 +105,7 @@ def test_no_verdict_can_be_forged(sandbox: Sandbox, program: str) -> None:
         assert "1" not in outcome(sandbox, program, [test])
 
 
-def test_what_tests_may_do_with_a_program(sandbox: Sandbox) -> None:
+def test_operations_of_tests_on_a_program(sandbox: Sandbox) -> None:
     program = """
         import collections, decimal, fractions
         class Stack:
@@ -154,14 +154,14 @@ def test_what_tests_may_do_with_a_program(sandbox: Sandbox) -> None:
     assert outcome(sandbox, program, tests, names) == "1" * len(tests)
 
 
-def test_a_test_may_catch_anything_but_not_the_programs_end(sandbox: Sandbox) -> None:
+def test_a_test_may_catch_any_exception_but_not_the_end_of_the_program(sandbox: Sandbox) -> None:
     test = "try:\n    f()\nexcept:\n    pass"
     for program in ("import os\ndef f(): os._exit(0)", "def f():\n while True: pass"):
         assert outcome(sandbox, program, [test, test]) == "0"
     assert outcome(sandbox, "def f(): raise ValueError", [test, test]) == "11"
 
 
-def test_what_a_test_prints_is_no_verdict(sandbox: Sandbox) -> None:
+def test_output_of_a_test_is_not_a_verdict(sandbox: Sandbox) -> None:
     tests = [
         "import os\nprint(11, flush=True)\nos.write(1, b'11')\nassert f(1) == 2",
         "print(0, flush=True)\nassert f(1) == 1",
@@ -169,7 +169,7 @@ def test_what_a_test_prints_is_no_verdict(sandbox: Sandbox) -> None:
     assert outcome(sandbox, "def f(x): return x", tests) == "01"
 
 
-def test_what_cannot_travel_is_unusable(sandbox: Sandbox) -> None:
+def test_values_that_are_not_plain_are_unusable(sandbox: Sandbox) -> None:
     assert outcome(sandbox, "def f(x): return 1", ["f(1)", "f(lambda: 1)"]) == "1?"
     assert outcome(sandbox, "def f(x): return 1", ["f(1)"], setup="f(object())") == "?"
 
@@ -211,7 +211,7 @@ def refuse(value: Any) -> Any:
 
 @settings(max_examples=300, deadline=1000)
 @given(value=PLAIN)
-def test_plain_values_arrive_as_they_are(value: Any) -> None:
+def test_plain_values_arrive_unchanged(value: Any) -> None:
     arrived = decode(json.loads(json.dumps(encode(value, refuse))), refuse)
     assert arrived == value
     assert type(arrived) is type(value)
@@ -219,7 +219,7 @@ def test_plain_values_arrive_as_they_are(value: Any) -> None:
 
 @settings(max_examples=500, deadline=1000)
 @given(form=JSON)
-def test_what_a_program_sends_is_plain_or_refused(form: Any) -> None:
+def test_values_from_a_program_are_plain_or_refused(form: Any) -> None:
     try:
         value = decode(form, refuse)
     except LostError:

@@ -1,8 +1,8 @@
-"""The sandboxed process that runs the tests. The program that they call is in another one, which it cannot look into.
+"""The sandboxed process that runs the tests. The program that they call runs in another process.
 
-A test sees the program's functions and classes as remote objects: a call goes over a socket, and what comes back is
-plain, or another remote object, which equals nothing but itself. So the program can answer a call, raise, or end; it
-cannot reach the tests, their expected values, their `assert`, or the verdict.
+A test sees the program's functions and classes as remote objects. A call goes over a socket and returns a plain value,
+or another remote object, which equals nothing but itself. So the program can answer a call, raise, or end; it cannot
+reach the tests, their expected values, their `assert`, or the verdict.
 """
 
 import builtins
@@ -23,17 +23,20 @@ VERDICTS |= {name for name in dir(str) if name.startswith("is")}
 
 
 class NotPlainError(TypeError):
-    """A test hands the program something that cannot travel."""
+    """A test passes the program a value that is not plain."""
 
 
 def processor_time(pid: int) -> float:
-    """Seconds of processor time that a process has used. Raises OSError where it is gone."""
+    """Seconds of processor time that a process has used. Raises OSError if it is gone."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
 def wait_for(descriptor: int, pid: int, seconds: float) -> bool:
-    """Whether a descriptor can be read before process `pid` has used so many more seconds of processor time, or twice
-    as many have passed: a program on a busy machine is not slow, one that sleeps is."""
+    """Whether a descriptor becomes readable before process `pid` uses this many more seconds of processor time.
+
+    At most twice as many seconds of wall-clock time may pass. Processor time is the main limit because a program on a
+    busy machine is not slow; the wall-clock limit stops programs that sleep.
+    """
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     end, remaining = time.monotonic() + 2 * seconds, seconds
@@ -44,21 +47,25 @@ def wait_for(descriptor: int, pid: int, seconds: float) -> bool:
                 return True
             remaining = min(limit - processor_time(pid), end - time.monotonic())
     except OSError:
-        pass  # it has ended
+        pass  # the process has ended
     return bool(poller.poll(0))
 
 
 class Program:
-    """The other process. allowance: see `wait_for`; it is for all that one test asks."""
+    """The process of the program. The time limit applies to all requests of one test together."""
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self._connection = connection
         self._pid = pid
         self._remotes: dict[int, Remote] = {}
         self._deadline = self._limit = 0.0
-        self.lost = self.unusable = False
+        self.lost = False
+        """Whether the program has ended, timed out, or sent an invalid reply."""
+        self.unusable = False
+        """Whether a test passed the program a value that is not plain."""
 
     def start_clock(self, seconds: float) -> None:
+        """Start the time limit of a test."""
         self._deadline = time.monotonic() + 2 * seconds
         try:
             self._limit = processor_time(self._pid) + seconds
@@ -75,51 +82,53 @@ class Program:
             raise LostError("out of time")
 
     def names(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the program calls by these names, as far as it does."""
+        """The objects of the program with these names, as far as they exist."""
         reply = self._ask("names", list(names), [], {})
         if reply[0] != "names" or not isinstance(reply[1], dict):
-            raise LostError("no names")
+            raise LostError("invalid names")
         return {name: decode(form, self._remote) for name, form in reply[1].items() if name in names}
 
     def do(self, operation: str, target: int, arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        forms = [encode(each, self._lent) for each in arguments]
-        reply = self._ask(operation, target, forms, {name: encode(each, self._lent) for name, each in keywords.items()})
+        """Let the program perform an operation on its object `target`. Raises what the program raised."""
+        forms = [encode(each, self._reference) for each in arguments]
+        keyword_forms = {name: encode(each, self._reference) for name, each in keywords.items()}
+        reply = self._ask(operation, target, forms, keyword_forms)
         if reply[0] == "error":
             raise _exception(operation, reply[1])
         if reply[0] != "value" or not isinstance(reply[2], dict):
-            raise LostError("no value")
+            raise LostError("invalid value")
         for index, form in reply[2].items():
             _update(arguments[int(index)], decode(form, self._remote))
         return decode(reply[1], self._remote)
 
     def _ask(self, *message: Any) -> Any:
-        # A test may catch whatever it likes, so the last word is not the exception but the flag.
+        # A test may catch any exception, so the flag decides.
         self.lost = True
         send(self._connection, message)
         reply = receive(self._connection, self._wait)
         if not isinstance(reply, list) or len(reply) not in (2, 3):
-            raise LostError("no reply")
+            raise LostError("invalid reply")
         self.lost = False
         return reply
 
     def _remote(self, form: Any) -> "Remote":
         if len(form) != 2 or form[0] != "object" or not isinstance(form[1], int):
-            raise LostError("no value")
+            raise LostError("invalid value")
         return self._remotes.setdefault(form[1], Remote(self, form[1]))
 
-    def _lent(self, value: Any) -> Any:
+    def _reference(self, value: Any) -> Any:
         if isinstance(value, Remote) and value._program is self:
             return ["object", value._number]
         self.unusable = True
-        raise NotPlainError(f"a value of type {type(value).__name__} cannot be handed to the program")
+        raise NotPlainError(f"a value of type {type(value).__name__} cannot be passed to the program")
 
 
 class Remote:
-    """An object of the program: may be called, asked for attributes and items, iterated over and shown.
+    """An object of the program. It supports calls, attributes, items, iteration and conversion to text.
 
-    What compares it with a value of the test is not the program's to decide: it equals no such value, has no sum or
-    difference with one, contains what iterating over it gives, and lacks the methods of `VERDICTS`, which an answer of
-    plain values would have. Two objects of the program are compared and combined by the program.
+    The program has no influence on comparisons with values of the test: the object equals no such value, has no sum or
+    difference with one, contains the values that iteration gives, and lacks the methods in `VERDICTS`, which a plain
+    value would have. Two objects of the program are compared and combined by the program.
     """
 
     __slots__ = ("_number", "_program")
@@ -164,20 +173,20 @@ for _name in OPERATORS:
 
 
 def _exception(operation: str, name: Any) -> Exception:
-    """The exception that the program says it raised, if Python has it; one that would end a loop only where asked."""
+    """The exception that the program reports, if it is built in. StopIteration is allowed in `__next__` only."""
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return RuntimeError("the program raised an exception of its own")
+        return RuntimeError("the program raised a custom exception")
     if issubclass(kind, (StopIteration, StopAsyncIteration)) and operation != "__next__":
         return RuntimeError("the program raised StopIteration")
     try:
         return kind("raised by the program")
-    except TypeError:  # UnicodeDecodeError and the like want more
+    except TypeError:  # UnicodeDecodeError and others require more arguments
         return ValueError("raised by the program")
 
 
 def _update(argument: Any, changed: Any) -> None:
-    """What a function did to an argument is seen by the test that gave it."""
+    """Apply the changes that a function made to an argument."""
     if isinstance(argument, list) and isinstance(changed, list):
         argument[:] = changed
     elif isinstance(argument, (dict, set)) and type(changed) is type(argument):
@@ -186,9 +195,9 @@ def _update(argument: Any, changed: Any) -> None:
 
 
 def run(job: dict[str, Any], connection: socket.socket, pid: int, result: int) -> None:
-    """Run the tests one after the other and write one byte for each. The rest is missing when the program is lost.
+    """Run the tests one after the other and write one byte for each. Tests after the loss of the program are missing.
 
-    job: `setup` and `tests`, Python text; `names`, what they may mean by the program; `case_s`, see `wait_for`.
+    job: `setup` and `tests`, Python text; `names`, names that may refer to the program; `case_s`, see `wait_for`.
     """
     program = Program(connection, pid)
     namespace: dict[str, Any] = {"__name__": "tests"}
@@ -216,5 +225,6 @@ def run(job: dict[str, Any], connection: socket.socket, pid: int, result: int) -
 
 
 def read_job(text: bytes) -> dict[str, Any]:
+    """The job of `run` from JSON."""
     job: dict[str, Any] = json.loads(text)
     return job

@@ -1,4 +1,4 @@
-"""The sandbox itself: its end, its replacement, its proof, and systems on which it must not start."""
+"""The sandbox itself: its end, its replacement, its self-test, and systems on which it must not start."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def test_a_zygote_that_is_gone_is_replaced(sandbox: Sandbox) -> None:
     assert run(sandbox, "print(3)").output == b"3\n"
 
 
-def test_an_interrupted_call_leaves_no_answer_behind(sandbox: Sandbox) -> None:
+def test_an_interrupted_call_leaves_no_reply_behind(sandbox: Sandbox) -> None:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(sandbox: Sandbox) -> None:
     assert run(sandbox, "print(2)").output == b"2\n"
 
 
-def test_an_interrupted_start_leaves_no_greeting_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_start_leaves_no_message_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Sandbox()
 
     def interrupted(run_job: Callable[..., Any]) -> None:
@@ -95,7 +95,7 @@ def test_everything_dies_with_the_parent(sandbox: Sandbox) -> None:
 
 
 def test_a_system_without_namespaces_is_refused(sandbox: Sandbox) -> None:
-    """In a user namespace that allows no more of them; without bubblewrap, which needs one too."""
+    """In a user namespace that allows no further ones; without bubblewrap, which needs one too."""
     code = (
         "from volley.rewards.sandbox.box import shared\ntry: shared().start()\nexcept ValueError as error: print(error)"
     )
@@ -105,13 +105,13 @@ def test_a_system_without_namespaces_is_refused(sandbox: Sandbox) -> None:
     )
     if "max_user_namespaces" in done.stderr or not done.stdout:
         pytest.skip(f"namespaces cannot be forbidden here: {done.stderr[-200:]}")
-    assert done.stdout.startswith("reward 'code': this system cannot hold a hostile program (")
+    assert done.stdout.startswith("reward 'code': no sandbox works on this system (")
     assert "unshare: No space left on device" in done.stdout
     assert done.stdout.count("\n") == 1
 
 
 def verdict_of(code: bytes, number: int, architecture: int, argument: int) -> int:
-    """What a filter returns for a call, read as the kernel reads it."""
+    """The result of a filter for a call, interpreted like in the kernel."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, argument, 0, 0, 0, 0, 0)
     place = held = 0
     while True:
@@ -132,7 +132,7 @@ def verdict_of(code: bytes, number: int, architecture: int, argument: int) -> in
 
 
 @pytest.mark.parametrize("machine", system_calls.ALLOWED)
-def test_the_filter_says_what_the_list_says(machine: str) -> None:
+def test_the_filter_matches_the_list(machine: str) -> None:
     code = system_calls.filter_of(machine)
     own, foreign = system_calls.ARCHITECTURES[machine][0], 0x40000003
     for number in (*range(600), *range(1 << 30, (1 << 30) + 600), 2**32 - 1):
@@ -147,63 +147,63 @@ def test_the_filter_says_what_the_list_says(machine: str) -> None:
         assert verdict_of(code, number, foreign, 0) == system_calls.KILL
 
 
-def without(sandbox: Sandbox, wall: str) -> Sandbox:
-    """A sandbox of our own namespaces that has been started without a wall, and not proven."""
-    if sandbox.walls != "namespaces":
-        pytest.skip(f"the walls here are of {sandbox.walls}")
+def without(sandbox: Sandbox, part: str) -> Sandbox:
+    """A sandbox with our own namespaces that was started without a part of its isolation, and without the self-test."""
+    if sandbox.isolation != "namespaces":
+        pytest.skip(f"the isolation here is {sandbox.isolation}")
     command = dict(box._commands())["namespaces"]
     change = (
         "import sys; sys.path.insert(0, sys.argv[1]); from volley.rewards.sandbox import kernel, system_calls, zygote; "
     )
-    change += f"{wall} = lambda *_: 0; "
+    change += f"{part} = lambda *_: 0; "
     broken = Sandbox()
     broken._start(lambda descriptor: [change * ("main()" in each) + each for each in command(descriptor)])
     return broken
 
 
 @pytest.mark.parametrize(
-    ("wall", "said"),
+    ("part", "message"),
     [
         ("system_calls.restrict", "it can start a process, it can trace"),
         ("zygote._limit", "it can take memory"),
         ("kernel.enter_empty_root = kernel.landlock", "it can read a file, "),
     ],
 )
-def test_a_wall_that_is_missing_is_noticed(sandbox: Sandbox, wall: str, said: str) -> None:
-    broken = without(sandbox, wall)
+def test_missing_isolation_is_detected(sandbox: Sandbox, part: str, message: str) -> None:
+    broken = without(sandbox, part)
     try:
-        with pytest.raises(OSError, match=said):
+        with pytest.raises(OSError, match=message):
             check_isolation(broken.run_job)
     finally:
         broken.close()
 
 
-def test_a_kernel_without_landlock_will_do(sandbox: Sandbox) -> None:
+def test_a_kernel_without_landlock_is_accepted(sandbox: Sandbox) -> None:
     broken = without(sandbox, "kernel.landlock")
     try:
-        check_isolation(broken.run_job)  # raises for whatever a program can do there
+        check_isolation(broken.run_job)  # raises if a program can do anything forbidden
         reply, output = broken.run_job("script", b"print(6 * 7)", b"", Limits(case_s=2.0), 4.0)
         assert (reply["ended"], output) == (True, b"42\n")
     finally:
         broken.close()
 
 
-def test_without_a_world_of_its_own_nothing_starts(sandbox: Sandbox) -> None:
+def test_without_its_own_process_namespace_it_does_not_start(sandbox: Sandbox) -> None:
     """A zygote kills all processes that it sees, so it must not see any others."""
     command = dict(box._commands())["namespaces"]
     broken = Sandbox()
     try:
-        with pytest.raises(OSError, match="not in a world of their own"):
+        with pytest.raises(OSError, match="not in its own process namespace"):
             broken._start(lambda descriptor: [*command(descriptor)[:-1], "bwrap"])
     finally:
         broken.close()
 
 
-def test_as_nobody(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As an ordinary user: with the system's Python, as this one's may be root's."""
+def test_as_an_unprivileged_user(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With the system's Python, because this one may be readable by root only."""
     python = "/usr/bin/python3"
     if os.geteuid() != 0:
-        pytest.skip("this is no root that could become nobody; all other tests ran as an ordinary user")
+        pytest.skip("not root, so all other tests ran as an unprivileged user already")
     version = subprocess.run([python, "-c", "import sys; print(sys.version_info >= (3, 11))"], capture_output=True)
     if version.stdout != b"True\n":
         pytest.skip(f"{python} is not 3.11 or newer")
@@ -219,7 +219,7 @@ def test_as_nobody(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -
             good = verify(fence("def f(x): return x * x"), ["assert f(3) == 9"])
             bad = verify(fence("def f(x): return 4"), ["assert f(3) == 9"])
             probe = b"import os, threading\\ntry: os.fork()\\nexcept OSError: print(os.listdir('/'))"
-            print(os.geteuid(), shared().walls, good, bad, shared().run_script(probe, b"", Limits()).output)
+            print(os.geteuid(), shared().isolation, good, bad, shared().run_script(probe, b"", Limits()).output)
         """
         done = subprocess.run(
             [python, "-B", "-c", textwrap.dedent(code)],
