@@ -14,6 +14,7 @@ from volley.cluster.launch.start import start_engine, start_rank
 from volley.cluster.recipe.build import Parts
 from volley.learner.compute.model import is_slow_in_bf16
 from volley.learner.ranks.group import Call, LearnerGroup
+from volley.rewards.scoring.interfaces import ItemScorer
 from volley.rollout.engines.pool import RolloutPool
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class LocalLauncher:
                 "warning: this processor has no bf16 instructions, so bf16 takes tens of times as long as fp32; "
                 "set learner.dtype: fp32."
             )
+
+    def item_scorer(self) -> ItemScorer | None:
+        """Processes on this machine score."""
+        return None
 
     async def start(self) -> None:
         """Load the model into the learner, then into the engine: vLLM joins the learner's process group."""

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from volley.learner.ranks.group import LearnerGroup
+from volley.rewards.scoring.interfaces import ItemScorer
 from volley.rollout.engines.pool import RolloutPool
 
 
@@ -16,6 +17,10 @@ class Launcher(Protocol):
 
     async def prepare(self) -> None:
         """Refuse what cannot work, before anything is written."""
+
+    def item_scorer(self) -> ItemScorer | None:
+        """Scores the plain reward terms elsewhere; None for processes on this machine. Available after `prepare`."""
+        ...
 
     async def start(self) -> None:
         """Load the model into the learner and the engines."""

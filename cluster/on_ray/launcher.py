@@ -7,12 +7,13 @@ workers died. A learner rank that dies ends the run: its state is in the last ch
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from volley.cluster.on_ray import connection
 from volley.cluster.on_ray.actors import (
@@ -30,9 +31,13 @@ from volley.cluster.on_ray.actors import (
 from volley.cluster.on_ray.fleet import FleetCallbacks, RayFleet
 from volley.cluster.on_ray.metrics import RayMetrics
 from volley.cluster.on_ray.placement import choose_transport, plan_resources
+from volley.cluster.on_ray.scoring import ActorScorer, ScoringSpec
 from volley.cluster.on_ray.token import cluster_address
 from volley.cluster.recipe.build import Parts
 from volley.learner.ranks.group import Call, LearnerGroup
+from volley.rewards.rubric.rubric import Rubric
+from volley.rewards.scoring.group_terms import plain_terms
+from volley.rewards.scoring.interfaces import ItemScorer
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.errors import ConfigError, LostError
 from volley.rollout.transport.client import WeightClient
@@ -60,6 +65,7 @@ class RayLauncher:
         self._fleet: RayFleet | None = None
         self._version = 0
         self._push_turn = asyncio.Lock()
+        self._reserve_turn = asyncio.Lock()
         self._watchers: set[asyncio.Task[None]] = set()
         self._push_metrics: dict[str, float] = {}
         self._closing = False
@@ -73,30 +79,24 @@ class RayLauncher:
         await asyncio.to_thread(connection.connect, self._recipe)
         try:
             await asyncio.to_thread(connection.wait_for_name, self._recipe.name)
-            self._plan = plan_resources(self._recipe, connection.nodes(), self._parts.needs_engine)
+            self._plan_resources()
         except ConfigError:
             connection.disconnect()
             raise
 
+    def item_scorer(self) -> ItemScorer | None:
+        """Scoring actors on the nodes of the rollout workers, if the plan has any."""
+        if not self._plan.scoring_cpus:
+            return None
+        spec = ScoringSpec(plain_terms(self._recipe.rewards), self._recipe.scorer, os.getcwd())
+        return ActorScorer(self._recipe, spec, self._plan.scoring_cpus, self._worker_nodes, self._notify)
+
     async def start(self) -> None:
         """Reserve the resources of the run, and load the model into all actors at the same time."""
-        plan, parts = self._plan, self._parts
-        transport = choose_transport(self._recipe, plan)
-        rank_group = reserve([{"CPU": plan.rank_cpus, "GPU": plan.rank_gpus}] * plan.ranks, "PACK")
-        spec = EngineSpec(
-            recipe=self._recipe,
-            model=str(parts.model.path),
-            tokenizer=parts.tokenizer,
-            max_model_len=parts.max_model_len,
-            transport=transport,
-            exports_metrics=self._exports_metrics,
-        )
-        self._fleet = RayFleet(spec, plan, FleetCallbacks(self._notify, self._push_to_joining, self._on_fatal))
-        self.pool = self._fleet.pool
-        self._groups = [rank_group]
-        await self._wait_reserved([rank_group, *self._fleet.groups])
-        await asyncio.gather(self._start_ranks(rank_group), self._fleet.start())
-        self._client = WeightClient(self.learner, transport, self._recipe.transfer)
+        fleet, rank_group = await self._reserve()
+        self.pool = fleet.pool
+        await asyncio.gather(self._start_ranks(rank_group), fleet.start())
+        self._client = WeightClient(self.learner, self._transport, self._recipe.transfer)
 
     async def push(self, version: int) -> None:
         """Send the learner's weights to all live workers, including those that wait to join."""
@@ -145,6 +145,42 @@ class RayLauncher:
             with contextlib.suppress(Exception):
                 remove_placement_group(group)
         connection.disconnect()
+
+    def _plan_resources(self) -> None:
+        recipe, nodes = self._recipe, connection.nodes()
+        scores_in_processes = Rubric(plain_terms(recipe.rewards)).needs_processes
+        self._plan = plan_resources(recipe, nodes, self._parts.needs_engine, scores_in_processes)
+        self._transport = choose_transport(recipe, self._plan)
+        if scores_in_processes and self._plan.workers and len(nodes) > 1 and not self._plan.scoring_cpus:
+            self._notify(
+                f"responses are scored on the driver's machine only: no {recipe.scorer.workers or 1} CPUs for scoring "
+                "are left next to each rollout worker; lower cluster.worker_cpus to use scoring actors"
+            )
+
+    async def _reserve(self) -> tuple[RayFleet, PlacementGroup]:
+        """The fleet and the placement group of the ranks, both reserved. May be called again."""
+        async with self._reserve_turn:
+            if self._fleet is None:
+                plan, parts = self._plan, self._parts
+                spec = EngineSpec(
+                    recipe=self._recipe,
+                    model=str(parts.model.path),
+                    tokenizer=parts.tokenizer,
+                    max_model_len=parts.max_model_len,
+                    transport=self._transport,
+                    exports_metrics=self._exports_metrics,
+                )
+                callbacks = FleetCallbacks(self._notify, self._push_to_joining, self._on_fatal)
+                self._groups = [reserve([{"CPU": plan.rank_cpus, "GPU": plan.rank_gpus}] * plan.ranks, "PACK")]
+                self._fleet = RayFleet(spec, plan, callbacks)
+                await self._wait_reserved([*self._groups, *self._fleet.groups])
+            return self._fleet, self._groups[0]
+
+    async def _worker_nodes(self) -> list[str]:
+        """Ids of the nodes that have rollout workers."""
+        fleet, _ = await self._reserve()
+        tables = await asyncio.gather(*(asyncio.to_thread(placement_group_table, group) for group in fleet.groups))
+        return sorted({node for table in tables for node in table["bundles_to_node_id"].values()})
 
     async def _wait_reserved(self, groups: list[PlacementGroup]) -> None:
         try:

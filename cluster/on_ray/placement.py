@@ -25,6 +25,8 @@ class ResourcePlan:
     """GPUs of one rollout worker."""
     rank_gpus: int
     """GPUs of one learner rank."""
+    scoring_cpus: float = 0
+    """CPUs of the scoring actor on each node that has rollout workers; 0 if scoring stays on the driver's machine."""
 
     @property
     def cpus(self) -> float:
@@ -44,10 +46,14 @@ class ResourcePlan:
         return " + ".join([*roles, role(self.ranks, "learner ranks", self.rank_cpus, self.rank_gpus)])
 
 
-def plan_resources(recipe: Recipe, nodes: Sequence[Mapping[str, float]], has_engine: bool) -> ResourcePlan:
+def plan_resources(
+    recipe: Recipe, nodes: Sequence[Mapping[str, float]], has_engine: bool, scores_in_processes: bool = False
+) -> ResourcePlan:
     """The resources that the recipe takes from a cluster with these nodes.
 
     nodes: the resources of each node, {"CPU": n, "GPU": n}. has_engine: whether the run has rollout workers at all.
+    scores_in_processes: whether its rewards need scoring processes. They get actors on the nodes of the rollout workers
+    if there are several nodes and the CPUs suffice; otherwise they stay on the driver's machine.
     Raises `ConfigError` when the cluster has too little in total, or no node has enough for a worker or rank.
     """
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
@@ -67,9 +73,20 @@ def plan_resources(recipe: Recipe, nodes: Sequence[Mapping[str, float]], has_eng
         rank_gpus=1 if gpus else 0,
     )
     _check_totals(plan, cpus, gpus)
+    has_actors = scores_in_processes and workers > 0 and len(nodes) > 1
+    scoring = [float(recipe.scorer.workers or 1), 0.0] if has_actors else [0.0]
     # An equal share of the total may not fit on every node; a smaller one may.
-    for smaller in range(share, 0, -1):
-        candidate = replace(plan, worker_cpus=config.worker_cpus or smaller, rank_cpus=config.rank_cpus or smaller)
+    candidates = [(smaller, cpus) for smaller in range(share, 0, -1) for cpus in scoring]
+    if recipe.scorer.workers:
+        # Scoring processes that the user asked for are worth a smaller share; the default number is not.
+        candidates.sort(key=lambda candidate: -candidate[1])
+    for smaller, scoring_cpus in candidates:
+        candidate = replace(
+            plan,
+            worker_cpus=config.worker_cpus or smaller,
+            rank_cpus=config.rank_cpus or smaller,
+            scoring_cpus=scoring_cpus,
+        )
         if _fits(candidate, nodes):
             return candidate
     largest = int(max(node.get("GPU", 0.0) for node in nodes))
@@ -119,7 +136,7 @@ def _fits(plan: ResourcePlan, nodes: Sequence[Mapping[str, float]]) -> bool:
         after: dict[int, int] = {}
         for placed, ranks in most_ranks.items():
             for here in range(plan.workers - placed + 1):
-                cpus = node.get("CPU", 0.0) - here * plan.worker_cpus
+                cpus = node.get("CPU", 0.0) - here * plan.worker_cpus - (plan.scoring_cpus if here else 0)
                 gpus = node.get("GPU", 0.0) - here * plan.worker_gpus
                 if cpus < -EPSILON or gpus < -EPSILON:
                     break

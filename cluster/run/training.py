@@ -62,7 +62,7 @@ class Training:
             self._check_lineage(restored.state)
         await self._launcher.prepare()
         self._directory.open(recipe)
-        async with Scorer(recipe.rewards, recipe.scorer) as scorer:
+        async with Scorer(recipe.rewards, recipe.scorer, self._launcher.item_scorer()) as scorer:
             try:
                 await self._launcher.start()
                 self._learner, self._pool = self._launcher.learner, self._launcher.pool

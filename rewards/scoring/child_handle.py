@@ -6,6 +6,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from volley.rewards.item import TIMED_OUT, Item, Outcome
 from volley.rewards.rubric.rubric import Extraction
@@ -117,8 +118,8 @@ class Child(asyncio.Protocol):
         self.ended.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # The transports of uvloop, which Ray's actors use, do not inherit from asyncio.Transport.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ready.done():

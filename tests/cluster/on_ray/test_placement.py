@@ -1,5 +1,6 @@
 """The resources that a run takes from a cluster's nodes; no Ray is started."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from volley.cluster.on_ray.actors import Place, actor_options
 from volley.cluster.on_ray.placement import choose_transport, plan_resources
 from volley.cluster.recipe.config import Recipe, parse_recipe
+from volley.rewards.config import ScorerConfig
 from volley.rollout.errors import ConfigError
 
 
@@ -82,3 +84,24 @@ def test_tensor_parallel_ranks_share_the_cpus_of_their_worker() -> None:
     for num_processes, threads in ((4, "2"), (1, "8")):
         options = actor_options(recipe(), "rollout-0", Place(group, 0, 8, 0, num_processes))
         assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
+
+
+def test_scoring_actors_need_several_nodes_and_free_cpus() -> None:
+    def scoring_cpus(nodes: list[dict[str, float]], made: Recipe, needs_processes: bool = True) -> float:
+        return plan_resources(made, nodes, True, needs_processes).scoring_cpus
+
+    assert scoring_cpus(cpus(64, 64), recipe(workers=2)) == 1
+    assert scoring_cpus(cpus(64, 64), recipe(workers=2), needs_processes=False) == 0
+    assert scoring_cpus(cpus(128), recipe(workers=2)) == 0
+    # The default does not take CPUs from workers and ranks, and never makes a run fail that fits without actors.
+    assert scoring_cpus(cpus(4, 4), recipe()) == 0
+    assert scoring_cpus(cpus(4, 4), recipe(worker_cpus=3)) == 1
+    assert scoring_cpus(cpus(4, 4), recipe(worker_cpus=4, rank_cpus=4)) == 0
+
+
+def test_scoring_processes_of_the_recipe_are_reserved_on_every_node_with_workers() -> None:
+    made = replace(recipe(workers=2), scorer=ScorerConfig(workers=3))
+    plan = plan_resources(made, cpus(16, 16), True, True)
+    # Any node with two actors of the run and a scoring actor has 13 CPUs for the two.
+    assert (plan.scoring_cpus, plan.worker_cpus, plan.rank_cpus) == (3, 6, 6)
+    assert plan_resources(made, cpus(16, 16), True, False).worker_cpus == 8
