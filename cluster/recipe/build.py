@@ -15,7 +15,7 @@ from volley.cluster.recipe.parse import parse
 from volley.learner.losses import LOSSES
 from volley.learner.losses.common import Loss
 from volley.rewards.scoring.preflight import check_rewards
-from volley.rollout.data.dataset_groups import COLUMNS_OF, DatasetGroups
+from volley.rollout.data.dataset_groups import COLUMNS_OF, READERS, DatasetGroups
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import Rows, column_names, read_rows
 from volley.rollout.errors import ConfigError, ModelError
@@ -88,13 +88,13 @@ def build(recipe: Recipe) -> Parts:
     prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
     dataset = None
     if has_dataset:
-        dataset = DatasetGroups(prompts, tokenizer, signal, facts.max_length, recipe.data.on_long)
+        dataset = DatasetGroups(prompts, tokenizer, READERS[signal], facts.max_length, recipe.data.on_long)
     test_prompts: tuple[Prompt, ...] = ()
     test_dataset = None
     if test_rows is not None:
         held_out = PromptSet(test_rows, tokenizer, recipe.data, recipe.seed)
         if measures:
-            test_dataset = DatasetGroups(held_out, tokenizer, signal, facts.max_length, recipe.data.on_long)
+            test_dataset = DatasetGroups(held_out, tokenizer, READERS[signal], facts.max_length, recipe.data.on_long)
         else:
             test_prompts = tuple(held_out.in_order())[: recipe.eval.max_prompts or None]
     max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)

@@ -5,6 +5,7 @@ preference pair one of two completions with rewards 1 and 0. The loop, the batch
 like sampled groups. Order and resume are those of the prompts: a function of the seed and one number.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,30 @@ COLUMNS_OF = {
     "pairs": ("chosen", "rejected"),
     "labels": ("completion", "label"),
 }
-"""What a data set must have beside prompts to serve a loss with such a signal."""
+"""The columns that a data set needs, besides the prompt, to serve a loss with such a signal."""
+
+ReadCompletions = Callable[[Mapping[str, Any], Callable[[str], str], str], list[tuple[str, float]]]
+"""Reads the completions of a row and their rewards. Arguments: the row; a function that reads a column as text; the
+row's place, for errors. Raises `DataError` for a row that it cannot read."""
 
 
 class DatasetGroups:
-    """Rows with completions as groups, in the order of `prompts`. signal: what is in the rows, see `COLUMNS_OF`.
+    """The rows of a data set as scored groups, in the order of `prompts`."""
 
-    max_length: tokens of prompt + completion + end token at most. on_long: "drop" (counted in num_dropped_long,
-    together with over-long prompts) or "refuse". Raises `DataError` for a completion that is empty, no text, or
-    over-long and refused, for a pair with equal sides and for a label that is not true or false; `ModelError` for a
-    tokenizer without an end token, which could not be taught to stop.
-    """
+    def __init__(
+        self, prompts: PromptSet, tokenizer: Any, read: ReadCompletions, max_length: int, on_long: str
+    ) -> None:
+        """read: finds completions and rewards in a row. max_length: limit of prompt + completion + end token, in
+        tokens. on_long: "drop" (counted in num_dropped_long, together with over-long prompts) or "refuse".
 
-    def __init__(self, prompts: PromptSet, tokenizer: Any, signal: str, max_length: int, on_long: str) -> None:
+        Raises `DataError` for a row that `read` refuses or that is over-long and refused, and `ModelError` for a
+        tokenizer without an end token, because the model could not learn to stop.
+        """
         if tokenizer.eos_token_id is None:
             raise ModelError("model: its tokenizer has no end token (eos_token), which completions must end with.")
         self._prompts = prompts
         self._tokenizer = tokenizer
-        self._signal = signal
+        self._read = read
         too_long = set()
         for prompt in prompts.in_order():
             num_tokens = len(prompt.token_ids) + max(len(ids) for ids, _, _ in self._completions(prompt))
@@ -80,24 +87,43 @@ class DatasetGroups:
     def _completions(self, prompt: Prompt) -> list[tuple[TokenIds, str, float]]:
         """Tokens, text and reward of each completion of the row."""
         row, where = prompt.row, self._prompts.where(prompt.index)
-        if self._signal == "pairs":
-            chosen, rejected = (completion_text(row[name], f"{where}: {name}") for name in ("chosen", "rejected"))
-            if chosen == rejected:
-                raise DataError(
-                    f"{where}: chosen and rejected are the same text, so neither is to be preferred; remove the row "
-                    "(volley audit counts them)."
-                )
-            return [(self._ids(chosen), chosen, 1.0), (self._ids(rejected), rejected, 0.0)]
-        text, reward = completion_text(row["completion"], where), 1.0
-        if self._signal == "labels":
-            if not isinstance(row["label"], bool):
-                raise DataError(
-                    f"{where}: the label is {row['label']!r}; it must be true (desirable) or false, without quotes."
-                )
-            reward = float(row["label"])
-        return [(self._ids(text), text, reward)]
+
+        def text_of(column: str) -> str:
+            return completion_text(row[column], where if column == "completion" else f"{where}: {column}")
+
+        return [(self._ids(text), text, reward) for text, reward in self._read(row, text_of, where)]
 
     def _ids(self, text: str) -> TokenIds:
         ids = self._tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         end = self._tokenizer.eos_token_id
         return as_token_ids(ids if ids[-1:] == [end] else [*ids, end])
+
+
+def read_demonstration(row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
+    return [(text("completion"), 1.0)]
+
+
+def read_pair(row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
+    chosen, rejected = text("chosen"), text("rejected")
+    if chosen == rejected:
+        raise DataError(
+            f"{where}: chosen and rejected are the same text, so neither is to be preferred; remove the row "
+            "(volley audit counts them)."
+        )
+    return [(chosen, 1.0), (rejected, 0.0)]
+
+
+def read_label(row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
+    completion = text("completion")
+    if not isinstance(row["label"], bool):
+        raise DataError(
+            f"{where}: the label is {row['label']!r}; it must be true (desirable) or false, without quotes."
+        )
+    return [(completion, float(row["label"]))]
+
+
+READERS: dict[str, ReadCompletions] = {
+    "demonstrations": read_demonstration,
+    "pairs": read_pair,
+    "labels": read_label,
+}

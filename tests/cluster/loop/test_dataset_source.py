@@ -7,7 +7,7 @@ from volley.cluster.loop.dataset_source import DatasetSource
 from volley.learner.losses.sft import Sft
 from volley.learner.signals.batch import make_batch
 from volley.rollout.config import DataConfig
-from volley.rollout.data.dataset_groups import DatasetGroups
+from volley.rollout.data.dataset_groups import DatasetGroups, read_demonstration
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import read_rows
 from volley.rollout.types import ScoredGroup
@@ -19,7 +19,7 @@ def demonstrations(tmp_path: Path, tokenizer: Any) -> DatasetGroups:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     prompts = PromptSet(read_rows(str(path), {}, ("prompt", "completion")), tokenizer, DataConfig(str(path)), 3)
-    return DatasetGroups(prompts, tokenizer, "demonstrations", 100, "drop")
+    return DatasetGroups(prompts, tokenizer, read_demonstration, 100, "drop")
 
 
 def take(source: DatasetSource, *numbers: int) -> list[ScoredGroup]:
