@@ -19,7 +19,7 @@ import xxhash
 
 from volley.rollout.config import RolloutConfig
 from volley.rollout.engines.vllm import (
-    Era,
+    WeightsGeneration,
     engine_args,
     logprob_params,
     read_completion,
@@ -123,7 +123,7 @@ class AsyncVllmEngine(ReceiverEnd):
         self._transport = transport
         self._address = address
         self._is_updating = False
-        self._era = Era()
+        self._generation = WeightsGeneration()
         self._num_requests = 0
         self._num_ranks = config.tensor_parallel
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -190,7 +190,7 @@ class AsyncVllmEngine(ReceiverEnd):
         }
         with self._transport_errors():
             if self._transport != "gloo":
-                self._era = self._era.next(self._era.version)
+                self._generation = self._generation.next(self._generation.version)
                 await self._pause()
                 self.version = -1
             # What was received whole but never committed, because another engine was lost, is simply sent again.
@@ -210,7 +210,7 @@ class AsyncVllmEngine(ReceiverEnd):
 
     async def commit(self, version: int) -> LoadedWeights:
         """As `ReceiverEnd.commit`."""
-        self._era = self._era.next(version)
+        self._generation = self._generation.next(version)
         await self._pause()
         self.version = -1
         await self._engine.finish_weight_update(str(version))
@@ -220,7 +220,7 @@ class AsyncVllmEngine(ReceiverEnd):
 
     async def resume(self) -> int:
         """As `ReceiverEnd.resume`."""
-        self.version = self._era.version
+        self.version = self._generation.version
         await self._engine.resume_generation()
         return self.version
 
@@ -258,19 +258,21 @@ class AsyncVllmEngine(ReceiverEnd):
 
         self._engine.output_processor.process_outputs = counted
 
-    async def _last(self, token_ids: TokenIds, params: Any) -> tuple[Any, Era]:
+    async def _last(self, token_ids: TokenIds, params: Any) -> tuple[Any, WeightsGeneration]:
         """The final output, and when the engine was handed the request."""
         self._num_requests += 1
-        era = self._era
-        outputs: AsyncIterator[Any] = self._engine.generate(era.prompt(token_ids), params, str(self._num_requests))
+        generation = self._generation
+        outputs: AsyncIterator[Any] = self._engine.generate(
+            generation.prompt(token_ids), params, str(self._num_requests)
+        )
         async for output in outputs:
             if output.finished:
-                return output, era
+                return output, generation
         raise RuntimeError("vLLM ended a request without a final output")
 
     async def _sample(self, token_ids: TokenIds, params: Any, has_stop_strings: bool) -> Completion:
-        output, era = await self._last(token_ids, params)
-        return read_completion(output.outputs[0], self._tokenizer, has_stop_strings, era)
+        output, generation = await self._last(token_ids, params)
+        return read_completion(output.outputs[0], self._tokenizer, has_stop_strings, generation)
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

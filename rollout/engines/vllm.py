@@ -78,23 +78,23 @@ def logprob_params() -> Any:
 
 
 @dataclass(frozen=True)
-class Era:
-    """The time between two loads of weights. number: raised with every load, also where a version comes twice or none
-    is known yet. version: served in it, as far as it is known when it begins."""
+class WeightsGeneration:
+    """The time between two loads of weights."""
 
     number: int = 0
+    """Increases with every load, also when the same version is loaded again."""
     version: int = 0
+    """The version that is served, as far as it is known when the generation begins."""
 
-    def next(self, version: int) -> "Era":
-        return Era(self.number + 1, version)
+    def next(self, version: int) -> "WeightsGeneration":
+        return WeightsGeneration(self.number + 1, version)
 
     def prompt(self, token_ids: TokenIds) -> dict[str, Any]:
-        """For the engine. The salt keeps blocks that were computed under other weights out of the prefix cache's
-        reach."""
+        """A prompt for the engine. The salt keeps it from using prefix-cache blocks that other weights computed."""
         return {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"weights-{self.number}"}
 
 
-def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered: Era) -> Completion:
+def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered: WeightsGeneration) -> Completion:
     """entered: when the engine was handed the request. One that waited in it while weights were loaded may have found
     blocks of that time in the prefix cache, so its first version is no later than that."""
     token_ids = list(output.token_ids)
@@ -139,11 +139,11 @@ class VllmEngine:
         self._tokenizer = tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._turn = asyncio.Lock()
-        self._era = Era()
+        self._generation = WeightsGeneration()
         self._queued: list[tuple[str, TokenIds, Any]] = []
         self._futures: dict[str, asyncio.Future[Any]] = {}
-        self._reads: dict[str, Callable[[Any, Era], Any]] = {}
-        self._entered: dict[str, Era] = {}
+        self._reads: dict[str, Callable[[Any, WeightsGeneration], Any]] = {}
+        self._entered: dict[str, WeightsGeneration] = {}
         self._aborted: list[str] = []
         self._num_requests = 0
         self._pump_task: asyncio.Task[None] | None = None
@@ -165,7 +165,9 @@ class VllmEngine:
             self._enqueue(
                 token_ids,
                 sampling_params(sampling, (seed + i) % 2**63),
-                lambda output, era: read_completion(output.outputs[0], self._tokenizer, bool(sampling.stop), era),
+                lambda output, generation: read_completion(
+                    output.outputs[0], self._tokenizer, bool(sampling.stop), generation
+                ),
             )
             for i in range(sampling.num_samples)
         ]
@@ -181,7 +183,7 @@ class VllmEngine:
         what they have, and go on under the new weights; their completions record both versions."""
 
         def load() -> None:
-            self._era = self._era.next(version)
+            self._generation = self._generation.next(version)
             self._engine.collective_rpc(_load_into_worker, args=(weights,))
             self._engine.set_weight_version(str(version))
 
@@ -197,7 +199,9 @@ class VllmEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.engine_core.shutdown)
         self._thread.shutdown(wait=False)
 
-    def _enqueue(self, token_ids: TokenIds, params: Any, read: Callable[[Any, Era], T]) -> asyncio.Future[T]:
+    def _enqueue(
+        self, token_ids: TokenIds, params: Any, read: Callable[[Any, WeightsGeneration], T]
+    ) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         self._num_requests += 1
         request_id = str(self._num_requests)
@@ -243,8 +247,8 @@ class VllmEngine:
             engine.reset_prefix_cache()
         queued, self._queued = self._queued, []
         for request_id, token_ids, params in queued:
-            self._entered[request_id] = self._era
-            engine.add_request(request_id, self._era.prompt(token_ids), params)
+            self._entered[request_id] = self._generation
+            engine.add_request(request_id, self._generation.prompt(token_ids), params)
         done: list[tuple[str, Any]] = []
         while engine.has_unfinished_requests() and not done:
             for output in engine.step():

@@ -24,6 +24,7 @@ from volley.rollout.data.parquet import read_groups
 VOLLEY = str(Path(sys.executable).with_name("volley"))
 STEPS = 25
 WORKER, ENGINE, RANK = "ray::WorkerActor", "VLLM::EngineCore", "ray::RankActor"
+SCORER = "ray::ScoringActor"
 TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share", "push_seconds"}
 
 

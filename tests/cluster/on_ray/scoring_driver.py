@@ -19,7 +19,7 @@ from tests.cluster.leftovers import title_of
 from volley.cluster.on_ray.token import discard_own_token, prepare_token
 from volley.cluster.recipe.config import Recipe, load_recipe
 from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score
+from volley.rollout.types import Completion, Prompt, Score, as_token_ids
 
 NUM_ITEMS = 120
 
@@ -27,11 +27,11 @@ NUM_ITEMS = 120
 def completion_of(index: int) -> Completion:
     """Right and wrong answers, one response that takes too long, and one that ends its scoring process."""
     words = {17: "hang", 34: "exit"}.get(index, f"The answer is \\boxed{{{index % 3}}}.")
-    return Completion((1, 2), (-0.1, -0.2), words, "stop", 0, 0)
+    return Completion.single((1, 2), (-0.1, -0.2), words, "stop", 0, 0)
 
 
 async def scores_of(scorer: Scorer) -> list[Score]:
-    prompts = [Prompt(i, i, "What?", (1,), "1", {"extra": i}) for i in range(NUM_ITEMS)]
+    prompts = [Prompt(i, i, "What?", as_token_ids((1,)), "1", {"extra": i}) for i in range(NUM_ITEMS)]
     return list(await asyncio.gather(*(scorer.score(prompt, completion_of(prompt.index)) for prompt in prompts)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.on_ray.two_nodes import PORT, Node, two_nodes, wait_until
-from tests.cluster.whole_run import ENGINE, RANK, WORKER, Run, rows, running
+from tests.cluster.whole_run import ENGINE, RANK, SCORER, WORKER, Run, rows, running
 
 pytestmark = pytest.mark.faults
 
@@ -28,7 +28,9 @@ def finish(run: Run, nodes: tuple[Node, Node], steps: int) -> None:
     run.assert_each_prompt_trained_once(steps)
     for node in nodes:
         wait_until(
-            lambda node=node: not node.find(WORKER, ENGINE, RANK), f"processes of the run are left on {node.name}", 60
+            lambda node=node: not node.find(WORKER, ENGINE, RANK, SCORER),
+            f"processes of the run are left on {node.name}",
+            60,
         )
 
 
@@ -69,6 +71,21 @@ def test_engine_lost_during_a_push_between_nodes_is_replaced(
             finish(run, nodes, 12)
             assert re.search(r"lost: rollout worker 0.0: (receive|collect|generate)", run.log.read_text())
             assert rows(workspace, name)[-1]["rollout_restarts"] == 1
+
+
+def test_responses_are_scored_next_to_their_rollout_worker(workspace: Path, tmp_path: Path) -> None:
+    """The second node has room for a scoring actor next to its worker. The actor is killed during the run."""
+    with two_nodes(tmp_path, (4, 3)) as nodes:
+        head, other = nodes
+        changes = over(head, rank_cpus=2, worker_cpus=2) | {"steps": 12, "env": head.variables}
+        with running(workspace, "scored-remotely", around=head.around, **changes) as run:
+            run.wait_for(3)
+            assert not head.find(SCORER)
+            (actor,) = other.find(SCORER)
+            actor.send_signal(signal.SIGKILL)
+            finish(run, nodes, 12)
+            assert "lost: scoring actor 0" in run.log.read_text()
+            assert all(row["unscorable"] == 0 for row in rows(workspace, "scored-remotely"))
 
 
 def wait_for_a_push(run: Run, node: Node) -> None:
