@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import volley
-from tests.rewards.boxed import descendants
-from tests.rewards.scored import FUNCTIONS, OTHERS, children_of
+from tests.rewards.sandbox_helpers import descendants
+from tests.rewards.scoring_helpers import FUNCTIONS, OTHERS, children_of
 from volley.rewards.sandbox import box
 from volley.rewards.sandbox.box import Sandbox
 from volley.rollout.errors import RewardError
@@ -22,7 +22,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the reward functions in `scored`."""
+    """A file with the reward functions in `scoring_helpers`."""
     path = tmp_path_factory.mktemp("rewards") / "scorer_functions.py"
     path.write_text(FUNCTIONS)
     return path

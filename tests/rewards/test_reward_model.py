@@ -84,9 +84,9 @@ def scored(
 def test_batched_scores_equal_single_scores(model: Path) -> None:
     texts = ["x" * (n - 1) + "<y z!"[n % 5] for n in LENGTHS]
     groups = [[item(text) for text in texts[:4]], [item(text) for text in texts[4:5]], [item(t) for t in texts[5:]]]
-    found, metrics = scored(model, groups, batch_size=4)
-    assert [len(group) for group in found] == [4, 1, 5]
-    values = [outcome.value for group in found for outcome in group]
+    results, metrics = scored(model, groups, batch_size=4)
+    assert [len(group) for group in results] == [4, 1, 5]
+    values = [outcome.value for group in results for outcome in group]
     assert values == pytest.approx([by_hand(model, "7+11=" + text) for text in texts], abs=1e-5)
     assert len({round(value, 4) for value in values}) > 5, "the model tells texts apart"
     assert metrics == {"scored": 10.0, "truncated": 0.0, "batch_mean": 10 / 3}
@@ -102,9 +102,9 @@ def test_an_encoder_does_not_see_the_padding(char_tokenizer: Any, tmp_path: Path
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     char_tokenizer.save_pretrained(tmp_path)
     texts = ["x" * (n - 1) + "<y z!"[n % 5] for n in LENGTHS]
-    (found,), _ = scored(tmp_path, [[item(text) for text in texts]])
+    (results,), _ = scored(tmp_path, [[item(text) for text in texts]])
     network = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    for text, outcome in zip(texts, found, strict=True):
+    for text, outcome in zip(texts, results, strict=True):
         token_ids = char_tokenizer("7+11=" + text, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             assert outcome.value == pytest.approx(float(network(token_ids).logits[0, 0]), abs=1e-5)
@@ -113,14 +113,14 @@ def test_an_encoder_does_not_see_the_padding(char_tokenizer: Any, tmp_path: Path
 def test_responses_that_end_with_the_padding_token(model: Path) -> None:
     """If the configuration names a padding token, the model decides; otherwise every token counts."""
     texts = ["ab", "abc<pad>", "<eos>", "a<pad><pad>"]
-    found, _ = scored(model, [[item(text) for text in texts]])
+    results, _ = scored(model, [[item(text) for text in texts]])
     one_by_one = [scored(model, [[item(text)]])[0][0][0].value for text in texts]
-    assert [outcome.value for outcome in found[0]] == pytest.approx(one_by_one, abs=1e-5)
+    assert [outcome.value for outcome in results[0]] == pytest.approx(one_by_one, abs=1e-5)
 
 
 def test_long_texts_lose_their_beginning_and_are_counted(model: Path) -> None:
-    (found, _), metrics = scored(model, [[item("abc" * 40)], [item("c")]], max_tokens=20)
-    assert found[0].value == pytest.approx(by_hand(model, ("abc" * 40)[-20:]), abs=1e-5)
+    (results, _), metrics = scored(model, [[item("abc" * 40)], [item("c")]], max_tokens=20)
+    assert results[0].value == pytest.approx(by_hand(model, ("abc" * 40)[-20:]), abs=1e-5)
     assert (metrics["scored"], metrics["truncated"]) == (2.0, 1.0)
 
 
@@ -164,8 +164,8 @@ def test_an_output_of_nan_makes_responses_unscorable(char_tokenizer: Any, tmp_pa
 
 
 def test_bf16_is_close(model: Path) -> None:
-    (found,), _ = scored(model, [[item("x" * n) for n in LENGTHS]], dtype="bf16")
-    for n, outcome in zip(LENGTHS, found, strict=True):
+    (results,), _ = scored(model, [[item("x" * n) for n in LENGTHS]], dtype="bf16")
+    for n, outcome in zip(LENGTHS, results, strict=True):
         assert outcome.value == pytest.approx(by_hand(model, "7+11=" + "x" * n), abs=0.05)
 
 
@@ -194,10 +194,10 @@ def test_a_cancelled_call_does_not_affect_the_others(model: Path) -> None:
         kept = asyncio.ensure_future(term.score_group([item("b")]))
         await asyncio.sleep(0)
         left.cancel()
-        found = await kept
-        found += await term.score_group([item("c")])
+        results = await kept
+        results += await term.score_group([item("c")])
         await term.close()
-        return found
+        return results
 
     assert all(math.isfinite(outcome.value) for outcome in asyncio.run(main()))
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rewards.boxed import descendants, is_alive, within
+from tests.rewards.sandbox_helpers import descendants, is_alive, within
 from volley.rewards.code import verifier as code
 from volley.rewards.code.cases import read_tests, same_output
 from volley.rewards.code.verifier import check_budgets, extract, grade, reward, verify

@@ -49,8 +49,8 @@ def in_turn(replies: Sequence[Reply]) -> Callable[[dict[str, Any]], Reply]:
 
 def test_a_good_answer_and_its_cost() -> None:
     price = {"prompt": 2.0, "completion": 10.0}
-    found, endpoint, client = asked(lambda _: Reply(GOOD), 3, price_per_million_tokens=price, extra={"seed": 4})
-    assert found == [GOOD] * 3
+    results, endpoint, client = asked(lambda _: Reply(GOOD), 3, price_per_million_tokens=price, extra={"seed": 4})
+    assert results == [GOOD] * 3
     assert client.counts["prompt_tokens"] == 300
     assert client.counts["completion_tokens"] == 30
     assert client.cost == pytest.approx((300 * 2.0 + 30 * 10.0) / 1e6)
@@ -67,41 +67,41 @@ def test_null_in_extra_removes_a_field() -> None:
 def test_the_key_appears_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-1234")
     bad = Reply(status=403, body="sk-secret-1234 is wrong")
-    found, endpoint, _ = asked(lambda _: bad, api_key_env="JUDGE_KEY")
+    results, endpoint, _ = asked(lambda _: bad, api_key_env="JUDGE_KEY")
     assert endpoint.headers[0]["Authorization"] == "Bearer sk-secret-1234"
-    assert isinstance(found[0], Unscorable)
-    assert "status 403: *** is wrong" in str(found[0])
+    assert isinstance(results[0], Unscorable)
+    assert "status 403: *** is wrong" in str(results[0])
     _, endpoint, _ = asked(lambda _: Reply(GOOD), api_key_env="NO_SUCH_VARIABLE")
     assert "Authorization" not in endpoint.headers[0]
 
 
 def test_the_key_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
-    found, endpoint, _ = asked(
+    results, endpoint, _ = asked(
         lambda _: Reply(status=307, headers={"Location": "/v1/chat/completions"}), api_key_env="JUDGE_KEY"
     )
-    assert "status 307" in str(found[0])
+    assert "status 307" in str(results[0])
     assert len(endpoint.requests) == 1
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 def test_temporary_errors_are_retried(status: int) -> None:
-    found, endpoint, client = asked(in_turn([Reply(status=status), Reply(status=status), Reply(GOOD)]), retries=2)
-    assert found == [GOOD]
+    results, endpoint, client = asked(in_turn([Reply(status=status), Reply(status=status), Reply(GOOD)]), retries=2)
+    assert results == [GOOD]
     assert len(endpoint.requests) == 3
     assert (client.counts["calls"], client.counts["retries"]) == (1, 2)
 
 
 @pytest.mark.parametrize("status", [401, 404, 413, 422])
 def test_permanent_errors_are_not_retried(status: int) -> None:
-    found, endpoint, _ = asked(lambda _: Reply(status=status, body="no"), retries=3)
-    assert str(found[0]) == f"the endpoint answers with status {status}: no"
+    results, endpoint, _ = asked(lambda _: Reply(status=status, body="no"), retries=3)
+    assert str(results[0]) == f"the endpoint answers with status {status}: no"
     assert len(endpoint.requests) == 1
 
 
 def test_retries_are_limited() -> None:
-    found, endpoint, _ = asked(lambda _: Reply(status=500, body="oh"), retries=2)
-    assert str(found[0]) == "the endpoint answers with status 500: oh (tried 3 times)"
+    results, endpoint, _ = asked(lambda _: Reply(status=500, body="oh"), retries=2)
+    assert str(results[0]) == "the endpoint answers with status 500: oh (tried 3 times)"
     assert len(endpoint.requests) == 3
 
 
@@ -127,9 +127,9 @@ def test_retry_after_delays_all_calls(as_date: bool) -> None:
             first = asyncio.ensure_future(client.ask(MESSAGES, SCHEMA))
             await asyncio.sleep(0.2)
             later = [asyncio.ensure_future(client.ask(MESSAGES, SCHEMA)) for _ in range(3)]
-            found = await asyncio.gather(first, *later)
+            results = await asyncio.gather(first, *later)
             await client.close()
-            return found
+            return results
 
     assert asyncio.run(main()) == [GOOD] * 4
     assert len(times) == 5
@@ -138,20 +138,20 @@ def test_retry_after_delays_all_calls(as_date: bool) -> None:
 
 def test_a_pause_that_is_too_long_is_an_error() -> None:
     started = time.monotonic()
-    found, _, _ = asked(lambda _: Reply(status=429, headers={"Retry-After": "86400"}))
-    assert "requests a pause of 86400 s" in str(found[0])
+    results, _, _ = asked(lambda _: Reply(status=429, headers={"Retry-After": "86400"}))
+    assert "requests a pause of 86400 s" in str(results[0])
     assert time.monotonic() - started < 2
 
 
 def test_a_slow_endpoint_times_out() -> None:
-    found, endpoint, _ = asked(lambda _: Reply(GOOD, delay_s=30), timeout_s=0.1, retries=1)
-    assert str(found[0]) == "no answer within 0.1 s (tried 2 times)"
+    results, endpoint, _ = asked(lambda _: Reply(GOOD, delay_s=30), timeout_s=0.1, retries=1)
+    assert str(results[0]) == "no answer within 0.1 s (tried 2 times)"
     assert len(endpoint.requests) == 2
 
 
 def test_concurrent_calls_are_limited() -> None:
-    found, endpoint, _ = asked(lambda _: Reply(GOOD, delay_s=0.02), 40, max_in_flight=5)
-    assert found == [GOOD] * 40
+    results, endpoint, _ = asked(lambda _: Reply(GOOD, delay_s=0.02), 40, max_in_flight=5)
+    assert results == [GOOD] * 40
     assert endpoint.max_in_flight == 5
 
 
@@ -189,9 +189,9 @@ def test_an_endpoint_without_a_listener() -> None:
     ids=lambda body: body[:20],
 )
 def test_invalid_replies_are_unscorable(body: str) -> None:
-    found, _, _ = asked(lambda _: Reply(body=body), retries=0)
-    assert isinstance(found[0], Unscorable)
-    assert len(str(found[0])) < 300
+    results, _, _ = asked(lambda _: Reply(body=body), retries=0)
+    assert isinstance(results[0], Unscorable)
+    assert len(str(results[0])) < 300
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,14 @@ def test_invalid_replies_are_unscorable(body: str) -> None:
     ],
 )
 def test_missing_answers_are_unscorable(reply: Reply, message: str) -> None:
-    found, _, _ = asked(lambda _: reply)
-    assert message in str(found[0])
+    results, _, _ = asked(lambda _: reply)
+    assert message in str(results[0])
 
 
 def test_invalid_usage_is_ignored() -> None:
     body = json.dumps({"choices": [{"message": {"content": GOOD}}], "usage": {"prompt_tokens": "many"}})
-    found, _, client = asked(lambda _: Reply(body=body))
-    assert found == [GOOD]
+    results, _, client = asked(lambda _: Reply(body=body))
+    assert results == [GOOD]
     assert client.counts["prompt_tokens"] == 0
 
 
@@ -220,17 +220,17 @@ def test_an_endpoint_without_schemas_gets_simpler_requests(takes: str | None) ->
         shape = request.get("response_format", {}).get("type")
         return Reply(GOOD) if shape == takes else Reply(status=400, body=f"{shape} is not supported")
 
-    found, endpoint, _ = asked(answer, 5, max_in_flight=1)
-    assert found == [GOOD] * 5
+    results, endpoint, _ = asked(answer, 5, max_in_flight=1)
+    assert results == [GOOD] * 5
     asked_first = 2 if takes else 3
     assert len(endpoint.requests) == asked_first + 4, "the format that works is kept"
 
 
 def test_a_refusal_for_another_reason_keeps_schemas() -> None:
-    found, endpoint, _ = asked(
+    results, endpoint, _ = asked(
         in_turn([Reply(GOOD), Reply(status=400, body="too long"), Reply(GOOD)]), 3, max_in_flight=1
     )
-    assert [isinstance(each, Unscorable) for each in found] == [False, True, False]
+    assert [isinstance(each, Unscorable) for each in results] == [False, True, False]
     assert len(endpoint.requests) == 3
     assert all(request["response_format"]["type"] == "json_schema" for request in endpoint.requests)
 

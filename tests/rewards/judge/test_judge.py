@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rewards.judge.judging import CONSTITUTION, group, item, judged, longer, options, shown, winner
+from tests.rewards.judge.judge_helpers import CONSTITUTION, group, item, judged, longer, options, shown, winner
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Unscorable
 from volley.rewards.judge.fake_endpoint import Endpoint, Reply

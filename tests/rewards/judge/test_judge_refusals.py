@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.rewards.judge.judging import Answer, group, item, options, shown
+from tests.rewards.judge.judge_helpers import Answer, group, item, options, shown
 from volley.rewards.config import RewardConfig
 from volley.rewards.judge.fake_endpoint import Endpoint, Reply, closed_port
 from volley.rewards.judge.judge import Judge

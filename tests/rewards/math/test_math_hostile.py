@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.rewards.scored import children_of
+from tests.rewards.scoring_helpers import children_of
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Unscorable
 from volley.rewards.math import verifier as math

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import volley
-from tests.rewards.boxed import BRIEF, LIMITS, LONG, SEARCH, descendants, run, what_works
+from tests.rewards.sandbox_helpers import BRIEF, LIMITS, LONG, SEARCH, descendants, run, what_works
 from volley.rewards.sandbox.box import Sandbox
 from volley.rewards.sandbox.types import Script
 

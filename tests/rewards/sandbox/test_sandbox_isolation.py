@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import volley
-from tests.rewards.boxed import descendants, is_alive, run, within
+from tests.rewards.sandbox_helpers import descendants, is_alive, run, within
 from volley.rewards.sandbox import box, system_calls
 from volley.rewards.sandbox.box import Sandbox
 from volley.rewards.sandbox.probes import check_isolation

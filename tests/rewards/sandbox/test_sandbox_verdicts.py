@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rewards.boxed import SEARCH
+from tests.rewards.sandbox_helpers import SEARCH
 from volley.rewards.sandbox.box import Sandbox
 from volley.rewards.sandbox.types import Limits
 from volley.rewards.sandbox.values import LostError, decode, encode

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rewards.boxed import within
-from tests.rewards.scored import QUICK, children_of
+from tests.rewards.sandbox_helpers import within
+from tests.rewards.scoring_helpers import QUICK, children_of
 from volley.rewards.config import RewardConfig
 from volley.rewards.scoring.preflight import check_rewards
 from volley.rewards.scoring.scorer import Scorer

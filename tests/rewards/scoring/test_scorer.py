@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rewards.boxed import is_alive, within
-from tests.rewards.scored import children_of, completion, prompt, scores
+from tests.rewards.sandbox_helpers import is_alive, within
+from tests.rewards.scoring_helpers import children_of, completion, prompt, scores
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Item
 from volley.rewards.scoring.process_scorer import ProcessScorer

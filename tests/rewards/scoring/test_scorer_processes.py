@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.rewards.boxed import is_alive, within
-from tests.rewards.scored import QUICK, children_of, completion, prompt, scores
+from tests.rewards.sandbox_helpers import is_alive, within
+from tests.rewards.scoring_helpers import QUICK, children_of, completion, prompt, scores
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.types import Score
@@ -110,7 +110,7 @@ def test_scoring_processes_die_when_their_parent_is_killed(file: Path) -> None:
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from tests.rewards.scored import *
+from tests.rewards.scoring_helpers import *
 
 async def main():
     async with Scorer([RewardConfig("{file}:acts")], ScorerConfig(workers=2, timeout_s=600)) as scorer:
@@ -172,7 +172,7 @@ def test_processes_with_built_in_rewards_have_no_network_and_still_die_with_thei
     program = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from tests.rewards.scored import *
+from tests.rewards.scoring_helpers import *
 
 async def main():
     async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
@@ -206,6 +206,6 @@ def test_sigterm_to_all_processes_loses_no_item(file: Path) -> None:
                 os.kill(pid, signal.SIGTERM)
             return list(await asyncio.gather(*items))
 
-    found = asyncio.run(main())
-    assert [score.reward for score in found] == [float(n) for n in range(200)]
-    assert not any(score.unscorable for score in found)
+    results = asyncio.run(main())
+    assert [score.reward for score in results] == [float(n) for n in range(200)]
+    assert not any(score.unscorable for score in results)
