@@ -1,4 +1,4 @@
-"""The commands of `volley` that have to do with a Ray cluster: start and stop one, submit, watch and scale runs."""
+"""The `volley` commands for Ray clusters: start and stop Ray, submit, monitor and scale runs."""
 
 import argparse
 from typing import Any
@@ -7,44 +7,45 @@ from volley.cluster.on_ray.token import prepare_token
 from volley.cluster.recipe.config import load_recipe
 from volley.rollout.errors import ConfigError
 
-ALLOW = "also on a cluster that asks nobody for a token"
+ALLOW_HELP = "accept a remote cluster without token authentication"
+RUN_HELP = "name of a submitted run"
 
 
 def add_cluster_commands(commands: Any) -> None:
-    """To the subcommands of an `argparse` parser."""
-    up = commands.add_parser("up", help="start a Ray head on this machine, safely")
-    up.add_argument("--port", type=int, default=6379)
-    up.add_argument("--dashboard-port", type=int, default=8265)
-    up.add_argument("--metrics-port", type=int, default=8080)
-    up.add_argument("--num-cpus", type=int, help="default: what the machine has")
+    """Add the commands to the subparsers of an `argparse` parser."""
+    up = commands.add_parser("up", help="start a Ray head node on this machine with token authentication")
+    up.add_argument("--port", type=int, default=6379, help="port of the head node (default: 6379)")
+    up.add_argument("--dashboard-port", type=int, default=8265, help="port of dashboard and jobs API (default: 8265)")
+    up.add_argument("--metrics-port", type=int, default=8080, help="port of Prometheus metrics (default: 8080)")
+    up.add_argument("--num-cpus", type=int, help="CPUs that Ray may use (default: all)")
     up.set_defaults(run=_up)
 
     down = commands.add_parser("down", help="stop Ray on this machine")
     down.set_defaults(run=_down)
 
-    submit = commands.add_parser("submit", help="train by a recipe as a Ray job")
-    submit.add_argument("recipe", help="a YAML file, below the working directory")
-    submit.add_argument("overrides", nargs="*", metavar="key=value")
-    submit.add_argument("--runs", default="", help="where runs lie on the cluster (default: this machine's runs/)")
-    submit.add_argument("--no-follow", action="store_true", help="return at once instead of printing the log")
+    submit = commands.add_parser("submit", help="train a model from a recipe as a Ray job")
+    submit.add_argument("recipe", help="path of a YAML file inside the working directory")
+    submit.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys, e.g. steps=50")
+    submit.add_argument("--runs", default="", help="directory of runs on the cluster (default: this machine's runs/)")
+    submit.add_argument("--no-follow", action="store_true", help="return immediately instead of streaming the log")
     submit.set_defaults(run=_submit)
 
-    for name, what in (("status", "say what a submitted run does"), ("stop", "save and stop a submitted run")):
+    for name, what in (("status", "print the status of a submitted run"), ("stop", "save and stop a submitted run")):
         command = commands.add_parser(name, help=what)
-        command.add_argument("run_name", metavar="RUN")
-        command.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW)
+        command.add_argument("run_name", metavar="RUN", help=RUN_HELP)
+        command.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW_HELP)
         command.set_defaults(run=_status if name == "status" else _stop)
 
-    scale = commands.add_parser("scale", help="change how many rollout workers a run on a cluster has")
-    scale.add_argument("run_name", metavar="RUN")
-    scale.add_argument("wanted", metavar="rollouts=N")
-    scale.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW)
+    scale = commands.add_parser("scale", help="change the number of rollout workers of a submitted run")
+    scale.add_argument("run_name", metavar="RUN", help=RUN_HELP)
+    scale.add_argument("wanted", metavar="rollouts=N", help="the number of workers, e.g. rollouts=4")
+    scale.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW_HELP)
     scale.set_defaults(run=_scale)
 
-    logs = commands.add_parser("logs", help="print a submitted run's log")
-    logs.add_argument("run_name", metavar="RUN")
-    logs.add_argument("--follow", action="store_true", help="until it ends")
-    logs.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW)
+    logs = commands.add_parser("logs", help="print the log of a submitted run")
+    logs.add_argument("run_name", metavar="RUN", help=RUN_HELP)
+    logs.add_argument("--follow", action="store_true", help="stream the log until the run ends")
+    logs.add_argument("--allow-unauthenticated", action="store_true", help=ALLOW_HELP)
     logs.set_defaults(run=_logs)
 
 
@@ -88,7 +89,7 @@ def _stop(options: argparse.Namespace) -> int:
 def _scale(options: argparse.Namespace) -> int:
     key, _, number = options.wanted.partition("=")
     if key != "rollouts" or not number.isdigit() or int(number) < 1:
-        raise ConfigError(f"'{options.wanted}' is not a number of workers; write rollouts=4.")
+        raise ConfigError(f"'{options.wanted}' is not a valid number of workers; write for example rollouts=4.")
     prepare_token()
     from volley.cluster.on_ray.jobs import scale
 

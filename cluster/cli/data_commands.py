@@ -1,4 +1,4 @@
-"""The commands of `volley` that look at data before anything runs: `audit`, `verify` and `init`."""
+"""The `volley` commands for data: `audit`, `verify` and `init`."""
 
 import argparse
 import itertools
@@ -8,41 +8,74 @@ from typing import Any
 
 from volley.rollout.errors import ConfigError
 
+DATA_HELP = "a .jsonl or .parquet file, a directory, or a hub name"
+JSON_HELP = "print the result as one JSON object"
+
 
 def add_data_commands(commands: Any) -> None:
-    """To the subcommands of an `argparse` parser."""
-    audit = commands.add_parser("audit", help="check a data set and say what it predicts")
-    audit.add_argument("data", help="a .jsonl or .parquet file, a directory, or a hub name")
-    audit.add_argument("--model", default="", help="a model directory or hub name, to count in its tokens")
-    audit.add_argument("--test", default="", help="the held-out data, to look for leakage")
-    audit.add_argument("--columns", nargs="+", default=[], metavar="OURS=YOURS", help="for instance prompt=question")
-    audit.add_argument("--json", action="store_true", help="print one JSON object")
+    """Add the commands to the subparsers of an `argparse` parser."""
+    _add_audit(commands)
+    _add_verify(commands)
+    _add_init(commands)
+
+
+def _add_audit(commands: Any) -> None:
+    audit = commands.add_parser("audit", help="check a data set for problems before training")
+    audit.add_argument("data", help=DATA_HELP)
+    audit.add_argument("--model", default="", help="a model directory or hub name, to count tokens")
+    audit.add_argument("--test", default="", help="the held-out data set, to check for leakage")
+    audit.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="map column names, e.g. prompt=question"
+    )
+    audit.add_argument("--json", action="store_true", help=JSON_HELP)
     audit.set_defaults(run=_audit)
 
-    verify = commands.add_parser("verify", help="judge a file of responses by a verifier, or compare two")
-    verify.add_argument("data", metavar="FILE", help="responses and answers: .jsonl, .parquet, or a run's name")
-    which = "math (default, or what the row's column 'verifier' names), a built-in reward, or rewards.py:function"
-    verify.add_argument("--verifier", default="", help=f"{which}; with --recipe the label of one of its rewards")
-    verify.add_argument("--options", nargs="+", default=[], metavar="NAME=VALUE", help="for instance tolerance=0.01")
-    verify.add_argument("--recipe", default="", help="take the verifier from this recipe's rewards")
-    verify.add_argument("--against", default="", metavar="VERIFIER", help="another one to compare with, or math_verify")
-    verify.add_argument("--response", default="", metavar="COLUMN", help="default: response or completion")
-    verify.add_argument("--answer", default="", metavar="COLUMN", help="default: answer")
-    verify.add_argument("--label", default="", metavar="COLUMN", help="true or false; default: is_correct or label")
-    verify.add_argument("--out", default="", metavar="FILE", help="write every row's verdict there, as .jsonl")
-    verify.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds for one answer (default: 5)")
-    verify.add_argument("--workers", type=int, default=0, metavar="N", help="child processes (default: one per core)")
-    verify.add_argument("--json", action="store_true", help="print one JSON object")
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser("verify", help="run a verifier on a file of responses, or compare two verifiers")
+    verify.add_argument(
+        "data", metavar="FILE", help="responses and answers: a .jsonl or .parquet file, or the name of a run"
+    )
+    verify.add_argument(
+        "--verifier",
+        default="",
+        help="a built-in reward or rewards.py:function (default: the row's column 'verifier', otherwise math); "
+        "with --recipe, the label of one of its rewards",
+    )
+    verify.add_argument(
+        "--options", nargs="+", default=[], metavar="NAME=VALUE", help="options of the verifier, e.g. tolerance=0.01"
+    )
+    verify.add_argument("--recipe", default="", help="use a verifier from the rewards of this recipe")
+    verify.add_argument(
+        "--against", default="", metavar="VERIFIER", help="a second verifier to compare, or math_verify"
+    )
+    verify.add_argument(
+        "--response", default="", metavar="COLUMN", help="column of responses (default: response or completion)"
+    )
+    verify.add_argument("--answer", default="", metavar="COLUMN", help="column of reference answers (default: answer)")
+    verify.add_argument(
+        "--label", default="", metavar="COLUMN", help="column of true/false labels (default: is_correct or label)"
+    )
+    verify.add_argument("--out", default="", metavar="FILE", help="write the verdicts to this .jsonl file")
+    verify.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="time limit per response (default: 5)"
+    )
+    verify.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="number of child processes (default: one per core)"
+    )
+    verify.add_argument("--json", action="store_true", help=JSON_HELP)
     verify.set_defaults(run=_verify)
 
-    init = commands.add_parser("init", help="propose a recipe for your data")
-    init.add_argument("--data", required=True, help="a .jsonl or .parquet file, a directory, or a hub name")
+
+def _add_init(commands: Any) -> None:
+    init = commands.add_parser("init", help="write a recipe for your data")
+    init.add_argument("--data", required=True, help=DATA_HELP)
     init.add_argument("--model", help="a model directory or hub name")
-    init.add_argument("--concise", action="store_true", help="of pairs, the method for concise answers (SimPO)")
-    init.add_argument("--low-memory", action="store_true", help="of pairs, the method without a reference model (ORPO)")
-    init.add_argument("--spin", action="store_true", help="of demonstrations, self-play instead of SFT")
-    init.add_argument("--loss", default="", help="the method by name; one that does not fit says which do")
-    init.add_argument("--out", default="recipe.yaml", help="where to write it (default: recipe.yaml)")
+    init.add_argument("--concise", action="store_true", help="for pairs: prefer concise responses (SimPO)")
+    init.add_argument("--low-memory", action="store_true", help="for pairs: use no reference model (ORPO)")
+    init.add_argument("--spin", action="store_true", help="for demonstrations: self-play (SPIN) instead of SFT")
+    init.add_argument("--loss", default="", metavar="METHOD", help="select the method by name, e.g. dpo")
+    init.add_argument("--out", default="recipe.yaml", help="path of the recipe (default: recipe.yaml)")
     init.set_defaults(run=_init)
 
 
@@ -72,7 +105,9 @@ def _verify(options: argparse.Namespace) -> int:
         from volley.cluster.recipe.config import load_recipe
 
         if options.options:
-            raise ConfigError("--options goes with --verifier; a recipe states the options of its rewards itself.")
+            raise ConfigError(
+                "--options cannot be combined with --recipe; the recipe defines the options of its rewards."
+            )
         term = recipe_term(load_recipe(options.recipe).rewards, options.verifier)
     else:
         term = verifier_term(options.verifier or "verifier", parse_options(options.options))
@@ -93,11 +128,11 @@ def _init(options: argparse.Namespace) -> int:
 
     out = Path(options.out)
     if out.exists():
-        raise ConfigError(f"'{out}' exists; give another place with --out, so that nothing is overwritten.")
+        raise ConfigError(f"'{out}' already exists; choose another path with --out.")
     text = propose(
         options.data, options.model, MethodOptions(options.concise, options.low_memory, options.spin, options.loss)
     )
     out.write_text(text)
     print("\n".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())))
-    print(f"wrote {out}; look through it, then: volley train {out} --dry-run")
+    print(f"Wrote {out}. Review it, then run: volley train {out} --dry-run")
     return 0

@@ -1,8 +1,8 @@
-"""The demo: a model made from nothing learns to add, in minutes on a laptop.
+"""`volley demo`: train a tiny model from scratch to add numbers, in minutes on a laptop.
 
-Makes a tiny Llama with a character tokenizer and addition problems, teaches it the form of an answer with SFT on worked
-examples of which some are spoilt on purpose, and then lets GRPO with the math and format rewards find out what is
-right. Everything goes through the same recipes and commands that a user has.
+The demo creates a small Llama with a character tokenizer and addition problems. SFT on worked examples, some of them
+deliberately wrong, teaches the answer format. GRPO with the math and format rewards then teaches correct sums. Both
+stages use the public recipes and commands.
 """
 
 import json
@@ -18,24 +18,25 @@ from volley.cluster.recipe.config import RUNS
 
 RECIPES = Path(volley.__file__).parent / "recipes"
 HELD_OUT_SHARE = 0.1
-SPOILT_SHARE = 0.3
+WRONG_SHARE = 0.3
+"""Share of the worked examples with a wrong sum."""
 WORDS = ("<pad>", "<eos>", "<think>", "</think>", "<answer>", "</answer>")
 
 
 def demo() -> int:
-    """Run the whole demo into runs/demo and runs/demo-warm-up; returns an exit code."""
+    """Run the demo in runs/demo and runs/demo-warm-up. Returns an exit code."""
     run, warm_up = RUNS / "demo", RUNS / "demo-warm-up"
     for directory in (run, warm_up):
         shutil.rmtree(directory, ignore_errors=True)
-    print("demo: making a 1.8 M parameter model, its tokenizer, and all additions of two-digit numbers")
+    print("demo: creating a model with 1.8 M parameters, a tokenizer, and all additions of two-digit numbers")
     write_problems(run / "data", seed=0)
     make_model(run / "start", seed=0)
-    changes = quick_dtype()
-    if changes:
-        print("demo: this processor has no instructions for bf16, which would take an hour, so it learns in fp32")
+    overrides = fast_dtype()
+    if overrides:
+        print("demo: this CPU has no bf16 instructions and bf16 would take an hour, so training uses fp32")
     for title, recipe in (("warm-up: SFT", "demo-warm-up.yaml"), ("training: GRPO", "demo.yaml")):
         print(f"demo: {title} ({RECIPES / recipe})", flush=True)
-        code = subprocess.call([sys.executable, "-P", "-m", "volley", "train", str(RECIPES / recipe), *changes])
+        code = subprocess.call([sys.executable, "-P", "-m", "volley", "train", str(RECIPES / recipe), *overrides])
         if code:
             return code
     evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
@@ -46,8 +47,8 @@ def demo() -> int:
     return 0
 
 
-def quick_dtype() -> list[str]:
-    """What to change in the recipes, which name bf16, where that is slow."""
+def fast_dtype() -> list[str]:
+    """Overrides of the recipes' bf16 for CPUs on which it is slow."""
     from volley.learner.compute.model import is_slow_in_bf16
 
     return ["learner.dtype=fp32"] if is_slow_in_bf16() else []
@@ -63,14 +64,17 @@ def write_problems(directory: Path, seed: int) -> None:
     _write_rows(directory / "test.jsonl", [_problem(a, b) for a, b in pairs[:num_held_out]])
     _write_rows(directory / "train.jsonl", [_problem(a, b) for a, b in pairs[num_held_out:]])
     worked = [
-        {"prompt": f"{a}+{b}=?", "completion": worked_answer(a, b, rng if rng.random() < SPOILT_SHARE else None)}
+        {"prompt": f"{a}+{b}=?", "completion": worked_answer(a, b, rng if rng.random() < WRONG_SHARE else None)}
         for a, b in pairs[num_held_out:]
     ]
     _write_rows(directory / "warm-up.jsonl", worked)
 
 
 def worked_answer(a: int, b: int, spoil: random.Random | None = None) -> str:
-    """Column by column, `<think>7+8=15 4+3+1=8</think><answer>85</answer>`; spoilt: one column gets a wrong sum."""
+    """Add column by column: `<think>7+8=15 4+3+1=8</think><answer>85</answer>`.
+
+    spoil: a random generator to make one column wrong.
+    """
     units = a % 10 + b % 10
     if spoil is not None and spoil.random() < 0.5:
         units = spoil.choice([n for n in range(19) if n != units])
@@ -85,7 +89,7 @@ def worked_answer(a: int, b: int, spoil: random.Random | None = None) -> str:
 
 
 def make_tokenizer(characters: str = "0123456789+=? ") -> Any:
-    """One token a character, one each for the tags, and an end token."""
+    """A tokenizer with one token per character, one per tag, and an end token."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -98,7 +102,7 @@ def make_tokenizer(characters: str = "0123456789+=? ") -> Any:
 
 
 def make_model(directory: Path, seed: int, tokenizer: Any = None, **overrides: Any) -> None:
-    """A Llama with random weights and its tokenizer, written as a Hugging Face checkpoint."""
+    """Write a Llama with random weights and its tokenizer as a Hugging Face checkpoint."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

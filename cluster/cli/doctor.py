@@ -1,6 +1,6 @@
-"""`volley doctor`: what on this machine would fail, and how to mend it.
+"""`volley doctor`: check the installation and the machine, and suggest fixes.
 
-Heavy packages are imported in processes of their own, so that one that is broken is a finding and not a crash.
+Heavy packages are imported in child processes, so that a broken package is reported and does not crash the doctor.
 """
 
 import os
@@ -30,16 +30,19 @@ SETUP = "run make setup"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """state: "ok", "warn" (works, but badly) or "fail". found: what is there. mend: what to do, "" when ok."""
+    """The result of one check."""
 
     name: str
     state: str
+    """One of "ok", "warn" (works, but with limitations) and "fail"."""
     found: str
-    mend: str = ""
+    """What was found, e.g. a version."""
+    fix: str = ""
+    """What to do about it; "" if the state is "ok"."""
 
 
 def run_checks() -> list[Check]:
-    """Look at everything; takes as long as importing vLLM does."""
+    """Run all checks. This takes about as long as importing vLLM."""
     checks = [_python(), _compiler(), _headers(), *_packages(), _vllm_version(), _torchvision(), _torch_build()]
     if all(check.state != "fail" for check in checks):
         checks += [_imports("vllm"), _imports("deepspeed"), _imports("ray")]
@@ -47,14 +50,14 @@ def run_checks() -> list[Check]:
 
 
 def print_checks(checks: Sequence[Check]) -> int:
-    """Print one line a check; the exit code is 1 when something would fail."""
+    """Print one line per check. Returns exit code 1 if a check failed."""
     width = max(len(check.name) for check in checks)
     for check in checks:
         print(f"{check.state:<4}  {check.name:<{width}}  {check.found}")
-        if check.mend:
-            print(f"{'':<4}  {'':<{width}}  -> {check.mend}")
+        if check.fix:
+            print(f"{'':<4}  {'':<{width}}  -> {check.fix}")
     failed = sum(check.state == "fail" for check in checks)
-    print(f"{failed} of {len(checks)} would fail" if failed else f"all {len(checks)} in order")
+    print(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
     return 1 if failed else 0
 
 
@@ -62,19 +65,19 @@ def _python() -> Check:
     found = sys.version.split()[0]
     if sys.version_info[:2] >= MIN_PYTHON:
         return Check("Python", "ok", found)
-    return Check("Python", "fail", found, "Volley needs 3.11 or newer; make setup PYTHON=/path/to/python3.11")
+    return Check("Python", "fail", found, "Volley needs 3.11 or newer; run make setup PYTHON=/path/to/python3.11")
 
 
 def _compiler() -> Check:
     found = shutil.which("c++")
-    mend = "vLLM and DeepSpeed compile kernels; install g++ or clang++"
-    return Check("C++ compiler", "ok", found) if found else Check("C++ compiler", "fail", "none", mend)
+    fix = "vLLM and DeepSpeed compile kernels; install g++ or clang++"
+    return Check("C++ compiler", "ok", found) if found else Check("C++ compiler", "fail", "none", fix)
 
 
 def _headers() -> Check:
     path = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    mend = "compiled kernels need it; install your system's Python development package, or set rollout.enforce_eager"
-    return Check("Python.h", "ok", str(path)) if path.exists() else Check("Python.h", "warn", "none", mend)
+    fix = "compiled kernels need it; install your system's Python development package, or set rollout.enforce_eager"
+    return Check("Python.h", "ok", str(path)) if path.exists() else Check("Python.h", "warn", "none", fix)
 
 
 def _packages() -> list[Check]:
@@ -86,8 +89,8 @@ def _packages() -> list[Check]:
             checks.append(Check(name, "fail", "not installed", SETUP))
             continue
         same = found.split("+")[0] == wanted
-        mend = "" if same else f"Volley is tested with {wanted}; {SETUP}"
-        checks.append(Check(name, "ok" if same else "warn", found, mend))
+        fix = "" if same else f"Volley is tested with {wanted}; {SETUP}"
+        checks.append(Check(name, "ok" if same else "warn", found, fix))
     return checks
 
 
@@ -98,13 +101,13 @@ def _vllm_version() -> Check:
         except PackageNotFoundError:
             continue
         same = found.split("+")[0] == VLLM_VERSION
-        mend = "" if same else f"Volley is tested with {VLLM_VERSION}; {SETUP}"
-        return Check("vLLM", "ok" if same else "warn", f"{name} {found}", mend)
+        fix = "" if same else f"Volley is tested with {VLLM_VERSION}; {SETUP}"
+        return Check("vLLM", "ok" if same else "warn", f"{name} {found}", fix)
     return Check("vLLM", "fail", "not installed", f"{SETUP} (VOLLEY_EXTRA=cuda for GPUs)")
 
 
 def _torchvision() -> Check:
-    """A CUDA torchvision beside a CPU torch makes every import of transformers fail."""
+    """A CUDA build of torchvision next to a CPU build of torch breaks every import of transformers."""
     present = []
     for name in ("torchvision", "torchaudio"):
         try:
@@ -112,10 +115,10 @@ def _torchvision() -> Check:
         except PackageNotFoundError:
             continue
     if not present:
-        return Check("torchvision, torchaudio", "ok", "not installed, not needed")
+        return Check("torchvision, torchaudio", "ok", "not installed (not needed)")
     is_cpu = "cpu" in version("torch")
-    mend = "beside a CPU torch they break every import of transformers; pip uninstall torchvision torchaudio"
-    return Check("torchvision, torchaudio", "fail" if is_cpu else "ok", ", ".join(present), mend if is_cpu else "")
+    fix = "with a CPU build of torch they break every import of transformers; run pip uninstall torchvision torchaudio"
+    return Check("torchvision, torchaudio", "fail" if is_cpu else "ok", ", ".join(present), fix if is_cpu else "")
 
 
 def _torch_build() -> Check:
@@ -128,14 +131,14 @@ def _torch_build() -> Check:
     if int(num_gpus):
         return Check("torch device", "ok", f"{found}, {num_gpus} GPU(s)")
     if shutil.which("nvidia-smi"):
-        mend = "this machine has a GPU that torch does not see; VOLLEY_EXTRA=cuda make setup, in a fresh .venv"
-        return Check("torch device", "warn", found, mend)
+        fix = "this machine has a GPU that torch cannot use; delete .venv and run VOLLEY_EXTRA=cuda make setup"
+        return Check("torch device", "warn", found, fix)
     if cuda != "None":
-        mend = "a CUDA build on a machine without GPU wastes space; see the README on the CPU build"
-        return Check("torch device", "warn", found, mend)
+        fix = "a CUDA build on a machine without a GPU wastes disk space; see the README for the CPU build"
+        return Check("torch device", "warn", found, fix)
     if is_slow == "True":
-        mend = "bf16 takes tens of times as long as fp32 here; train with learner.dtype: fp32, as the demo does"
-        return Check("torch device", "warn", f"{found}, CPU without AVX-512", mend)
+        fix = "bf16 is over ten times slower than fp32 on this CPU; train with learner.dtype: fp32, as the demo does"
+        return Check("torch device", "warn", f"{found}, CPU without AVX-512", fix)
     return Check("torch device", "ok", f"{found}, CPU")
 
 
@@ -144,20 +147,20 @@ def _imports(package: str) -> Check:
     name = f"import {package}"
     if done.returncode == 0:
         return Check(name, "ok", "works")
-    return Check(name, "fail", _last_line(done.stderr), f"{SETUP} in a fresh .venv")
+    return Check(name, "fail", _last_line(done.stderr), f"delete .venv and {SETUP}")
 
 
 def _cores() -> Check:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     found = f"{cores}" + (f", OMP_NUM_THREADS={threads}" if threads else "")
-    mend = "" if cores > 1 else "with one core generation and learning take turns; give the process two or more"
-    return Check("cores", "ok" if cores > 1 else "warn", found, mend)
+    fix = "" if cores > 1 else "with one core, generation and training cannot overlap; use two or more"
+    return Check("cores", "ok" if cores > 1 else "warn", found, fix)
 
 
 def _memory() -> Check:
     return _at_least(
-        "memory", psutil.virtual_memory().available, MIN_MEMORY_BYTES, "free some, or use a larger machine"
+        "memory", psutil.virtual_memory().available, MIN_MEMORY_BYTES, "free memory or use a larger machine"
     )
 
 
@@ -169,22 +172,22 @@ def _shared_memory() -> Check:
 
 
 def _disk() -> Check:
-    return _at_least("disk here", shutil.disk_usage(".").free, MIN_DISK_BYTES, "checkpoints need room; free some")
+    return _at_least("disk here", shutil.disk_usage(".").free, MIN_DISK_BYTES, "checkpoints need disk space; free some")
 
 
 def _sandbox() -> Check:
     try:
-        return Check("sandbox", "ok", f"holds programs ({code.check_system()})")
+        return Check("sandbox", "ok", f"works ({code.check_system()})")
     except RewardError as error:
-        mend = "for the reward 'code' only: allow user namespaces or install bubblewrap"
-        return Check("sandbox", "warn", str(error), mend)
+        fix = "needed only for the reward 'code': allow user namespaces or install bubblewrap"
+        return Check("sandbox", "warn", str(error), fix)
 
 
-def _at_least(name: str, size: int, least: int, mend: str) -> Check:
+def _at_least(name: str, size: int, least: int, fix: str) -> Check:
     found = f"{size / 2**30:.1f} GiB"
     if size >= least:
         return Check(name, "ok", found)
-    return Check(name, "warn", found, f"{least / 2**30:.0f} GiB or more are advised; {mend}")
+    return Check(name, "warn", found, f"{least / 2**30:.0f} GiB or more recommended; {fix}")
 
 
 def _python_child(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,4 @@
-"""The `volley` command. Each command is a few lines here; what it does lives in the module it names.
-
-Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 3 data, 4 checkpoint, 5 model, 6 reward,
-130 interrupted.
-"""
+"""The `volley` command. Each subcommand is a few lines here that call the module that implements it."""
 
 import argparse
 import asyncio
@@ -11,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from volley.cluster.cli.cluster_commands import add_cluster_commands
 from volley.cluster.cli.data_commands import add_data_commands
@@ -21,14 +18,18 @@ from volley.cluster.recipe.stages import stage_names, train_all
 from volley.cluster.storage.directory import RunDirectory, find_run
 from volley.rollout.errors import ConfigError, VolleyError
 
+DISTRIBUTION = "volley-rl"
+EXIT_CODES = """exit codes: 0 success, 1 the run failed, 2 usage or configuration, 3 data, 4 checkpoint,
+5 model, 6 reward, 130 interrupted"""
+
 
 def program() -> None:
-    """The `volley` command."""
+    """The entry point of the `volley` command."""
     code = main()
     discard_own_token()
     sys.stdout.flush()
     sys.stderr.flush()
-    # The exit handlers of vLLM and DeepSpeed can hang or abort after all work is done and saved.
+    # Exit handlers of vLLM and DeepSpeed can hang or abort, although all work is saved at this point.
     os._exit(code)
 
 
@@ -38,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
         return int(options.run(options))
     except BaseException as error:
-        return _explain(error)
+        return report_error(error)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """As argparse does, but overrides may stand before and after flags."""
-    parser = _parser()
+    """Parse arguments; unlike plain argparse, overrides may come before and after flags."""
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(options, "overrides") and all("=" in each and not each.startswith("-") for each in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -52,15 +53,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _explain(error: BaseException) -> int:
-    """One sentence for what a user can mend; everything else keeps its traceback."""
+def report_error(error: BaseException) -> int:
+    """Print an error and return its exit code: one sentence for errors that users can fix, otherwise a traceback."""
     if isinstance(error, BaseExceptionGroup):
-        # One loss shows in several places; a sentence for the user says more than the others' traces.
-        told, rest = error.split((VolleyError, FloatingPointError, TimeoutError))
-        if rest is not None and told is not None:
-            sys.excepthook(type(rest), rest, rest.__traceback__)
-        if told is not None or len(error.exceptions) == 1:
-            return _explain((told or error).exceptions[0])
+        # One failure can surface in several tasks. Print the error that is meant for users last.
+        expected, unexpected = error.split((VolleyError, FloatingPointError, TimeoutError))
+        if expected is not None and unexpected is not None:
+            sys.excepthook(type(unexpected), unexpected, unexpected.__traceback__)
+        if expected is not None or len(error.exceptions) == 1:
+            return report_error((expected or error).exceptions[0])
     if isinstance(error, VolleyError):
         print(f"volley: {error}", file=sys.stderr)
         return error.exit_code
@@ -75,45 +76,65 @@ def _explain(error: BaseException) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="volley", description="Post-train language models with online RL.")
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="volley",
+        description="Post-train language models with online reinforcement learning and preference learning.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"volley {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train by a recipe")
-    train.add_argument("recipe", help="a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="for instance steps=50 learner.lr=1e-5")
-    train.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
-    train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    train.add_argument("--auto-resume", action="store_true", help="go on from a checkpoint if there is one, else start")
+    train = commands.add_parser("train", help="train a model from a recipe")
+    train.add_argument("recipe", help="path of a YAML file")
+    train.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override recipe keys, e.g. steps=50 learner.lr=1e-5"
+    )
+    train.add_argument("--resume", action="store_true", help="resume from the run's latest checkpoint")
+    train.add_argument(
+        "--auto-resume", action="store_true", help="resume if the run has a checkpoint, otherwise start it"
+    )
+    train.add_argument("--dry-run", action="store_true", help="validate the recipe and print the plan without training")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="evaluate a model by a recipe's test data and rewards")
-    evaluate.add_argument("recipe")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for instance model=runs/demo/model")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate = commands.add_parser("eval", help="evaluate a model on a recipe's test data and rewards")
+    evaluate.add_argument("recipe", help="path of a YAML file")
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override recipe keys, e.g. model=runs/demo/model"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="write a run's report page")
-    report.add_argument("run_name", metavar="RUN", help="a name below runs/, or a directory")
+    report = commands.add_parser("report", help="write the HTML report of a run")
+    report.add_argument("run_name", metavar="RUN", help="name of a run in runs/, or a directory")
     report.set_defaults(run=_report)
 
-    inspect = commands.add_parser("inspect", help="print a run's samples")
-    inspect.add_argument("run_name", metavar="RUN")
-    inspect.add_argument("--step", type=int, help="default: the last one")
-    inspect.add_argument("--limit", type=int, default=3, help="groups to print")
-    inspect.add_argument("--only", choices=("right", "wrong", "unscorable"))
+    inspect = commands.add_parser("inspect", help="print samples of a run")
+    inspect.add_argument("run_name", metavar="RUN", help="name of a run in runs/, or a directory")
+    inspect.add_argument("--step", type=int, help="training step (default: the last one)")
+    inspect.add_argument("--limit", type=int, default=3, help="number of groups to print (default: 3)")
+    inspect.add_argument("--only", choices=("right", "wrong", "unscorable"), help="print only these completions")
     inspect.set_defaults(run=_inspect)
 
-    doctor = commands.add_parser("doctor", help="check this machine and say how to mend what would fail")
+    doctor = commands.add_parser("doctor", help="check the installation and suggest fixes")
     doctor.set_defaults(run=_doctor)
 
     add_data_commands(commands)
 
     add_cluster_commands(commands)
 
-    demo = commands.add_parser("demo", help="make a tiny model and teach it to add")
+    demo = commands.add_parser("demo", help="train a tiny model to add numbers, in minutes on a CPU")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return f"({DISTRIBUTION} is not installed)"
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -126,7 +147,7 @@ def _train(options: argparse.Namespace) -> int:
     if not options.dry_run:
         directory.check(resume, options.auto_resume)
         check_recipe(recipe)
-    _environment(recipe)
+    _prepare_environment(recipe)
     from volley.cluster.recipe.build import build, plan_text
 
     parts = build(recipe)
@@ -137,14 +158,14 @@ def _train(options: argparse.Namespace) -> int:
     from volley.cluster.run.training import Training
 
     try:
-        asyncio.run(Training(parts, make_launcher(parts, _say), directory, _say).run(resume))
+        asyncio.run(Training(parts, make_launcher(parts, _print_line), directory, _print_line).run(resume))
     finally:
         directory.close()
     return 0
 
 
 def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -> int:
-    """All stages in turn. What can be wrong in any of them is said before the first starts."""
+    """Train all stages in order. All of them are validated before the first one starts."""
     from volley.cluster.recipe.build import build, plan_text
 
     resume = options.resume or options.auto_resume
@@ -155,7 +176,7 @@ def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -
             RunDirectory(recipe.directory).check(False, False)
         if first is None and not options.dry_run:
             check_recipe(recipe)
-        # The model of an earlier stage is not there yet; it will be like the first one's.
+        # The model of an earlier stage does not exist yet; it will have the files of the first stage's model.
         parts = build(recipe if first is None else dataclasses.replace(recipe, model=first.model))
         first = first or recipe
         if options.dry_run:
@@ -167,8 +188,8 @@ def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -
 def _evaluate(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     if not recipe.data.test:
-        raise ConfigError("eval needs test data; add data.test to the recipe or give data.test=FILE.")
-    _environment(recipe)
+        raise ConfigError("eval needs test data; add data.test to the recipe or pass data.test=FILE.")
+    _prepare_environment(recipe)
     from volley.cluster.recipe.build import build
     from volley.cluster.run.evaluate_model import evaluate_model
 
@@ -208,7 +229,7 @@ def _demo(options: argparse.Namespace) -> int:
     return demo()
 
 
-def _environment(recipe: Recipe) -> None:
+def _prepare_environment(recipe: Recipe) -> None:
     from volley.cluster.launch.environment import prepare_environment
 
     prepare_environment(recipe)
@@ -216,5 +237,5 @@ def _environment(recipe: Recipe) -> None:
         prepare_token(recipe)
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(text, flush=True)

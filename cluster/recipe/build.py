@@ -204,9 +204,8 @@ def plan_text(parts: Parts) -> str:
         f"{parts.prompts.num_dropped_long} prompts dropped as too long; {len(parts.test_prompts)} test prompts"
     )
     lines += ["", "# memory, estimated", *memory_lines(parts)]
-    lines.append(
-        f"\n{facts.architecture}, {facts.num_parameters:,} parameters: everything is in order, nothing was started"
-    )
+    lines.append(f"\n{facts.architecture}, {facts.num_parameters:,} parameters")
+    lines.append("Recipe is valid (dry run, nothing was started).")
     return "\n".join(lines)
 
 

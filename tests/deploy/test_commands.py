@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.manifests import DEPLOY, documents
-from volley.cluster.cli.main import _parser
+from volley.cluster.cli.main import make_parser
 
 FILES = [
     path for path in sorted(DEPLOY.rglob("*")) if path.is_file() and not {"grafana", "__pycache__"} & set(path.parts)
@@ -29,7 +29,7 @@ def _commands(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def _subparsers() -> dict[str, argparse.ArgumentParser]:
-    (action,) = [each for each in _parser()._actions if isinstance(each, argparse._SubParsersAction)]
+    (action,) = [each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction)]
     return dict(action.choices)
 
 

@@ -238,7 +238,7 @@ def test_the_verifier_of_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[s
         (verifier,) = json.loads(capfd.readouterr().out)["verifiers"]
         assert (verifier["name"], verifier["counts"]["right"]) == (name, right)
     assert main(["verify", data, "--recipe", str(recipe), "--options", "tolerance=1"]) == 2
-    assert "a recipe states the options of its rewards itself" in capfd.readouterr().err
+    assert "--options cannot be combined with --recipe" in capfd.readouterr().err
 
 
 def test_options_are_spelled_as_in_a_recipe(tmp_path: Path) -> None:

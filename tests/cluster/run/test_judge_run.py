@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from volley.cluster.cli.main import _explain
+from volley.cluster.cli.main import report_error
 from volley.cluster.loop.buffer import GroupBuffer
 from volley.cluster.loop.evaluate import Evaluation
 from volley.cluster.loop.group_metrics import group_metrics
@@ -144,7 +144,7 @@ def test_an_endpoint_that_dies_ends_the_run_with_its_name(capsys: pytest.Capture
         asyncio.run(main())
     assert time.monotonic() - started < 20
     assert raised.group_contains(RewardError)
-    assert _explain(raised.value) == RewardError.exit_code
+    assert report_error(raised.value) == RewardError.exit_code
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "of the last 64 judgements of http://127.0.0.1:" in said
