@@ -9,12 +9,14 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import psutil
 import ray
 
 from volley.cluster.on_ray.probe import check_cluster
 from volley.cluster.on_ray.token import cluster_address, own_token
+from volley.cluster.on_ray.working_directory import check_working_directory
 from volley.cluster.recipe.config import Recipe
 from volley.rollout.errors import ConfigError
 
@@ -25,6 +27,7 @@ NAME_S = 5.0
 
 def connect(recipe: Recipe) -> None:
     """Join the cluster that the recipe names, or start a private one. Raises `ConfigError`."""
+    check_working_directory(Path.cwd())
     address = cluster_address(recipe)
     if address:
         address = check_cluster(address, recipe.cluster.allow_unauthenticated)

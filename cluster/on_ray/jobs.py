@@ -26,6 +26,7 @@ from volley.cluster.on_ray.probe import (
     is_loopback,
     split_address,
 )
+from volley.cluster.on_ray.working_directory import SHADOWING_FILES
 from volley.cluster.recipe.config import RUNS, RUNS_VARIABLE, Recipe
 from volley.cluster.run.diagnose import diagnose, explain
 from volley.cluster.storage.metrics import METRICS, read_rows
@@ -33,8 +34,9 @@ from volley.rollout.errors import ConfigError, LostError
 
 READY_S = 60
 """How long a head that was just started may take until it accepts jobs."""
-NOT_UPLOADED = ["runs", ".venv", ".git", "*.safetensors", "*.parquet", "__pycache__"]
-"""Patterns of files in the working directory that are not copied to the cluster."""
+NOT_UPLOADED = ["runs", ".venv", ".git", "*.safetensors", "*.parquet", "__pycache__", *SHADOWING_FILES]
+"""Patterns of files in the working directory that are not copied to the cluster. Ray's workers search the copy first,
+so a package named volley in it would hide the installed one."""
 
 
 def submit(recipe_path: str, recipe: Recipe, overrides: Sequence[str], runs: str, follow: bool) -> int:
@@ -46,8 +48,7 @@ def submit(recipe_path: str, recipe: Recipe, overrides: Sequence[str], runs: str
             f"a job of the run '{recipe.name}' is already running; wait for it, stop it with volley stop "
             f"{recipe.name}, or give this run another name (name=...)."
         )
-    # Without -P Python would search the copy of the working directory first, and a `volley` directory there would hide
-    # the installed package.
+    # -E and -P: do not search the copy of the working directory for packages.
     command = [
         "python",
         "-E",

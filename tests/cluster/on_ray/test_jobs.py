@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -120,7 +121,8 @@ def test_token_file_is_private_and_required(head: Path) -> None:
 
 def test_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, workspace: Path, tmp_path: Path) -> None:
     recipe(workspace, "job", steps=2000, max_staleness=1, cluster={"worker_cpus": 1, "rank_cpus": 1})
-    submitted = volley(head, workspace, "submit", "job.yaml", "--no-follow")
+    with packages_of_the_user(workspace):
+        submitted = volley(head, workspace, "submit", "job.yaml", "--no-follow")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     again = volley(head, workspace, "submit", "job.yaml", "--no-follow")
     assert (again.returncode, "is already running" in again.stderr) == (2, True), again.stderr
@@ -163,6 +165,22 @@ def test_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, work
     assert followed.stdout.index("stopped at step") < followed.stdout.index(": STOPPED")
     if not CHROMIUM:
         pytest.skip("everything but the dashboard check passed: no chromium on this machine")
+
+
+@contextmanager
+def packages_of_the_user(directory: Path) -> Iterator[None]:
+    """Modules in the working directory that are named like Volley and its parts; next to them `recipe` has put a
+    rewards.py. Neither the driver nor the actors of a job may import them."""
+    files = [directory / "volley" / "__init__.py", directory / "volley.py", directory / "cluster.py"]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text("raise ImportError('a module of the user')\n")
+    try:
+        yield
+    finally:
+        for file in files:
+            file.unlink()
+        files[0].parent.rmdir()
 
 
 @pytest.mark.faults
