@@ -7,107 +7,71 @@ ranks can be seen in the result.
 Legend: N sequences of a micro-batch, T completion tokens of the longest one (shorter ones are padded on the right).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
-KL_ESTIMATORS = ("k1", "k2", "k3")
+from volley.learner.signals.batch import Signal, SignalTensors
+from volley.learner.signals.kl import kl_estimate
+
+T_co = TypeVar("T_co", bound=SignalTensors, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Critic:
-    """What losses with a critic read of each token. values_NT: with gradient. advantages_NT, returns_NT: of the values
-    before the update, without. Padded places hold zeros."""
-
-    values_NT: Tensor
-    advantages_NT: Tensor
-    returns_NT: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """The tensors of one forward pass, all float32 on one device.
-
-    logprobs_NT: of the policy, at the sampling temperature, with gradient. behaviour_NT: of the distribution that
-    sampled. reference_NT: of the frozen reference policy, None for losses that have none. mask_NT: 1 for completion
-    tokens, 0 for padding. advantages_N: zeros for losses that read none. pairs_P2 (int64): places in N of the chosen
-    and the rejected completion of each of P pairs, none for losses that read none. labels_N: 1 for desirable
-    completions, 0 for the others. baseline: KTO's z, of the whole batch. critic: None for losses that
-    have none. Padded places hold finite numbers.
-    """
+class MicroBatch(Generic[T_co]):
+    """The tensors of one forward pass, all float32 on one device. Padded places hold finite numbers."""
 
     logprobs_NT: Tensor
-    behaviour_NT: Tensor
-    reference_NT: Tensor | None
+    """Of the policy, at the sampling temperature, with gradient, in nats."""
     mask_NT: Tensor
-    advantages_N: Tensor
-    pairs_P2: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
-    labels_N: Tensor = field(default_factory=lambda: torch.zeros(0))
-    baseline: float = 0.0
-    critic: Critic | None = None
+    """1 for trained tokens, 0 for padding."""
+    reference_NT: Tensor | None
+    """Log-probs of the frozen reference policy; None for losses that have none."""
+    signal: T_co
+    """What the loss's own signal gives."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """loss: scalar sum, to be divided by the loss's normalizer. metrics: name -> (sum, count) scalars, detached; the
-    learner adds both over micro-batches and ranks and divides at the end."""
+    """What a loss makes of one micro-batch."""
 
     loss: Tensor
+    """A scalar sum, to be divided by the loss's normalizer."""
     metrics: dict[str, tuple[Tensor, Tensor]]
+    """Name -> (sum, count), scalars, detached. The learner adds both over micro-batches and ranks and divides at the
+    end."""
 
 
-class Loss(Protocol):
-    """One method's objective. signal: "advantages", "rewards" (which takes a critic), "pairs", "labels" or
-    "demonstrations", what `batch.make_batch` must provide. whitens: whether advantages are divided by their spread over
-    the whole batch."""
+class Loss(ABC):
+    """One method's objective. A subclass is a frozen dataclass whose fields are its options in a recipe."""
 
-    signal: ClassVar[str]
-    whitens: ClassVar[bool]
+    signal: ClassVar[type[Signal]]
+    """What it learns from."""
+    min_group_size: ClassVar[int] = 1
+    """The smallest group the method makes sense with (2 for group-relative advantages)."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a frozen reference policy must be loaded."""
-        ...
+        """Whether it compares the policy with a frozen reference policy."""
+        return False
 
     @property
-    def min_group_size(self) -> int:
-        """The smallest group the method makes sense with (2 for group-relative advantages)."""
-        ...
+    def critic_lr(self) -> float:
+        """Peak learning rate of its value head; 0 for losses without one."""
+        return 0.0
 
-    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
-        """One group's rewards to its advantages, [G] -> [G]; empty for losses that read none."""
-        ...
-
+    @abstractmethod
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
-        """What the global sum is divided by, from the global counts of completion tokens, sequences and pairs."""
-        ...
+        """What the global sum is divided by, from the global counts of trained tokens, completions and pairs."""
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    @abstractmethod
+    def loss_sum(self, micro: MicroBatch[Any]) -> LossSum:
         """The sum over the micro-batch and its metrics."""
-        ...
 
 
-def kl_estimate(kind: str, logprobs_NT: Tensor, reference_NT: Tensor) -> Tensor:
-    """Per-token estimates of KL(pi || pi_ref) from samples of pi, [N, T], with d = log pi_ref - log pi.
-
-    k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman, "Approximating KL divergence", 2020; k3 is equation 4 of
-    arXiv 2402.03300). As a loss they differ: on policy the expected gradient of k2 is that of KL(pi || pi_ref), of k3
-    that of KL(pi_ref || pi), and of k1 it is zero. d is clamped from above at 20 against overflow.
-    """
-    d_NT = (reference_NT - logprobs_NT).clamp(max=MAX_LOG_RATIO)
-    if kind == "k1":
-        return -d_NT
-    if kind == "k2":
-        return d_NT.square() / 2
-    assert kind == "k3", kind
-    return d_NT.expm1() - d_NT
-
-
-def kl_metric(micro: MicroBatch) -> dict[str, tuple[Tensor, Tensor]]:
+def kl_metric(micro: MicroBatch[SignalTensors]) -> dict[str, tuple[Tensor, Tensor]]:
     """How far the policy is from its reference: {"kl": (sum, tokens)} by k3, whatever the loss itself adds; {} without
     a reference. An estimate of KL(pi || pi_ref) where the policy sampled the completions; on a data set's, the
     distance on what stands there."""

@@ -1,23 +1,105 @@
-"""Rewards to advantages: plain Python floats, no tensors. Of one group, [G] -> [G]; with a critic, of one completion's
-tokens (`gae`).
+"""Rewards of a group become one advantage per completion: what policy-gradient losses without a critic learn from.
 
-Rewards that are equal up to float noise (weighted sums of the same terms may differ in their last bits) give exactly
-0.0 in every function of groups here, and so does a group of one: neither says which completion was better.
+The formulas work on plain Python floats, [G] -> [G]. Rewards that are equal up to float noise (weighted sums of the same
+terms may differ in their last bits) give exactly 0.0 in each of them, and so does a group of one: neither says which
+completion was better.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from volley.learner.config import SignalConfig
+from volley.learner.signals.batch import Batch, Drawn, MicroBatchPart, ReadySignal, SignalTensors, scored
+from volley.learner.signals.kl import kl_estimate
+from volley.learner.signals.rows import ArrayFields, Indices
+from volley.rollout.types import ScoredGroup
 
 _FLOAT_NOISE = 1e-9
 _STD_EPSILON = 1e-4
 _BATCH_EPSILON = 1e-8
 
 
+class AdvantageLoss(Protocol):
+    """A loss that reads advantages."""
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are divided by their spread over the whole batch."""
+        ...
+
+    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
+        """One group's rewards to its advantages, [G] -> [G]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTensors(SignalTensors):
+    """What losses over the policy's own samples read."""
+
+    behaviour_NT: Tensor
+    """Log-probs of the distribution that sampled, in nats."""
+    advantages_NT: Tensor
+    """[N, T], or [N, 1] where all tokens of a completion have the same."""
+
+    def metrics(self, logprobs_NT: Tensor, mask_NT: Tensor, fresh_N: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """kl_behaviour: k3 estimate of KL(behaviour || policy). logprob_mismatch: |difference| of log-probs, on fresh
+        samples only, where it is numerical noise."""
+        kl_NT = kl_estimate("k3", self.behaviour_NT, logprobs_NT) * mask_NT
+        metrics = {"kl_behaviour": (kl_NT.sum(), mask_NT.sum())}
+        fresh_NT = mask_NT * fresh_N[:, None]
+        if fresh_NT.any():
+            gap_NT = (logprobs_NT - self.behaviour_NT).abs() * fresh_NT
+            metrics["logprob_mismatch_mean"] = (gap_NT.sum(), fresh_NT.sum())
+            metrics["logprob_mismatch_max"] = (gap_NT.amax(), fresh_NT.new_ones(()))
+        return metrics
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Advantages(ArrayFields, ReadySignal):
+    """One advantage per completion."""
+
+    label: ClassVar[str] = "advantages"
+    from_policy: ClassVar[bool] = True
+
+    values: NDArray[np.float64]
+    """[N]"""
+
+    @classmethod
+    def make_batch(cls, drawn: Drawn, loss: AdvantageLoss) -> Batch:
+        rows, _ = scored(drawn.groups, drawn.version)
+        values: list[float] = []
+        for group in drawn.groups:
+            values += loss.advantages([reward for reward in group.rewards if not math.isnan(reward)])
+        return Batch(rows, cls(np.array(scaled_by_spread(values) if loss.whitens else values, dtype=np.float64)))
+
+    @classmethod
+    def reason_against(cls, group: ScoredGroup, config: SignalConfig) -> str:
+        if group.has_signal:
+            return ""
+        return "tied" if sum(not math.isnan(reward) for reward in group.rewards) > 1 else "unscorable"
+
+    def take(self, completions: Indices) -> "Advantages":
+        return Advantages(self.values[completions])
+
+    def idle(self) -> NDArray[np.bool_]:
+        """A policy loss is proportional to the advantage, and groups whose rewards are all equal have exactly 0."""
+        return self.values == 0.0
+
+    def tensors(self, part: MicroBatchPart) -> SampledTensors:
+        return SampledTensors(part.behaviour_NT, part.tensor(self.values[part.completions])[:, None])
+
+
 def group_relative(rewards_G: Sequence[float]) -> list[float]:
     """(r_i - mean) / (std + 1e-4): GRPO, arXiv 2402.03300, section 4.1.2 (outcome supervision).
 
     std is the sample standard deviation (divisor G - 1), as in the implementations that people compare with; the
-    paper does not say which one it means. The 1e-4 is not in the paper; it bounds what a tiny spread is blown up to.
+    paper does not say which one it means. The 1e-4 is not in the paper; it limits how much a tiny spread is amplified.
     """
     if _all_equal(rewards_G):
         return [0.0] * len(rewards_G)
@@ -43,39 +125,12 @@ def leave_one_out(rewards_G: Sequence[float]) -> list[float]:
 
 
 def scaled_by_spread(advantages: Sequence[float]) -> list[float]:
-    """a / (std + 1e-8) over a whole batch of centred advantages: REINFORCE++, arXiv 2501.03262. std as above, around 0,
-    the mean of centred groups; exact zeros stay zeros."""
+    """a / (std + 1e-8) over a whole batch of centred advantages: REINFORCE++, arXiv 2501.03262. std is the sample
+    standard deviation around 0, the mean of centred groups. Exact zeros stay zeros."""
     if len(advantages) < 2:
         return list(advantages)
     std = math.sqrt(math.fsum(advantage**2 for advantage in advantages) / (len(advantages) - 1))
     return [advantage / (std + _BATCH_EPSILON) for advantage in advantages]
-
-
-def gae(reward: float, values_T: Sequence[float], gamma: float, lam: float) -> list[float]:
-    """Generalized advantage estimation of one completion's tokens, [T] -> [T]: arXiv 1506.02438, equation 16,
-
-        A_t = sum_{l >= 0} (gamma lam)^l delta_{t+l},   delta_t = r_t + gamma V_{t+1} - V_t
-
-    with r_t = 0 but for the last token's, `reward`, and a value of 0 after it. values_T: of the states that the tokens
-    were chosen in. Computed from the end as A_t = delta_t + gamma lam A_{t+1}.
-    """
-    advantages, following, value_after = [0.0] * len(values_T), 0.0, 0.0
-    for t in range(len(values_T) - 1, -1, -1):
-        delta = (reward if t == len(values_T) - 1 else 0.0) + gamma * value_after - values_T[t]
-        advantages[t] = following = delta + gamma * lam * following
-        value_after = values_T[t]
-    return advantages
-
-
-def whitened(advantages: Sequence[Sequence[float]]) -> list[list[float]]:
-    """(a - mean) / (std + 1e-8) over the tokens of a whole batch, [N][T]; std is the sample standard deviation. Fewer
-    than two tokens stay as they are."""
-    flat = [value for row in advantages for value in row]
-    if len(flat) < 2:
-        return [list(row) for row in advantages]
-    mean = math.fsum(flat) / len(flat)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in flat) / (len(flat) - 1))
-    return [[(value - mean) / (std + _BATCH_EPSILON) for value in row] for row in advantages]
 
 
 def _all_equal(rewards: Sequence[float]) -> bool:

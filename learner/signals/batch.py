@@ -1,222 +1,254 @@
-"""Scored groups become a batch: rows (what was said) and a signal (what the loss reads).
+"""Scored groups become a batch: rows (the tokens) and a signal (what the loss reads about them).
 
-Unscorable completions carry no signal and are left out; the caller has counted them.
+A signal is a type. `Signal` lists what each one owns: how groups become rows, why a group teaches nothing, what the ranks
+prepare before the update, and which tensors its losses read. Unscorable completions are left out of every batch; the
+caller has counted them.
 """
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from volley.learner.config import SignalConfig
-from volley.learner.losses.common import Loss
-from volley.learner.signals.advantages import scaled_by_spread
-from volley.learner.signals.pairs import group_pairs
+from volley.learner.signals.rows import Indices, PlannedRows, Rows
 from volley.rollout.types import ScoredGroup
 
+S = TypeVar("S", bound="Signal")
+
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence to learn from.
+class Drawn:
+    """The groups of one step, and how they were drawn."""
 
-    prompt_ids: [P]. completion_ids: [T]. behaviour_logprobs: [T] of the distribution that sampled them (zeros for
-    what stands in a data set). staleness: weight versions between sampling its first token and this batch.
-    """
+    groups: Sequence[ScoredGroup]
+    version: int
+    """The weight version that is about to be updated."""
+    config: SignalConfig
+    replaced: Mapping[str, int]
+    """How many groups were drawn and replaced, by `Signal.reason_against`, so that yields cover all groups drawn."""
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    behaviour_logprobs: tuple[float, ...]
-    staleness: int
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the normalizers of losses divide by, over the whole batch."""
+
+    tokens: int
+    """Trained tokens."""
+    completions: int
+    pairs: int = 0
+    """Pairs of completions, where the signal has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalTensors:
+    """What losses read of a micro-batch besides log-probs and mask. Each signal has a type of its own."""
+
+    def metrics(self, logprobs_NT: Tensor, mask_NT: Tensor, fresh_N: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Metrics of every update by this signal: name -> (sum, count). logprobs_NT: of the policy, detached. fresh_N:
+        1 for completions that were sampled under the weights of the update."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchPart:
+    """One micro-batch as a signal sees it: its place in the shard, and what the forward pass gave."""
+
+    completions: slice
+    """Its completions among those of the shard."""
+    tokens: slice
+    """Its trained tokens among those of the shard."""
+    behaviour_NT: Tensor
+    """[N, T]"""
+    values_M: Tensor
+    """[M], values with gradient; empty without a value head."""
+    scatter: Callable[[Tensor], Tensor]
+    """[M] to [N, T], zeros at padding."""
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """Float32 on the device of the micro-batch."""
+        return torch.tensor(values, dtype=torch.float32, device=self.behaviour_NT.device)
+
+
+class Evaluator(Protocol):
+    """What a rank can compute for a signal before the update. All ranks make the same calls in the same order."""
+
+    def policy(self, planned: PlannedRows) -> NDArray[np.float32]:
+        """[M], log-probs of the rank's trained tokens under the policy."""
+        ...
+
+    def reference(self, planned: PlannedRows) -> NDArray[np.float32]:
+        """[M], the same under the reference."""
+        ...
+
+    def values(self, planned: PlannedRows) -> NDArray[np.float32]:
+        """[M], values of the states before these tokens."""
+        ...
+
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over all ranks, element by element."""
+        ...
+
+
+class Prepared(Protocol):
+    """A shard's signal, ready for the losses."""
+
+    def tensors(self, part: MicroBatchPart) -> SignalTensors:
+        """What the losses read of one micro-batch."""
+        ...
+
+
+class Signal(ABC):
+    """What a family of losses learns from. An instance holds the values of N completions."""
+
+    label: ClassVar[str]
+    """Its plural, for texts: "pairs"."""
+    from_policy: ClassVar[bool]
+    """Whether scored samples of the policy can give it."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """The columns of a data set that can give it, besides the prompt; () where only the policy's samples can."""
+    compares: ClassVar[bool] = False
+    """Whether completions of one group are compared in pairs, so that a data set's can meet the policy's."""
+
+    @classmethod
+    @abstractmethod
+    def make_batch(cls, drawn: Drawn, loss: Any) -> "Batch":
+        """The batch of some groups. loss: one whose signal this is."""
+
+    @classmethod
+    @abstractmethod
+    def reason_against(cls, group: ScoredGroup, config: SignalConfig) -> str:
+        """Why nothing that `make_batch` makes of this group moves the weights: "tied", "unscorable" or "same" (see
+        `volley.learner.signals.pairs.GroupPairs`); "" where something does."""
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
+        """Completions and rewards in a row of a data set. text: reads a column's text. where: names the row in errors.
+        Raises `DataError` for a row that says nothing."""
+        raise NotImplementedError(f"{cls.__name__} is not read from data")
+
+    @abstractmethod
+    def take(self: S, completions: Indices) -> S:
+        """The signal of these completions, in this order."""
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
+    def num_pairs(self) -> int:
+        return 0
+
+    @property
+    def auxiliary(self) -> Rows | None:
+        """More rows that `prepare` needs to evaluate, which are not learned from."""
+        return None
+
+    def unit_of(self, num_completions: int) -> Indices:
+        """[N], equal numbers for neighbours that must be in one micro-batch."""
+        return np.arange(num_completions)
+
+    def idle(self) -> NDArray[np.bool_] | None:
+        """[N], which completions have no gradient unless a reference pulls on them; None for none."""
+        return None
+
+    @abstractmethod
+    def prepare(
+        self, evaluator: Evaluator, work: PlannedRows, auxiliary: PlannedRows | None
+    ) -> tuple[Prepared, dict[str, float]]:
+        """What must be computed over the whole batch before the update, and metrics of it. work: this rank's rows, whose
+        signal this is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advantages:
-    """The signal of policy losses: one advantage per row, [N]."""
+class ReadySignal(Signal):
+    """A signal that needs no preparation on the ranks."""
 
-    values: tuple[float, ...]
+    @abstractmethod
+    def tensors(self, part: MicroBatchPart) -> SignalTensors:
+        """See `Prepared.tensors`."""
 
-
-@dataclass(frozen=True, slots=True)
-class Rewards:
-    """The signal of losses with a critic, as it comes from the rewards: one number per row, [N]."""
-
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """The same when the critic has seen the rows (`critic`): for each token of each completion its advantage
-    and the return that its value should have been, [N][T]."""
-
-    advantages: tuple[tuple[float, ...], ...]
-    returns: tuple[tuple[float, ...], ...]
+    def prepare(
+        self, evaluator: Evaluator, work: PlannedRows, auxiliary: PlannedRows | None
+    ) -> tuple[Prepared, dict[str, float]]:
+        return self, {}
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """The signal of pair losses. pairs: (row of the chosen, row of the rejected). units: rows that some pair joins, so
-    that they must be computed together; every row is in one."""
+class SignalUser(Protocol):
+    """A loss, as far as batches are concerned."""
 
-    pairs: tuple[tuple[int, int], ...]
-    units: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """The signal of label losses: whether each row is desirable, [N]. mismatched: prompts with the completions of other
-    prompts, from which KTO estimates how far the policy is from its reference."""
-
-    values: tuple[bool, ...]
-    mismatched: tuple[Row, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstrations:
-    """The signal of supervised losses: every row is to be imitated."""
+    @property
+    def signal(self) -> type[Signal]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one optimizer step learns from, over all ranks and micro-batches. facts: what is worth knowing of how it was
-    made (`pair_yield`, `desirable_share`, ...)."""
+    """What one optimizer step learns from, over all ranks and micro-batches."""
 
-    rows: tuple[Row, ...]
-    signal: Advantages | Rewards | Targets | Pairs | Labels | Demonstrations
-    facts: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def num_completion_tokens(self) -> int:
-        return sum(len(row.completion_ids) for row in self.rows)
+    rows: Rows
+    signal: Signal
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """About how it was made: `pair_yield`, `desirable_share`, ..."""
 
     @property
-    def num_pairs(self) -> int:
-        return len(self.signal.pairs) if isinstance(self.signal, Pairs) else 0
+    def counts(self) -> Counts:
+        return Counts(self.rows.num_trained, self.rows.num_completions, self.signal.num_pairs)
 
-    @property
-    def units(self) -> Sequence[Sequence[int]]:
-        """Rows that must be in one micro-batch."""
-        return self.signal.units if isinstance(self.signal, Pairs) else [(i,) for i in range(len(self.rows))]
-
-    def with_gradient(self, loss: Loss) -> "Batch":
-        """Without the rows that cannot move the weights, at least one row: a policy loss without a reference (so
-        without a KL term) is proportional to the advantage, and groups whose rewards are all equal have advantages of
-        exactly 0. They count in the loss's normalizer, but need neither forward nor backward pass."""
-        if not isinstance(self.signal, Advantages) or loss.needs_reference or not self.rows:
+    def without_idle(self) -> "Batch":
+        """Without the completions that cannot move the weights where no reference pulls, but at least one completion.
+        They count in the loss's normalizer, but need neither forward nor backward pass."""
+        idle = self.signal.idle()
+        if idle is None or not len(idle) or not idle.any():
             return self
-        kept = [i for i, value in enumerate(self.signal.values) if value != 0.0] or [0]
-        signal = Advantages(tuple(self.signal.values[i] for i in kept))
-        return Batch(tuple(self.rows[i] for i in kept), signal, self.facts)
+        kept = np.flatnonzero(~idle) if not idle.all() else np.zeros(1, dtype=np.int64)
+        return Batch(self.rows.take(kept), self.signal.take(kept), self.metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one rank needs of a batch."""
+
+    work: PlannedRows
+    signal: Signal
+    """Of the completions in `work`, in their order."""
+    auxiliary: PlannedRows | None
+    """This rank's part of the signal's auxiliary rows."""
+    counts: Counts
+    """Of the whole batch."""
+    metrics: Mapping[str, float]
+    """Of the whole batch."""
+    padding_share: float
+    """Of all tokens that the ranks compute for the batch, how many are padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimizer step reports. metrics: name -> value over the rows of the global batch that have a gradient
-    (`loss`, `grad_norm`, `lr`, `entropy`, `logprob_mismatch_mean`, ... and the loss's own)."""
+    """What one optimizer step reports."""
 
     metrics: Mapping[str, float]
+    """Name -> value over the completions of the global batch that have a gradient (`loss`, `grad_norm`, `lr`, `entropy`,
+    `logprob_mismatch_mean`, ... and the loss's own)."""
 
 
 def make_batch(
     groups: Sequence[ScoredGroup],
-    loss: Loss,
+    loss: SignalUser,
     version: int,
     config: SignalConfig | None = None,
     replaced: Mapping[str, int] | None = None,
 ) -> Batch:
-    """The batch of `groups` for `loss`; `version` is the weight version that is about to be updated. replaced: how many
-    groups were drawn for it and replaced, by `reason_against`, so that yields are those of all groups drawn."""
-    config = config or SignalConfig()
-    if loss.signal == "pairs":
-        return _pair_batch(groups, version, config, replaced or {})
-    rows: list[Row] = []
-    rewards: list[float] = []
-    advantages: list[float] = []
-    for group in groups:
-        kept = [i for i, reward in enumerate(group.rewards) if not math.isnan(reward)]
-        rows += [_row(group, i, version) for i in kept]
-        rewards += [group.rewards[i] for i in kept]
-        if loss.signal == "advantages":
-            advantages += loss.advantages([group.rewards[i] for i in kept])
-    if loss.signal == "advantages":
-        return Batch(tuple(rows), Advantages(tuple(scaled_by_spread(advantages) if loss.whitens else advantages)))
-    if loss.signal == "rewards":
-        return Batch(tuple(rows), Rewards(tuple(rewards)))
-    if loss.signal == "labels":
-        values = tuple(reward >= config.threshold for reward in rewards)
-        facts = {"desirable_share": sum(values) / len(values)} if values else {}
-        return Batch(tuple(rows), Labels(values, _mismatched(rows)), facts)
-    return Batch(tuple(rows), Demonstrations())
+    """The batch of `groups` for `loss`; the other arguments are those of `Drawn`."""
+    return loss.signal.make_batch(Drawn(groups, version, config or SignalConfig(), replaced or {}), loss)
 
 
-def reason_against(group: ScoredGroup, loss: Loss, config: SignalConfig) -> str:
-    """Why nothing that `make_batch` would make of this group moves the weights: "tied", "unscorable" or "same" as in
-    `volley.learner.signals.pairs.GroupPairs`; "" where something does."""
-    if loss.signal == "pairs":
-        return group_pairs(group.rewards, [tuple(c.token_ids.tolist()) for c in group.completions], config).dropped
-    num_scored = sum(not math.isnan(reward) for reward in group.rewards)
-    if loss.signal == "advantages":
-        return "" if group.has_signal else "tied" if num_scored > 1 else "unscorable"
-    return "" if num_scored else "unscorable"
-
-
-def _pair_batch(
-    groups: Sequence[ScoredGroup], version: int, config: SignalConfig, replaced: Mapping[str, int]
-) -> Batch:
-    """Only the completions that are in a pair become rows."""
-    rows: list[Row] = []
-    pairs: list[tuple[int, int]] = []
-    units: list[tuple[int, ...]] = []
-    dropped: Counter[str] = Counter(tied=0, unscorable=0, same=0)
-    num_same = 0
-    for group in groups:
-        found = group_pairs(group.rewards, [tuple(c.token_ids.tolist()) for c in group.completions], config)
-        num_same += found.num_same
-        if found.dropped:
-            dropped[found.dropped] += 1
-            continue
-        place = {i: len(rows) + k for k, i in enumerate(sorted({i for pair in found.pairs for i in pair}))}
-        rows += [_row(group, i, version) for i in place]
-        pairs += [(place[chosen], place[rejected]) for chosen, rejected in found.pairs]
-        units.append(tuple(place.values()))
-    num_drawn = len(groups) + sum(replaced.values())
-    facts: dict[str, float] = {
-        "pairs": len(pairs),
-        "pairs_same": num_same,
-        "pair_yield": len(units) / max(1, num_drawn),
-        **{f"pairs_dropped/{reason}": float(count + replaced.get(reason, 0)) for reason, count in dropped.items()},
-    }
-    if pairs:
-        facts["chosen_length_mean"] = sum(len(rows[i].completion_ids) for i, _ in pairs) / len(pairs)
-        facts["rejected_length_mean"] = sum(len(rows[i].completion_ids) for _, i in pairs) / len(pairs)
-    return Batch(tuple(rows), Pairs(tuple(pairs), tuple(units)), facts)
-
-
-def _row(group: ScoredGroup, index: int, version: int) -> Row:
-    completion = group.completions[index]
-    arrays = (group.prompt.token_ids, completion.token_ids, completion.logprobs)
-    prompt_ids, completion_ids, logprobs = (tuple(values.tolist()) for values in arrays)
-    return Row(prompt_ids, completion_ids, logprobs, version - completion.first_version)
-
-
-def _mismatched(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Prompts with the completions of other prompts, every row and every completion once.
-
-    With the rows of each prompt side by side, completions move on by as many rows as the largest prompt has: by one
-    where every prompt has one row, and the i-th of each prompt meets the i-th of the next where all have equally many.
-    A prompt with more than half of all rows then meets some of its own; those are left out.
-    """
-    places: dict[tuple[int, ...], list[Row]] = {}
-    for row in rows:
-        places.setdefault(row.prompt_ids, []).append(row)
-    sorted_rows = [row for same in places.values() for row in same]
-    shift = max(map(len, places.values()), default=0)
-    moved = sorted_rows[shift:] + sorted_rows[:shift]
-    return tuple(
-        Row(row.prompt_ids, other.completion_ids, other.behaviour_logprobs, other.staleness)
-        for row, other in zip(sorted_rows, moved, strict=True)
-        if row.prompt_ids != other.prompt_ids
-    )
+def scored(groups: Sequence[ScoredGroup], version: int) -> tuple[Rows, NDArray[np.float64]]:
+    """Rows of all scorable completions, and their rewards [N]."""
+    kept = [
+        (group.prompt.token_ids, completion, score.reward)
+        for group in groups
+        for completion, score in zip(group.completions, group.scores, strict=True)
+        if not math.isnan(score.reward)
+    ]
+    rows = Rows.from_completions([(prompt, completion) for prompt, completion, _ in kept], version)
+    return rows, np.array([reward for _, _, reward in kept], dtype=np.float64)

@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from volley.learner.losses.common import MAX_LOG_RATIO, LossSum, MicroBatch
-from volley.learner.signals.advantages import group_relative
+from volley.learner.losses.common import Loss, LossSum, MicroBatch
+from volley.learner.signals.advantages import Advantages, SampledTensors, group_relative
+from volley.learner.signals.kl import MAX_LOG_RATIO
 from volley.rollout.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Cispo:
+class Cispo(Loss):
     """cap: the largest importance weight."""
 
     cap: float = 5.0
 
-    signal: ClassVar[str] = "advantages"
+    signal: ClassVar[type[Advantages]] = Advantages
     whitens: ClassVar[bool] = False
     min_group_size: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.cap < float("inf"):
@@ -37,11 +37,11 @@ class Cispo:
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_tokens
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[SampledTensors]) -> LossSum:
         """Metrics: clip_share, the share of tokens at the cap."""
-        log_ratio_NT = (micro.logprobs_NT.detach() - micro.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        log_ratio_NT = (micro.logprobs_NT.detach() - micro.signal.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio_NT = log_ratio_NT.exp()
         weights_NT = ratio_NT.clamp(max=self.cap) * micro.mask_NT
-        loss = -(weights_NT * micro.advantages_N[:, None] * micro.logprobs_NT).sum()
+        loss = -(weights_NT * micro.signal.advantages_NT * micro.logprobs_NT).sum()
         capped = ((ratio_NT > self.cap) * micro.mask_NT).sum()
         return LossSum(loss, {"clip_share": (capped, micro.mask_NT.sum())})

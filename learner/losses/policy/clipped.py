@@ -15,23 +15,16 @@ Leaves out: several epochs over the same samples, which would need a third set o
 ratio, which corrects its gradient for the policy that sampled (arXiv 2512.02556).
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from volley.learner.losses.common import (
-    KL_ESTIMATORS,
-    MAX_LOG_RATIO,
-    LossSum,
-    MicroBatch,
-    kl_estimate,
-    kl_metric,
-    sequence_sums,
-)
+from volley.learner.losses.common import Loss, LossSum, MicroBatch, kl_metric, sequence_sums
+from volley.learner.signals.advantages import Advantages, SampledTensors
+from volley.learner.signals.batch import Signal
+from volley.learner.signals.kl import KL_ESTIMATORS, MAX_LOG_RATIO, kl_estimate
 from volley.rollout.errors import ConfigError
 
 GUARDS = {"none": (0.0, 0.0), "tis": (0.0, 2.0), "icepop": (0.5, 5.0), "geometric": (0.99, 1.01)}
@@ -39,7 +32,7 @@ GUARDS = {"none": (0.0, 0.0), "tis": (0.0, 2.0), "icepop": (0.5, 5.0), "geometri
 
 
 @dataclass(frozen=True)
-class ClippedLoss(ABC):
+class ClippedLoss(Loss):
     """clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. beta: weight of the KL to the
     reference policy; 0 loads none. kl: its estimator, "k1", "k2" or "k3". guard: "none", "tis", "icepop" or
     "geometric"; guard_low, guard_high: its bounds, 0 for its own defaults."""
@@ -52,7 +45,7 @@ class ClippedLoss(ABC):
     guard_low: float = 0.0
     guard_high: float = 0.0
 
-    signal: ClassVar[str] = "advantages"
+    signal: ClassVar[type[Signal]] = Advantages
     whitens: ClassVar[bool] = False
     min_group_size: ClassVar[int] = 2
 
@@ -74,18 +67,14 @@ class ClippedLoss(ABC):
     def needs_reference(self) -> bool:
         return self.beta > 0
 
-    @abstractmethod
-    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
-        """Of the samples of one group, from their rewards."""
-
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_tokens
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[SampledTensors]) -> LossSum:
         """Metrics: clip_share, the share of tokens whose clipped branch is active (they give no gradient); guard_share,
         with a guard, that of tokens which it truncates or masks; kl, with a reference, always the k3 estimate."""
         mask_NT, num_tokens = micro.mask_NT, micro.mask_NT.sum()
-        log_ratio_NT = (micro.logprobs_NT - micro.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        log_ratio_NT = (micro.logprobs_NT - micro.signal.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         weights_NT, guarded_NT = self._guard(log_ratio_NT.detach(), mask_NT)
         if self.guard != "none":
             log_ratio_NT = micro.logprobs_NT - micro.logprobs_NT.detach()
@@ -104,17 +93,15 @@ class ClippedLoss(ABC):
         low, high = GUARDS[self.guard]
         return self.guard_low or low, self.guard_high or high
 
-    def _surrogate(self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _surrogate(
+        self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch[SampledTensors]
+    ) -> tuple[Tensor, Tensor]:
         """The sum to be minimised, and where clipping is active. The logarithm of the ratio came clamped to +-20
         against overflow; beyond that a token gives no gradient."""
-        ratio_NT, advantages_NT = log_ratio_NT.exp(), self._advantages_NT(micro)
+        ratio_NT, advantages_NT = log_ratio_NT.exp(), micro.signal.advantages_NT
         free_NT = ratio_NT * advantages_NT
         clipped_NT = ratio_NT.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_NT
         return -(torch.minimum(free_NT, clipped_NT) * weights_NT * micro.mask_NT).sum(), clipped_NT < free_NT
-
-    def _advantages_NT(self, micro: MicroBatch) -> Tensor:
-        """[N, T], or [N, 1] where all tokens of a sequence have the same."""
-        return micro.advantages_N[:, None]
 
     def _kl_sum(self, kl_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """The KL's sum over what the normalizer counts."""

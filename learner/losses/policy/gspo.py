@@ -14,6 +14,7 @@ from torch import Tensor
 
 from volley.learner.losses.common import MicroBatch, sequence_sums
 from volley.learner.losses.policy.grpo import Grpo
+from volley.learner.signals.advantages import SampledTensors
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,15 @@ class Gspo(Grpo):
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_sequences
 
-    def _surrogate(self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    def _surrogate(
+        self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch[SampledTensors]
+    ) -> tuple[Tensor, Tensor]:
         lengths_N = micro.mask_NT.sum(dim=1).clamp(min=1)
         ratio_N = (sequence_sums(log_ratio_NT, micro.mask_NT) / lengths_N).exp()
         weights_N = sequence_sums(weights_NT, micro.mask_NT) / lengths_N
-        free_N = ratio_N * micro.advantages_N
-        clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high) * micro.advantages_N
+        advantages_N = micro.signal.advantages_NT.squeeze(1)
+        free_N = ratio_N * advantages_N
+        clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_N
         is_clipped_NT = (clipped_N < free_N)[:, None].expand_as(micro.mask_NT)
         return -(torch.minimum(free_N, clipped_N) * weights_N).sum(), is_clipped_NT
 

@@ -14,14 +14,13 @@ never clips, as V is then V_old; the entropy bonus of equation 9; the KL penalty
 (arXiv 2203.02155) (`beta` puts one into the loss); a critic with a trunk of its own, or started from a reward model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.policy.clipped import ClippedLoss
+from volley.learner.signals.batch import Signal
+from volley.learner.signals.returns import CriticTensors, Returns
 from volley.rollout.errors import ConfigError
 
 
@@ -38,7 +37,7 @@ class Ppo(ClippedLoss):
     value_lr: float = 1e-4
     whiten: bool = True
 
-    signal: ClassVar[str] = "rewards"
+    signal: ClassVar[type[Signal]] = Returns
     min_group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -50,18 +49,14 @@ class Ppo(ClippedLoss):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"loss.{name} is {getattr(self, name)}; it must be above 0 and finite.")
 
-    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
-        return []
+    @property
+    def critic_lr(self) -> float:
+        return self.value_lr
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[CriticTensors]) -> LossSum:
         """Metrics: those of `ClippedLoss`, and value_loss, the mean of (V - R)^2."""
         policy = super().loss_sum(micro)
-        assert micro.critic is not None, "PPO needs values"
-        errors_NT = (micro.critic.values_NT - micro.critic.returns_NT) * micro.mask_NT
+        errors_NT = (micro.signal.values_NT - micro.signal.returns_NT) * micro.mask_NT
         value_loss = errors_NT.square().sum()
         metrics = policy.metrics | {"value_loss": (value_loss.detach(), micro.mask_NT.sum())}
         return LossSum(policy.loss + self.value_weight * value_loss, metrics)
-
-    def _advantages_NT(self, micro: MicroBatch) -> Tensor:
-        assert micro.critic is not None, "PPO needs values"
-        return micro.critic.advantages_NT

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
+from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ class Dpo(PairLoss):
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; it must be at least 0 and below 0.5.")
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[PairTensors]) -> LossSum:
         sums = PairSums.of(micro)
         chosen_P, rejected_P = self.beta * sums.log_ratio_chosen_P, self.beta * sums.log_ratio_rejected_P
         h_P = chosen_P - rejected_P

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
+from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
 
 REDUCTIONS = ("sum", "mean")
@@ -29,7 +30,7 @@ class Ipo(PairLoss):
         if self.reduction not in REDUCTIONS:
             raise ConfigError(f"loss.reduction is '{self.reduction}'; it must be one of {', '.join(REDUCTIONS)}.")
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[PairTensors]) -> LossSum:
         sums = PairSums.of(micro)
         chosen_P, rejected_P = sums.log_ratio_chosen_P, sums.log_ratio_rejected_P
         if self.reduction == "mean":

@@ -10,18 +10,18 @@ group where a prompt has several, so that every completion is in the mean once. 
 same there is no mismatched completion, and z is 0.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from volley.learner.losses.common import LossSum, MicroBatch, kl_metric, sequence_sums
+from volley.learner.losses.common import Loss, LossSum, MicroBatch, kl_metric, sequence_sums
 from volley.learner.losses.preference.pair_loss import check_positive
+from volley.learner.signals.labels import Labels, LabelTensors
 
 
 @dataclass(frozen=True)
-class Kto:
+class Kto(Loss):
     """beta: strength of the tie to the reference. desirable_weight, undesirable_weight: w_D and w_U; the paper wants
     w_D times the desirable to w_U times the undesirable rows between 1 and 4/3."""
 
@@ -29,37 +29,35 @@ class Kto:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
-    signal: ClassVar[str] = "labels"
-    whitens: ClassVar[bool] = False
-    min_group_size: ClassVar[int] = 1
-    needs_reference: ClassVar[bool] = True
+    signal: ClassVar[type[Labels]] = Labels
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         check_positive(
             beta=self.beta, desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight
         )
 
-    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
-        return []
-
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_sequences
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[LabelTensors]) -> LossSum:
         """Metrics: implicit_reward_desirable and implicit_reward_undesirable (beta R), means of their class;
         label_accuracy, the share whose reward lies on the right side of the baseline, ties half; `kl_metric`."""
         assert micro.reference_NT is not None, "KTO needs reference log-probs"
         reward_N = self.beta * sequence_sums(micro.logprobs_NT - micro.reference_NT, micro.mask_NT)
-        desirable_N = micro.labels_N
+        desirable_N = micro.signal.labels_N
         sign_N = 2 * desirable_N - 1
         weight_N = desirable_N * self.desirable_weight + (1 - desirable_N) * self.undesirable_weight
-        loss_N = weight_N * torch.sigmoid(-sign_N * (reward_N - self.beta * micro.baseline))
+        loss_N = weight_N * torch.sigmoid(-sign_N * (reward_N - self.beta * micro.signal.baseline))
         detached_N, count = reward_N.detach(), reward_N.new_tensor(float(len(reward_N)))
         return LossSum(
             loss_N.sum(),
             {
                 "label_accuracy": (
-                    (0.5 * (1 + (sign_N * (detached_N - self.beta * micro.baseline)).sign())).sum(),
+                    (0.5 * (1 + (sign_N * (detached_N - self.beta * micro.signal.baseline)).sign())).sum(),
                     count,
                 ),
                 "implicit_reward_desirable": ((detached_N * desirable_N).sum(), desirable_N.sum()),

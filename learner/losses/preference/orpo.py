@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
+from volley.learner.signals.pairs import PairTensors
 
 LARGEST_MEAN_LOGPROB = -1e-6
 
@@ -26,12 +27,12 @@ class Orpo(PairLoss):
 
     odds_weight: float = 0.1
 
-    needs_reference: ClassVar[bool] = False
+    uses_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive(odds_weight=self.odds_weight)
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[PairTensors]) -> LossSum:
         sums = PairSums.of(micro)
         chosen_P = sums.chosen_P / sums.chosen_lengths_P.clamp(min=1)
         rejected_P = sums.rejected_P / sums.rejected_lengths_P.clamp(min=1)

@@ -4,28 +4,28 @@ Legend: P pairs of a micro-batch; w the chosen (winner), l the rejected (loser) 
 are sums over its tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from volley.learner.losses.common import LossSum, MicroBatch, kl_metric, sequence_sums
+from volley.learner.losses.common import Loss, LossSum, MicroBatch, kl_metric, sequence_sums
+from volley.learner.signals.pairs import Pairs, PairTensors
 from volley.rollout.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class PairLoss:
+class PairLoss(Loss):
     """A mean over pairs; no options of its own."""
 
-    signal: ClassVar[str] = "pairs"
-    whitens: ClassVar[bool] = False
+    signal: ClassVar[type[Pairs]] = Pairs
     min_group_size: ClassVar[int] = 2
-    needs_reference: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = True
 
-    def advantages(self, rewards_G: Sequence[float]) -> list[float]:
-        return []
+    @property
+    def needs_reference(self) -> bool:
+        return self.uses_reference
 
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_pairs
@@ -36,7 +36,7 @@ class PairSums:
     """Of each pair: log-probs under the policy and under the reference (zeros without one), and lengths, all [P].
     micro: what they are of."""
 
-    micro: MicroBatch
+    micro: MicroBatch[PairTensors]
     chosen_P: Tensor
     rejected_P: Tensor
     reference_chosen_P: Tensor
@@ -45,13 +45,13 @@ class PairSums:
     rejected_lengths_P: Tensor
 
     @classmethod
-    def of(cls, micro: MicroBatch) -> "PairSums":
+    def of(cls, micro: MicroBatch[PairTensors]) -> "PairSums":
         logprobs_N = sequence_sums(micro.logprobs_NT, micro.mask_NT)
         lengths_N = micro.mask_NT.sum(dim=1)
         reference_N = torch.zeros_like(lengths_N)
         if micro.reference_NT is not None:
             reference_N = sequence_sums(micro.reference_NT, micro.mask_NT)
-        won, lost = micro.pairs_P2.unbind(dim=1)
+        won, lost = micro.signal.pairs_P2.unbind(dim=1)
         return cls(
             micro,
             logprobs_N[won],

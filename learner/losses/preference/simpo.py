@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
+from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
 
 
@@ -27,14 +28,14 @@ class SimPo(PairLoss):
     beta: float = 2.0
     gamma: float = 1.0
 
-    needs_reference: ClassVar[bool] = False
+    uses_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive(beta=self.beta)
         if not 0 <= self.gamma < float("inf"):
             raise ConfigError(f"loss.gamma is {self.gamma}; it must be 0 or more.")
 
-    def loss_sum(self, micro: MicroBatch) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[PairTensors]) -> LossSum:
         sums = PairSums.of(micro)
         chosen_P = self.beta * sums.chosen_P / sums.chosen_lengths_P.clamp(min=1)
         rejected_P = self.beta * sums.rejected_P / sums.rejected_lengths_P.clamp(min=1)
