@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from volley.cluster.launch.start import start_engine, start_rank
+from volley.cluster.launch.start import rank_spec, start_engine, start_rank
 from volley.cluster.recipe.build import Parts
 from volley.learner.compute.model import is_slow_in_bf16
 from volley.learner.ranks.group import Call, LearnerGroup
@@ -49,11 +49,9 @@ class LocalLauncher:
     async def start(self) -> None:
         """Load the model into the learner, then into the engine: vLLM joins the learner's process group."""
         parts = self._parts
-        rank = self._thread.submit(
-            lambda: start_rank(parts.recipe, parts.loss, parts.model.path, parts.records_reference)
-        ).result()
-        self._rank = rank
-        self.learner = LearnerGroup([_in_thread(self._thread, rank)])
+        self._rank = self._thread.submit(start_rank, rank_spec(parts)).result()
+        max_tokens = parts.recipe.learner.max_tokens_per_micro_batch
+        self.learner = LearnerGroup([_in_thread(self._thread, self._rank)], parts.loss, max_tokens)
         if parts.needs_engine:
             self._engine = start_engine(parts)
             self.pool.add(self._engine)

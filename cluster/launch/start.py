@@ -1,35 +1,35 @@
 """Create a learner rank or an engine in this process, as the recipe describes it."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from volley.cluster.recipe.build import Parts
-from volley.cluster.recipe.config import Recipe
-from volley.learner.losses.common import Loss
+from volley.learner.ranks.spec import RankPlace, RankSpec
 
 if TYPE_CHECKING:
     from volley.learner.ranks.rank import LearnerRank
     from volley.rollout.engines.vllm import VllmEngine
 
 
-def start_rank(recipe: Recipe, loss: Loss, model: Path, records_reference: bool, **place: Any) -> "LearnerRank":
-    """Load the model into one learner rank.
-
-    model: a directory. records_reference, place: see `LearnerRank`.
-    """
-    from volley.learner.ranks.rank import LearnerRank
-
-    return LearnerRank(
+def rank_spec(parts: Parts) -> RankSpec:
+    """What every learner rank of a run computes."""
+    recipe = parts.recipe
+    return RankSpec(
         recipe.learner,
-        loss,
-        model,
+        parts.loss,
+        parts.model.path,
         recipe.steps,
         recipe.rollout.temperature,
         recipe.seed,
         trust_remote_code=recipe.trust_remote_code,
-        records_reference=records_reference,
-        **place,
+        records_reference=parts.records_reference,
     )
+
+
+def start_rank(spec: RankSpec, place: RankPlace | None = None) -> "LearnerRank":
+    """Load the model into one learner rank. place: by default it is the only one."""
+    from volley.learner.ranks.rank import LearnerRank
+
+    return LearnerRank(spec, place)
 
 
 def start_engine(parts: Parts) -> "VllmEngine":

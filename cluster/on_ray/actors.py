@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -13,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from volley.cluster.launch.environment import environment, tune_interpreter
 from volley.cluster.launch.start import start_rank
 from volley.cluster.recipe.config import Recipe
-from volley.learner.losses.common import Loss
+from volley.learner.ranks.spec import RankPlace, RankSpec
 from volley.rollout.engines.worker import RolloutWorker
 from volley.rollout.errors import LostError
 
@@ -70,18 +69,6 @@ class WorkerActor:
         await asyncio.Event().wait()
 
 
-@dataclass(frozen=True)
-class RankSpec:
-    """What every learner rank needs to load its share of the model."""
-
-    recipe: Recipe
-    loss: Loss
-    model: Path
-    """Directory of the model."""
-    records_reference: bool
-    """See `LearnerRank`."""
-
-
 class RankActor:
     """A `LearnerRank` as an actor."""
 
@@ -97,20 +84,10 @@ class RankActor:
         self._listener = listen(self._address)
         return self._listener.getsockname()[:2]
 
-    def start(self, spec: RankSpec, rank: int, address: str, port: int) -> None:
+    def start(self, spec: RankSpec, place: RankPlace) -> None:
+        """Load the model. place: without what only this machine knows."""
         tune_interpreter()
-        self._rank = start_rank(
-            spec.recipe,
-            spec.loss,
-            spec.model,
-            spec.records_reference,
-            rank=rank,
-            num_ranks=spec.recipe.learner.ranks,
-            address=address,
-            port=port,
-            own_address=self._address,
-            listener=self._listener,
-        )
+        self._rank = start_rank(spec, replace(place, own_address=self._address, listener=self._listener))
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._rank, method)(*arguments)

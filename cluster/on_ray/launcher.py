@@ -9,18 +9,19 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from volley.cluster.launch.start import rank_spec
 from volley.cluster.on_ray import connection
 from volley.cluster.on_ray.actors import (
     EngineSpec,
     Place,
     RankActor,
-    RankSpec,
     actor_options,
     await_actor,
     call_actor,
@@ -38,6 +39,7 @@ from volley.learner.ranks.group import Call, LearnerGroup
 from volley.rewards.rubric.rubric import Rubric
 from volley.rewards.scoring.group_terms import plain_terms
 from volley.rewards.scoring.interfaces import ItemScorer
+from volley.learner.ranks.spec import RankPlace
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.errors import ConfigError, LostError
 from volley.rollout.transport.client import WeightClient
@@ -204,9 +206,9 @@ class RayLauncher:
         for rank, actor in enumerate(self._ranks):
             self._watchers.add(asyncio.create_task(self._watch_death(f"learner rank {rank}", actor)))
         address, port = await await_actor("learner rank 0: start", self._ranks[0].open_rendezvous.remote())
-        spec = RankSpec(recipe, parts.loss, parts.model.path, parts.records_reference)
+        spec, place = rank_spec(parts), RankPlace(0, plan.ranks, address, port)
         starts = [
-            await_actor(f"learner rank {rank}: start", actor.start.remote(spec, rank, address, port))
+            await_actor(f"learner rank {rank}: start", actor.start.remote(spec, replace(place, rank=rank)))
             for rank, actor in enumerate(self._ranks)
         ]
         try:
@@ -219,7 +221,8 @@ class RayLauncher:
             name = f"learner rank {rank}"
             self._watchers.add(asyncio.create_task(self._watch_heartbeat(name, actor)))
             calls.append(partial(self._call_rank, name, actor))
-        self.learner = LearnerGroup(calls, ray.put, partial(call_busy_rank, "learner rank 0", self._ranks[0]))
+        busy_call = partial(call_busy_rank, "learner rank 0", self._ranks[0])
+        self.learner = LearnerGroup(calls, parts.loss, recipe.learner.max_tokens_per_micro_batch, busy_call)
 
     async def _call_rank(self, name: str, actor: Any, method: str, *arguments: Any) -> Any:
         try:

@@ -14,8 +14,10 @@ from volley.cluster.recipe.config import Recipe, dump_recipe
 from volley.cluster.recipe.parse import parse
 from volley.learner.losses import LOSSES
 from volley.learner.losses.common import Loss
+from volley.learner.signals.batch import Signal
+from volley.learner.signals.demonstrations import Demonstrations
 from volley.rewards.scoring.preflight import check_rewards
-from volley.rollout.data.dataset_groups import COLUMNS_OF, READERS, DatasetGroups
+from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import Rows, column_names, read_rows
 from volley.rollout.errors import ConfigError, ModelError
@@ -74,8 +76,8 @@ def build(recipe: Recipe) -> Parts:
     _check_attention(facts)
     recipe = _with_prompt_limit(recipe, facts, is_sampled)
     scored = ("prompt", "answer") if any(term.name == "math" for term in recipe.rewards) else ("prompt",)
-    signal = "demonstrations" if completions == "both" else loss.signal
-    needed = ("prompt", *COLUMNS_OF[signal]) if has_dataset else scored
+    signal = Demonstrations if completions == "both" else loss.signal
+    needed = ("prompt", *signal.columns) if has_dataset else scored
     rows = read_rows(recipe.data.train, recipe.data.columns, needed)
     measures = has_dataset and not is_sampled and not recipe.rewards
     test_needed = needed if measures else scored
@@ -88,13 +90,13 @@ def build(recipe: Recipe) -> Parts:
     prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
     dataset = None
     if has_dataset:
-        dataset = DatasetGroups(prompts, tokenizer, READERS[signal], facts.max_length, recipe.data.on_long)
+        dataset = DatasetGroups(prompts, tokenizer, signal.read, facts.max_length, recipe.data.on_long)
     test_prompts: tuple[Prompt, ...] = ()
     test_dataset = None
     if test_rows is not None:
         held_out = PromptSet(test_rows, tokenizer, recipe.data, recipe.seed)
         if measures:
-            test_dataset = DatasetGroups(held_out, tokenizer, READERS[signal], facts.max_length, recipe.data.on_long)
+            test_dataset = DatasetGroups(held_out, tokenizer, signal.read, facts.max_length, recipe.data.on_long)
         else:
             test_prompts = tuple(held_out.in_order())[: recipe.eval.max_prompts or None]
     max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
@@ -107,29 +109,31 @@ def _completions(recipe: Recipe, loss: Loss) -> str:
     """Who answers the prompts: "dataset", "policy" or "both". Raises `ConfigError` where that cannot be."""
     name, chosen = recipe.loss.name, recipe.data.completions
     names = column_names(recipe.data.train, recipe.data.columns)
-    fits = [signal for signal, columns in COLUMNS_OF.items() if names.issuperset(columns)]
+    signal = loss.signal
+    fits = [each for each in _data_signals() if names.issuperset(each.columns)]
     if chosen == "auto":
-        chosen = "policy" if loss.signal in ("advantages", "rewards") else "dataset"
+        chosen = "dataset" if signal.columns else "policy"
         # Where both could be, a data set with all that the loss reads is there to be learned from.
-        if loss.signal in ("pairs", "labels") and loss.signal not in fits and recipe.rewards:
+        if signal.from_policy and signal not in fits and recipe.rewards:
             chosen = "policy"
-    if loss.signal in ("advantages", "rewards") and chosen != "policy":
+    if not signal.columns and chosen != "policy":
         raise ConfigError(
             f"data.completions is '{chosen}', but {name} learns from the policy's own samples; remove it."
         )
-    if chosen == "both" and loss.signal != "pairs":
+    if chosen == "both" and not signal.compares:
         raise ConfigError(
             f"data.completions is 'both', which makes pairs of the data's completion and the policy's, but {name} does "
-            f"not read pairs; use one of {_losses_of('pairs')}."
+            f"not read pairs; use one of {_comparing_losses()}."
         )
-    if chosen == "policy" and loss.signal == "demonstrations":
+    if chosen == "policy" and not signal.from_policy:
         raise ConfigError(f"data.completions is 'policy', but {name} imitates a data set's completions; remove it.")
-    is_shown = loss.signal == "demonstrations"
     # Data that fits no loss lacks a column, and reading it says which.
-    if chosen == "dataset" and loss.signal not in fits and (fits or not is_shown):
-        columns = COLUMNS_OF[loss.signal]
+    if chosen == "dataset" and signal not in fits and (fits or signal.from_policy):
+        columns = signal.columns
         other = f"; it fits {', '.join(_losses_of(each) for each in fits)}" if fits else ""
-        instead = "" if is_shown else f", or give rewards, so that {name} learns from the policy's own samples"
+        instead = (
+            "" if not signal.from_policy else f", or give rewards, so that {name} learns from the policy's own samples"
+        )
         raise ConfigError(
             f"{recipe.data.train}: {name} reads the column{'s' * (len(columns) > 1)} {' and '.join(columns)}, and "
             f"there are {', '.join(sorted(names))}{other}. Name the columns with data.columns{instead}."
@@ -144,8 +148,18 @@ def _completions(recipe: Recipe, loss: Loss) -> str:
     return chosen
 
 
-def _losses_of(signal: str) -> str:
-    return ", ".join(name for name, kind in LOSSES.items() if kind.signal == signal)
+def _data_signals() -> list[type[Signal]]:
+    """The signals that data sets can give, those with the fewest columns first."""
+    signals = dict.fromkeys(kind.signal for kind in LOSSES.values() if kind.signal.columns)
+    return sorted(signals, key=lambda signal: len(signal.columns))
+
+
+def _losses_of(signal: type[Signal]) -> str:
+    return ", ".join(name for name, kind in LOSSES.items() if kind.signal is signal)
+
+
+def _comparing_losses() -> str:
+    return ", ".join(name for name, kind in LOSSES.items() if kind.signal.compares)
 
 
 def build_loss(recipe: Recipe) -> Loss:
@@ -159,10 +173,10 @@ def build_loss(recipe: Recipe) -> Loss:
     loss: Loss = parse(kind, options, "loss")
     if recipe.reference.refresh_every and not loss.needs_reference:
         raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
-    if recipe.stop_at.indistinguishable and loss.signal != "pairs":
+    if recipe.stop_at.indistinguishable and not loss.signal.compares:
         raise ConfigError(
             f"stop_at.indistinguishable is set, but {name} reads no pairs that could be told apart; remove it, or use "
-            f"one of {_losses_of('pairs')}."
+            f"one of {_comparing_losses()}."
         )
     return loss
 
@@ -197,8 +211,8 @@ def plan_text(parts: Parts) -> str:
             lines.append(f"a round of {recipe.publish_every} steps under the same weights = {share:.2f} passes")
     else:
         lines.append(
-            f"{recipe.groups_per_step} {parts.loss.signal} a step; {recipe.steps} steps = {passes:.2f} passes over "
-            f"{num_rows:,}"
+            f"{recipe.groups_per_step} {parts.loss.signal.label} a step; {recipe.steps} steps = {passes:.2f} passes "
+            f"over {num_rows:,}"
         )
     lines.append(
         f"{parts.prompts.num_dropped_long} prompts dropped as too long; {len(parts.test_prompts)} test prompts"

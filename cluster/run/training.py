@@ -28,7 +28,8 @@ from volley.cluster.run.recorder import Record
 from volley.cluster.storage import checkpoint
 from volley.cluster.storage.directory import RunDirectory
 from volley.cluster.storage.metrics import EVALUATIONS, METRICS, read_rows
-from volley.learner.signals.batch import Batch, Labels, Row, make_batch, reason_against
+from volley.learner.signals.batch import Batch, make_batch
+from volley.learner.signals.rows import Rows
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.rollout.errors import CheckpointError, EngineLost, ModelError
@@ -138,7 +139,7 @@ class Training:
         )
 
     def _reason_against(self, group: ScoredGroup) -> str:
-        reason = reason_against(group, self._parts.loss, self._recipe.signal)
+        reason = self._parts.loss.signal.reason_against(group, self._recipe.signal)
         # A policy that says just what the data says is no bad draw: it is how a self-play run comes to its end.
         return "" if reason == "same" and self._parts.dataset is not None else reason
 
@@ -159,12 +160,11 @@ class Training:
             first = step * recipe.groups_per_step
             groups = [parts.dataset.group_at(first + i, 0) for i in range(recipe.groups_per_step)]
             batches.append(make_batch(groups, parts.loss, 0, recipe.signal))
-        rows: list[Row] = []
-        for batch in batches:
-            rows += batch.rows + (batch.signal.mismatched if isinstance(batch.signal, Labels) else ())
+        rows = [batch.rows for batch in batches]
+        rows += [batch.signal.auxiliary for batch in batches if batch.signal.auxiliary is not None]
         exactly = f"{weights_fingerprint(parts.model)}/{recipe.learner.dtype}/{recipe.rollout.temperature}"
         file = f"{hashlib.sha256(exactly.encode()).hexdigest()[:16]}-{parts.lineage['data']}.parquet"
-        await self._learner.record_reference(rows, RUNS / ".reference" / file)
+        await self._learner.record_reference(Rows.joined(rows), RUNS / ".reference" / file)
 
     async def _publish(self, groups: Sequence[ScoredGroup]) -> int:
         self._version += 1
@@ -209,7 +209,7 @@ class Training:
     async def _evaluate(self) -> Evaluation:
         recipe, parts = self._recipe, self._parts
         if parts.test_dataset is not None:
-            return Evaluation(await self._learner.measure(self._held_out_batch(parts.test_dataset)), ())
+            return Evaluation(await self._learner.evaluate(self._held_out_batch(parts.test_dataset)), ())
         result = await evaluate(
             self._roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
         )

@@ -49,8 +49,8 @@ def padding_share(
     rows: "Sequence[int] | Integers | None" = None,
     num_tokens: int | None = None,
 ) -> float:
-    """The share of the plan's tokens that are padding, between 0 and 1. lengths, rows: as for `plan`. num_tokens: of all
-    units; by default every row is as long as its unit's longest."""
+    """The share of the plan's tokens that are padding, between 0 and 1. lengths, rows: as for `plan`. num_tokens: of
+    all units; by default every row is as long as its unit's longest."""
     sizes = rows if rows is not None else [1] * len(lengths)
     batches = [batch for rank in ranks for batch in rank if batch]
     padded = sum(sum(int(sizes[i]) for i in batch) * max(int(lengths[i]) for i in batch) for batch in batches)

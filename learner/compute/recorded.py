@@ -1,8 +1,8 @@
 """The frozen reference policy as a table of its log-probs.
 
-Where all rows are known before the first step and the reference never changes, the policy itself, before its first update,
-is the reference. So its log-probs are computed once, and a data set needs no second model in memory at any time. The
-driver keeps the table and sends each rank the log-probs of its rows.
+Where all rows are known before the first step and the reference never changes, the policy itself, before its first
+update, is the reference. So its log-probs are computed once, and a data set needs no second model in memory at any
+time. The driver keeps the table and sends each rank the log-probs of its rows.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ def keys_of(rows: Rows) -> list[Key]:
     keys = []
     starts, ids, trained, lengths = rows.token_starts.tolist(), rows.token_ids, rows.trained, rows.lengths
     for n, segments in enumerate(pairwise_slices(rows.completion_starts)):
-        digest = hashlib.blake2b(np.ascontiguousarray(ids[starts[n] : starts[n + 1]]), digest_size=16)
-        digest.update(np.ascontiguousarray(trained[starts[n] : starts[n + 1]]))
-        digest.update(np.ascontiguousarray(lengths[segments]))
+        digest = hashlib.blake2b(np.ascontiguousarray(ids[starts[n] : starts[n + 1]]).data, digest_size=16)
+        digest.update(np.ascontiguousarray(trained[starts[n] : starts[n + 1]]).data)
+        digest.update(np.ascontiguousarray(lengths[segments]).data)
         keys.append(digest.digest())
     return keys
 

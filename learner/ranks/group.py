@@ -30,8 +30,8 @@ class LearnerGroup:
     """
 
     def __init__(self, calls: Sequence[Call], loss: Loss, max_tokens: int, call_while_busy: Call | None = None) -> None:
-        """calls: how to reach each rank, rank 0 first. max_tokens: of a micro-batch. call_while_busy: how to reach rank 0
-        while it is busy with another call."""
+        """calls: how to reach each rank, rank 0 first. max_tokens: of a micro-batch. call_while_busy: how to reach rank
+        0 while it is busy with another call."""
         self._calls = calls
         self._loss = loss
         self._max_tokens = max_tokens
@@ -66,8 +66,8 @@ class LearnerGroup:
         return [each.tolist() for each in in_original_order(planned.ranks, rows.trained_per_completion, found)]
 
     async def record_reference(self, rows: Rows, file: Path) -> None:
-        """Make the policy as it is now the reference of `rows`, which must be all that updates will read. Their log-probs
-        are kept in `file`, and read from there as far as it has them."""
+        """Make the policy as it is now the reference of `rows`, which must be all that updates will read. Their
+        log-probs are kept in `file`, and read from there as far as it has them."""
         table = await asyncio.to_thread(read_table, file)
         missing = await asyncio.to_thread(missing_rows, rows, table)
         if missing.num_completions:
@@ -141,4 +141,4 @@ class LearnerGroup:
 
 def _all_but_first(ids: TokenIds) -> tuple[TokenIds, Completion]:
     """A sequence as a prompt of one token and its continuation."""
-    return ids[:1], Completion.single(ids[1:], np.zeros(len(ids) - 1), "", "data", 0, 0)
+    return ids[:1], Completion.single(ids[1:], np.zeros(len(ids) - 1, dtype=np.float32), "", "data", 0, 0)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from volley.learner.compute.collate import Collated, collate
 from volley.learner.compute.reference import FrozenCopy
+from volley.learner.losses.common import MicroBatch
 from volley.learner.ranks.zero import ZeroEngine
+from volley.learner.signals.batch import MicroBatchPart, Prepared
 from volley.learner.signals.rows import Floats, PlannedRows, Rows, starts_of
 
 FILLER = Rows(
@@ -65,7 +67,17 @@ class Passes:
         logprobs_M, entropy_M, values_M = self._zero.forward(*data.model_inputs, self._temperature)
         return logprobs_M, entropy_M, values_M
 
-    def reference_NT(self, planned: PlannedRows, each: Pass) -> Tensor | None:
+    def micro_batch(
+        self, work: PlannedRows, each: Pass, prepared: Prepared, logprobs_M: Tensor, values_M: Tensor
+    ) -> MicroBatch[Any]:
+        """What the loss reads of one pass. work: the rows that the pass is of."""
+        data = each.data
+        part = MicroBatchPart(each.completions, each.tokens, data.behaviour_NT, values_M, data.scatter)
+        return MicroBatch(
+            data.scatter(logprobs_M), data.mask_NT, self._reference_NT(work, each), prepared.tensors(part)
+        )
+
+    def _reference_NT(self, planned: PlannedRows, each: Pass) -> Tensor | None:
         """Log-probs under the reference, recorded or computed; None without one."""
         if planned.reference is not None:
             recorded = torch.tensor(planned.reference[each.tokens], device=self._zero.device)

@@ -1,13 +1,11 @@
 """One learner rank: a plain class around a model under ZeRO, the same in one process and as one of many.
 
-Every rank receives its own shard of the batch. The loss is divided once by a number of the whole batch, so the result does
-not depend on how many ranks or micro-batches there are.
+Every rank receives its own shard of the batch. The loss is divided once by a number of the whole batch, so the result
+does not depend on how many ranks or micro-batches there are.
 """
 
 import math
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +15,16 @@ from torch import Tensor
 from volley.learner.compute.memory import peak_memory_bytes, trim_heap
 from volley.learner.compute.model import PolicyModel, load_policy
 from volley.learner.compute.reference import FrozenCopy
-from volley.learner.config import LearnerConfig
-from volley.learner.losses.common import Loss, MicroBatch
 from volley.learner.ranks.metrics import Metrics, Sums
 from volley.learner.ranks.passes import Pass, Passes
+from volley.learner.ranks.spec import RankPlace, RankSpec
 from volley.learner.ranks.weights import WeightSender, named_weights, state_dict
 from volley.learner.ranks.zero import ZeroEngine, start_process_group
-from volley.learner.signals.batch import MicroBatchPart, Prepared, Shard, Update
+from volley.learner.signals.batch import Prepared, Shard, Update
 from volley.learner.signals.rows import Floats, PlannedRows
 
 TRIM_EVERY = 8
 """Steps between returning freed host memory to the system on CPUs."""
-
-
-@dataclass(frozen=True)
-class RankSpec:
-    """What a rank computes; the same for all ranks."""
-
-    config: LearnerConfig
-    loss: Loss
-    model_dir: Path
-    total_steps: int
-    """For the learning rate's schedule."""
-    temperature: float
-    """Of the sampling distribution; logits are divided by it."""
-    seed: int
-    trust_remote_code: bool = False
-    records_reference: bool = False
-    """Whether shards bring the reference's log-probs, so that no second model is loaded."""
-
-
-@dataclass(frozen=True)
-class RankPlace:
-    """Where a rank is among its peers."""
-
-    rank: int = 0
-    num_ranks: int = 1
-    address: str = "127.0.0.1"
-    """Of rank 0's machine, where the ranks meet."""
-    port: int = 0
-    own_address: str = "127.0.0.1"
-    """Of this machine, for sending weights."""
-    listener: socket.socket | None = None
-    """On rank 0: the bound socket of `address` and `port`, if there is one already."""
 
 
 class LearnerRank:
@@ -127,7 +92,7 @@ class LearnerRank:
             for each in self._passes.over(shard.work):
                 logprobs_M, _, values_M = self._passes.forward(each.data)
                 if not each.is_empty:
-                    result = self._loss.loss_sum(self._micro_batch(shard, each, prepared, logprobs_M, values_M))
+                    result = self._loss.loss_sum(self._passes.micro_batch(shard.work, each, prepared, logprobs_M, values_M))
                     sums.add(float(result.loss) / normalizer, result.metrics)
         sums.reduce(self._place.num_ranks)
         return {"loss": sums.loss, **sums.means(), **shard.metrics}
@@ -190,7 +155,7 @@ class LearnerRank:
         if each.is_empty:
             self._zero.backward((logprobs_M.sum() + values_M.sum()) * 0.0, each.is_last)
             return
-        micro = self._micro_batch(shard, each, prepared, logprobs_M, values_M)
+        micro = self._passes.micro_batch(shard.work, each, prepared, logprobs_M, values_M)
         result = self._loss.loss_sum(micro)
         # DeepSpeed averages over ranks, and the normalizer counts all of them.
         self._zero.backward(result.loss * (self._place.num_ranks / normalizer), each.is_last)
@@ -199,15 +164,3 @@ class LearnerRank:
             metrics: Metrics = {"entropy": (entropy_M.sum(), micro.mask_NT.sum())}
             metrics |= micro.signal.metrics(micro.logprobs_NT, micro.mask_NT, each.data.fresh_N)
         sums.add(0.0, metrics)
-
-    def _micro_batch(
-        self, shard: Shard, each: Pass, prepared: Prepared, logprobs_M: Tensor, values_M: Tensor
-    ) -> MicroBatch[Any]:
-        data = each.data
-        part = MicroBatchPart(each.completions, each.tokens, data.behaviour_NT, values_M, data.scatter)
-        return MicroBatch(
-            data.scatter(logprobs_M),
-            data.mask_NT,
-            self._passes.reference_NT(shard.work, each),
-            prepared.tensors(part),
-        )

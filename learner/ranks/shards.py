@@ -62,9 +62,7 @@ class Plan:
     """The share of all computed tokens that are padding."""
 
 
-def plan_completions(
-    rows: Rows, max_tokens: int, num_ranks: int, unit_of: Indices | None = None
-) -> Plan:
+def plan_completions(rows: Rows, max_tokens: int, num_ranks: int, unit_of: Indices | None = None) -> Plan:
     """unit_of: [N], equal numbers for neighbours that must stay together; by default each completion is alone."""
     num = rows.num_completions
     units = np.arange(num) if unit_of is None else unit_of

@@ -1,8 +1,8 @@
 """Rewards of a group become one advantage per completion: what policy-gradient losses without a critic learn from.
 
-The formulas work on plain Python floats, [G] -> [G]. Rewards that are equal up to float noise (weighted sums of the same
-terms may differ in their last bits) give exactly 0.0 in each of them, and so does a group of one: neither says which
-completion was better.
+The formulas work on plain Python floats, [G] -> [G]. Rewards that are equal up to float noise (weighted sums of the
+same terms may differ in their last bits) give exactly 0.0 in each of them, and so does a group of one: neither says
+which completion was better.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Scored groups become a batch: rows (the tokens) and a signal (what the loss reads about them).
 
-A signal is a type. `Signal` lists what each one owns: how groups become rows, why a group teaches nothing, what the ranks
-prepare before the update, and which tensors its losses read. Unscorable completions are left out of every batch; the
-caller has counted them.
+A signal is a type. `Signal` lists what each one owns: how groups become rows, why a group teaches nothing, what the
+ranks prepare before the update, and which tensors its losses read. Unscorable completions are left out of every batch;
+the caller has counted them.
 """
 
 import math
@@ -158,8 +158,8 @@ class Signal(ABC):
     def prepare(
         self, evaluator: Evaluator, work: PlannedRows, auxiliary: PlannedRows | None
     ) -> tuple[Prepared, dict[str, float]]:
-        """What must be computed over the whole batch before the update, and metrics of it. work: this rank's rows, whose
-        signal this is."""
+        """What must be computed over the whole batch before the update, and metrics of it. work: this rank's rows,
+        whose signal this is."""
 
 
 class ReadySignal(Signal):
@@ -227,8 +227,8 @@ class Update:
     """What one optimizer step reports."""
 
     metrics: Mapping[str, float]
-    """Name -> value over the completions of the global batch that have a gradient (`loss`, `grad_norm`, `lr`, `entropy`,
-    `logprob_mismatch_mean`, ... and the loss's own)."""
+    """Name -> value over the completions of the global batch that have a gradient (`loss`, `grad_norm`, `lr`,
+    `entropy`, `logprob_mismatch_mean`, ... and the loss's own)."""
 
 
 def make_batch(

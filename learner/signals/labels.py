@@ -50,7 +50,10 @@ class Labels(ArrayFields, Signal):
         ]
         values = np.array([reward >= drawn.config.threshold for _, _, reward in kept], dtype=np.bool_)
         said = [(prompt, completion) for prompt, completion, _ in kept]
-        rows, mismatched = Rows.from_completions(said, drawn.version), Rows.from_completions(_mismatched(said), drawn.version)
+        rows, mismatched = (
+            Rows.from_completions(said, drawn.version),
+            Rows.from_completions(_mismatched(said), drawn.version),
+        )
         return Batch(rows, cls(values, mismatched), {"desirable_share": float(values.mean())} if len(values) else {})
 
     @classmethod
@@ -102,10 +105,10 @@ class BaselinedLabels:
 def _mismatched(rows: list[tuple[TokenIds, Completion]]) -> list[tuple[TokenIds, Completion]]:
     """Prompts with the completions of other prompts, every prompt's row and every completion once.
 
-    The rows of each prompt are put next to each other, and completions move on by as many rows as the largest prompt has:
-    by one where every prompt has one row, and the i-th of each prompt meets the i-th of the next where all have equally
-    many. A prompt with more than half of all rows then meets some of its own completions; those are left out. Later
-    segments of an episode begin with a context that contains the prompt, so only first segments are moved.
+    The rows of each prompt are put next to each other, and completions move on by as many rows as the largest prompt
+    has: by one where every prompt has one row, and the i-th of each prompt meets the i-th of the next where all have
+    equally many. A prompt with more than half of all rows then meets some of its own completions; those are left out.
+    Later segments of an episode begin with a context that contains the prompt, so only first segments are moved.
     """
     by_prompt: dict[bytes, list[tuple[TokenIds, Completion]]] = {}
     for prompt, completion in rows:

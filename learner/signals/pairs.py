@@ -122,8 +122,8 @@ class GroupPairs:
     pairs: tuple[tuple[int, int], ...]
     """(index of the chosen, index of the rejected)."""
     dropped: str
-    """"" or why there is no pair: "unscorable" (fewer than two rewards), "tied" (no gap of at least the margin) or "same"
-    (the same tokens)."""
+    """"" or why there is no pair: "unscorable" (fewer than two rewards), "tied" (no gap of at least the margin) or
+    "same" (the same tokens)."""
     num_same: int = 0
     """Pairs left out because both sides have the same tokens."""
 

@@ -142,8 +142,8 @@ def gae(rewards_N: Doubles, values_NT: Doubles, lengths_N: Indices, gamma: float
 
         A_t = sum_{l >= 0} (gamma lam)^l delta_{t+l},   delta_t = r_t + gamma V_{t+1} - V_t
 
-    where r_t is 0 except at a completion's last token, which gets its reward, and the value after it is 0. values_NT: of
-    the states in which the tokens were chosen, zeros after each completion's length. Computed from the end as
+    where r_t is 0 except at a completion's last token, which gets its reward, and the value after it is 0. values_NT:
+    of the states in which the tokens were chosen, zeros after each completion's length. Computed from the end as
     A_t = delta_t + gamma lam A_{t+1}.
     """
     advantages_NT = np.zeros_like(values_NT)

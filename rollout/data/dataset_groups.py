@@ -15,13 +15,6 @@ from volley.rollout.data.prompts import PromptSet
 from volley.rollout.errors import DataError, ModelError
 from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, TokenIds, as_token_ids
 
-COLUMNS_OF = {
-    "demonstrations": ("completion",),
-    "pairs": ("chosen", "rejected"),
-    "labels": ("completion", "label"),
-}
-"""The columns that a data set needs, besides the prompt, to serve a loss with such a signal."""
-
 ReadCompletions = Callable[[Mapping[str, Any], Callable[[str], str], str], list[tuple[str, float]]]
 """Reads the completions of a row and their rewards. Arguments: the row; a function that reads a column as text; the
 row's place, for errors. Raises `DataError` for a row that it cannot read."""
@@ -97,33 +90,3 @@ class DatasetGroups:
         ids = self._tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         end = self._tokenizer.eos_token_id
         return as_token_ids(ids if ids[-1:] == [end] else [*ids, end])
-
-
-def read_demonstration(row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
-    return [(text("completion"), 1.0)]
-
-
-def read_pair(row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
-    chosen, rejected = text("chosen"), text("rejected")
-    if chosen == rejected:
-        raise DataError(
-            f"{where}: chosen and rejected are the same text, so neither is to be preferred; remove the row "
-            "(volley audit counts them)."
-        )
-    return [(chosen, 1.0), (rejected, 0.0)]
-
-
-def read_label(row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
-    completion = text("completion")
-    if not isinstance(row["label"], bool):
-        raise DataError(
-            f"{where}: the label is {row['label']!r}; it must be true (desirable) or false, without quotes."
-        )
-    return [(completion, float(row["label"]))]
-
-
-READERS: dict[str, ReadCompletions] = {
-    "demonstrations": read_demonstration,
-    "pairs": read_pair,
-    "labels": read_label,
-}

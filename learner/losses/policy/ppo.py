@@ -15,7 +15,7 @@ never clips, as V is then V_old; the entropy bonus of equation 9; the KL penalty
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.policy.clipped import ClippedLoss
@@ -53,10 +53,11 @@ class Ppo(ClippedLoss):
     def critic_lr(self) -> float:
         return self.value_lr
 
-    def loss_sum(self, micro: MicroBatch[CriticTensors]) -> LossSum:
+    def loss_sum(self, micro: MicroBatch[Any]) -> LossSum:
         """Metrics: those of `ClippedLoss`, and value_loss, the mean of (V - R)^2."""
         policy = super().loss_sum(micro)
-        errors_NT = (micro.signal.values_NT - micro.signal.returns_NT) * micro.mask_NT
+        critic: CriticTensors = micro.signal
+        errors_NT = (critic.values_NT - critic.returns_NT) * micro.mask_NT
         value_loss = errors_NT.square().sum()
         metrics = policy.metrics | {"value_loss": (value_loss.detach(), micro.mask_NT.sum())}
         return LossSum(policy.loss + self.value_weight * value_loss, metrics)

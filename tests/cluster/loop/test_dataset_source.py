@@ -6,8 +6,9 @@ from typing import Any
 from volley.cluster.loop.dataset_source import DatasetSource
 from volley.learner.losses.sft import Sft
 from volley.learner.signals.batch import make_batch
+from volley.learner.signals.demonstrations import Demonstrations
 from volley.rollout.config import DataConfig
-from volley.rollout.data.dataset_groups import DatasetGroups, read_demonstration
+from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import read_rows
 from volley.rollout.types import ScoredGroup
@@ -19,7 +20,7 @@ def demonstrations(tmp_path: Path, tokenizer: Any) -> DatasetGroups:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     prompts = PromptSet(read_rows(str(path), {}, ("prompt", "completion")), tokenizer, DataConfig(str(path)), 3)
-    return DatasetGroups(prompts, tokenizer, read_demonstration, 100, "drop")
+    return DatasetGroups(prompts, tokenizer, Demonstrations.read, 100, "drop")
 
 
 def take(source: DatasetSource, *numbers: int) -> list[ScoredGroup]:
@@ -40,8 +41,8 @@ def test_groups_carry_the_current_version_and_are_never_stale(tmp_path: Path, ch
     (group,) = take(DatasetSource(demonstrations(tmp_path, char_tokenizer), lambda: 7), 1)
     assert group.first_version == 7
     batch = make_batch([group], Sft(), 7)
-    assert batch.num_completion_tokens == group.completions[0].num_sampled
-    assert batch.rows[0].staleness == 0
+    assert batch.rows.num_trained == group.completions[0].num_sampled
+    assert batch.rows.staleness.tolist() == [0]
 
 
 def test_order_is_that_of_the_prompts_and_survives_a_resume(tmp_path: Path, char_tokenizer: Any) -> None:

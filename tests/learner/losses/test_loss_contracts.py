@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from volley.learner.losses import LOSSES
-from volley.learner.losses.common import Critic, Loss, MicroBatch
+from volley.learner.losses.common import Loss, MicroBatch
 from volley.learner.losses.policy.clipped import GUARDS
+from volley.learner.signals.advantages import Advantages, SampledTensors
+from volley.learner.signals.batch import Signal, SignalTensors
+from volley.learner.signals.demonstrations import Demonstrations
+from volley.learner.signals.labels import Labels, LabelTensors
+from volley.learner.signals.pairs import Pairs, PairTensors
+from volley.learner.signals.returns import CriticTensors, Returns
 
 
 def _variants() -> dict[str, Loss]:
@@ -22,7 +30,7 @@ def _variants() -> dict[str, Loss]:
         options = {field.name for field in dataclasses.fields(kind)}
         filled = {"max_tokens": 16} if "max_tokens" in options else {}
         variants[name] = kind(**filled)
-        if "beta" in options and not variants[name].needs_reference and kind.signal in ("advantages", "rewards"):
+        if "beta" in options and not variants[name].needs_reference and kind.signal in (Advantages, Returns):
             variants[f"{name} with reference"] = kind(**filled, beta=0.1)
         if "guard" in options:
             variants |= {
@@ -49,7 +57,7 @@ class Sequences:
     def num_tokens(self) -> int:
         return sum(map(len, self.logprobs))
 
-    def micro(self, indices: list[int], loss: Loss, padding: int = 0, filler: float = 0.0) -> MicroBatch:
+    def micro(self, indices: list[int], loss: Loss, padding: int = 0, filler: float = 0.0) -> MicroBatch[Any]:
         longest = max(len(self.logprobs[i]) for i in indices) + padding
 
         def padded(parts: list[Tensor], value: float) -> Tensor:
@@ -59,25 +67,27 @@ class Sequences:
 
         return MicroBatch(
             padded(self.logprobs, filler),
-            padded(self.behaviour, 0.0),
-            padded(self.reference, 0.0) if loss.needs_reference else None,
             padded([torch.ones_like(part) for part in self.logprobs], 0.0),
-            torch.tensor([self.advantages[i] for i in indices], dtype=torch.float64),
-            torch.tensor([(indices.index(i), indices.index(i + 1)) for i in indices if i % 2 == 0 and i + 1 in indices])
-            .view(-1, 2)
-            .long(),
-            torch.tensor([float(i % 2 == 0) for i in indices], dtype=torch.float64),
-            0.3,
-            Critic(
-                padded([part.square() for part in self.behaviour], 0.0),
-                padded(
-                    [torch.full_like(part, a) for part, a in zip(self.behaviour, self.advantages, strict=True)], 0.0
-                ),
-                padded([part - 1 for part in self.behaviour], 0.0),
-            )
-            if loss.signal == "rewards"
-            else None,
+            padded(self.reference, 0.0) if loss.needs_reference else None,
+            self._signal(indices, loss, lambda parts: padded(parts, 0.0)),
         )
+
+    def _signal(self, indices: list[int], loss: Loss, padded: Callable[[list[Tensor]], Tensor]) -> SignalTensors:
+        """What each family reads."""
+        advantages = torch.tensor([self.advantages[i] for i in indices], dtype=torch.float64)
+        if loss.signal is Advantages:
+            return SampledTensors(padded(self.behaviour), advantages[:, None])
+        if loss.signal is Returns:
+            each = [torch.full_like(part, a) for part, a in zip(self.behaviour, self.advantages, strict=True)]
+            values, returns = [part.square() for part in self.behaviour], [part - 1 for part in self.behaviour]
+            return CriticTensors(padded(self.behaviour), padded(each), padded(values), padded(returns))
+        if loss.signal is Pairs:
+            places = [(indices.index(i), indices.index(i + 1)) for i in indices if i % 2 == 0 and i + 1 in indices]
+            return PairTensors(torch.tensor(places).view(-1, 2).long())
+        if loss.signal is Labels:
+            return LabelTensors(torch.tensor([float(i % 2 == 0) for i in indices], dtype=torch.float64), 0.3)
+        assert loss.signal is Demonstrations, "describe the new signal here"
+        return SignalTensors()
 
 
 def random_sequences(seed: int, lengths: list[int], spread: float = 0.4) -> Sequences:
@@ -113,7 +123,8 @@ def assert_close(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 @every_loss
 def test_declarations(loss):
-    assert loss.signal in ("advantages", "rewards", "pairs", "labels", "demonstrations")
+    assert issubclass(loss.signal, Signal)
+    assert loss.signal.label
     assert loss.min_group_size >= 1
     assert isinstance(loss.needs_reference, bool)
     assert loss.normalizer(10, 2, 1) > 0
@@ -130,10 +141,9 @@ def test_defaults_need_no_options_and_a_reference_only_where_the_formula_has_one
 @settings(deadline=None, max_examples=50)
 @given(rewards=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=9))
 def test_advantages(loss, rewards):
-    values = loss.advantages(rewards)
-    if loss.signal != "advantages":
-        assert values == []
+    if loss.signal is not Advantages:
         return
+    values = loss.advantages(rewards)
     assert len(values) == len(rewards)
     assert all(map(math.isfinite, values))
     assert loss.advantages([rewards[0]] * len(rewards)) == [0.0] * len(rewards)
@@ -175,17 +185,17 @@ def test_the_step_goes_the_right_way(loss, advantage):
     sequences.advantages = [advantage, advantage]
     gradients = torch.autograd.grad(loss.loss_sum(sequences.micro([0, 1], loss)).loss, sequences.logprobs)
     rises = {
-        "advantages": [advantage > 0] * 2,
-        "rewards": [advantage > 0] * 2,
-        "pairs": [True, False],
-        "labels": [True, False],
-        "demonstrations": [True] * 2,
+        Advantages: [advantage > 0] * 2,
+        Returns: [advantage > 0] * 2,
+        Pairs: [True, False],
+        Labels: [True, False],
+        Demonstrations: [True] * 2,
     }[loss.signal]
     for gradient, up in zip(gradients, rises, strict=True):
         assert bool((gradient < 0 if up else gradient > 0).all())
 
 
-@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal in ("advantages", "rewards")])
+@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal in (Advantages, Returns)])
 def test_no_advantage_no_gradient(loss):
     sequences = random_sequences(0, [4], spread=0.0)
     sequences.advantages = [0.0]
@@ -199,19 +209,15 @@ def test_no_advantage_no_gradient(loss):
 @pytest.mark.parametrize("advantage", [-1e3, 1e3])
 def test_extreme_ratios_stay_finite(loss, dtype, log_ratio, advantage):
     logprobs = torch.full((2, 3), -1.0, dtype=dtype, requires_grad=True)
-    micro = MicroBatch(
-        logprobs,
-        (logprobs - log_ratio).detach(),
-        (logprobs - log_ratio).detach() if loss.needs_reference else None,
-        torch.ones(2, 3, dtype=dtype),
-        torch.tensor([advantage, advantage], dtype=dtype),
-        torch.tensor([[0, 1]]),
-        torch.tensor([1.0, 0.0], dtype=dtype),
-        0.0,
-        Critic(*(torch.full((2, 3), value, dtype=dtype) for value in (0.0, advantage, advantage)))
-        if loss.signal == "rewards"
-        else None,
-    )
+    other, full = (logprobs - log_ratio).detach(), torch.full((2, 3), advantage, dtype=dtype)
+    tensors = {
+        Advantages: SampledTensors(other, full[:, :1]),
+        Returns: CriticTensors(other, full, torch.zeros_like(full), full),
+        Pairs: PairTensors(torch.tensor([[0, 1]])),
+        Labels: LabelTensors(torch.tensor([1.0, 0.0], dtype=dtype), 0.0),
+        Demonstrations: SignalTensors(),
+    }[loss.signal]
+    micro = MicroBatch(logprobs, torch.ones(2, 3, dtype=dtype), other if loss.needs_reference else None, tensors)
     result = loss.loss_sum(micro)
     (gradient,) = torch.autograd.grad(result.loss, logprobs)
     assert bool(torch.isfinite(result.loss))
@@ -241,8 +247,8 @@ def test_metrics_are_detached_scalars_over_the_tokens(loss):
         assert not count.requires_grad
         assert (
             count.item()
-            in {"advantages": (6,), "rewards": (6,), "pairs": (1,), "labels": (1, 2), "demonstrations": (6,)}[
-                "advantages" if name == "kl" else loss.signal
+            in {Advantages: (6,), Returns: (6,), Pairs: (1,), Labels: (1, 2), Demonstrations: (6,)}[
+                Advantages if name == "kl" else loss.signal
             ]
         )
 
@@ -262,9 +268,9 @@ def test_the_kl_to_the_reference_is_reported_whatever_the_loss_reads(loss):
     assert loss.loss_sum(sequences.micro([0, 1, 2, 3], loss)).metrics["kl"][0].item() == 0
 
 
-@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal == "advantages"])
+@pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal is Advantages])
 def test_rows_without_advantage_move_nothing_unless_a_reference_pulls(loss: Loss) -> None:
-    """What lets the learner skip them (`Batch.with_gradient`)."""
+    """What lets the learner skip them (`Batch.without_idle`)."""
     sequences = random_sequences(5, [3, 6, 4], spread=1e-5)
     sequences.advantages = [0.7, 0.0, -0.2]
     gradients = torch.autograd.grad(loss.loss_sum(sequences.micro([0, 1, 2], loss)).loss, sequences.logprobs)

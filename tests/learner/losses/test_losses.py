@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from volley.learner.losses import LOSSES
-from volley.learner.losses.common import LossSum, MicroBatch, kl_estimate
+from volley.learner.losses.common import LossSum, MicroBatch
 from volley.learner.losses.policy.cispo import Cispo
 from volley.learner.losses.policy.dapo import Dapo
 from volley.learner.losses.policy.dr_grpo import DrGrpo
@@ -19,37 +19,37 @@ from volley.learner.losses.policy.gspo import Gspo
 from volley.learner.losses.policy.reinforce_pp import ReinforcePP
 from volley.learner.losses.policy.rloo import Rloo
 from volley.learner.losses.sft import Sft
-from volley.learner.signals.advantages import scaled_by_spread
+from volley.learner.signals.advantages import SampledTensors, scaled_by_spread
+from volley.learner.signals.kl import kl_estimate
 from volley.rollout.errors import ConfigError
 
 LENGTHS = (5, 1, 3)
 ADVANTAGES = (1.3, -0.7, -0.2)
 
 
-def random_micro(seed: int, spread: float = 0.3, dtype: torch.dtype = torch.float64) -> MicroBatch:
+def random_micro(seed: int, spread: float = 0.3, dtype: torch.dtype = torch.float64) -> MicroBatch[SampledTensors]:
     generator = torch.Generator().manual_seed(seed)
     behaviour = -3 * torch.rand(len(LENGTHS), max(LENGTHS), generator=generator, dtype=torch.float64)
     noise = torch.randn(2, *behaviour.shape, generator=generator, dtype=torch.float64) * spread
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     return MicroBatch(
         logprobs_NT=(behaviour + noise[0]).to(dtype).requires_grad_(),
-        behaviour_NT=behaviour.to(dtype),
-        reference_NT=(behaviour + noise[1]).to(dtype),
         mask_NT=mask.to(dtype),
-        advantages_N=torch.tensor(ADVANTAGES, dtype=dtype),
+        reference_NT=(behaviour + noise[1]).to(dtype),
+        signal=SampledTensors(behaviour.to(dtype), torch.tensor(ADVANTAGES, dtype=dtype)[:, None]),
     )
 
 
 def by_hand(
-    micro: MicroBatch, clip_low: float, clip_high: float, beta: float = 0.0, kl: str = "k3"
+    micro: MicroBatch[SampledTensors], clip_low: float, clip_high: float, beta: float = 0.0, kl: str = "k3"
 ) -> dict[str, float]:
     """loss, its gradient with respect to each log-prob, and the metrics, token by token."""
     loss, clipped_tokens, kl_sum, tokens = 0.0, 0, 0.0, 0
     gradient = [[0.0] * max(LENGTHS) for _ in LENGTHS]
     for i, length in enumerate(LENGTHS):
-        advantage = micro.advantages_N[i].item()
+        advantage = micro.signal.advantages_NT[i, 0].item()
         for t in range(length):
-            pi, mu = micro.logprobs_NT[i, t].item(), micro.behaviour_NT[i, t].item()
+            pi, mu = micro.logprobs_NT[i, t].item(), micro.signal.behaviour_NT[i, t].item()
             rho = math.exp(pi) / math.exp(mu)
             limited = min(max(rho, 1 - clip_low), 1 + clip_high)
             if rho * advantage <= limited * advantage:
@@ -71,7 +71,7 @@ def by_hand(
     return {"loss": loss, "gradient": gradient, "clip_share": clipped_tokens / tokens, "kl": kl_sum / tokens}
 
 
-def assert_same(result: LossSum, micro: MicroBatch, expected: dict[str, float]) -> None:
+def assert_same(result: LossSum, micro: MicroBatch[SampledTensors], expected: dict[str, float]) -> None:
     assert result.loss.item() == pytest.approx(expected["loss"], rel=1e-10)
     (gradient,) = torch.autograd.grad(result.loss, micro.logprobs_NT)
     torch.testing.assert_close(
@@ -126,7 +126,9 @@ def test_reinforce_pp_is_its_formula(seed):
     advantages = scaled_by_spread([value for group in rewards for value in loss.advantages(group)])
     assert loss.whitens
     assert advantages == pytest.approx([value / (std + 1e-8) for value in centred])
-    micro = dataclasses.replace(random_micro(seed, 0.6), advantages_N=torch.tensor(advantages[:3], dtype=torch.float64))
+    micro = random_micro(seed, 0.6)
+    advantages_NT = torch.tensor(advantages[:3], dtype=torch.float64)[:, None]
+    micro = dataclasses.replace(micro, signal=dataclasses.replace(micro.signal, advantages_NT=advantages_NT))
     assert_same(loss.loss_sum(micro), micro, by_hand(micro, 0.2, 0.2, beta=0.04, kl="k2"))
 
 
@@ -134,18 +136,17 @@ def test_clip_higher_lets_rare_tokens_rise_further():
     ratio = 1.25
     micro = MicroBatch(
         logprobs_NT=torch.tensor([[math.log(ratio)]], requires_grad=True),
-        behaviour_NT=torch.zeros(1, 1),
-        reference_NT=None,
         mask_NT=torch.ones(1, 1),
-        advantages_N=torch.ones(1),
+        reference_NT=None,
+        signal=SampledTensors(torch.zeros(1, 1), torch.ones(1, 1)),
     )
     for loss, expected in ((Grpo(), 0.0), (Dapo(), -ratio)):
         (gradient,) = torch.autograd.grad(loss.loss_sum(micro).loss, micro.logprobs_NT)
         assert gradient.item() == pytest.approx(expected)
 
 
-def log_ratios(micro: MicroBatch) -> list[list[float]]:
-    gaps = (micro.logprobs_NT - micro.behaviour_NT).tolist()
+def log_ratios(micro: MicroBatch[SampledTensors]) -> list[list[float]]:
+    gaps = (micro.logprobs_NT - micro.signal.behaviour_NT).tolist()
     return [gaps[i][:length] for i, length in enumerate(LENGTHS)]
 
 
@@ -155,7 +156,7 @@ def test_gspo_weighs_whole_sequences(seed, spread):
     micro = random_micro(seed, spread)
     loss, gradient = 0.0, torch.zeros_like(micro.logprobs_NT)
     for i, gaps in enumerate(log_ratios(micro)):
-        s, advantage = math.exp(sum(gaps) / len(gaps)), micro.advantages_N[i].item()
+        s, advantage = math.exp(sum(gaps) / len(gaps)), micro.signal.advantages_NT[i, 0].item()
         limited = min(max(s, 1 - 3e-4), 1 + 4e-4)
         loss -= min(s * advantage, limited * advantage)
         if s * advantage <= limited * advantage:
@@ -189,7 +190,7 @@ def test_cispo_caps_the_weight_and_silences_nobody(seed):
     gradient = torch.zeros_like(micro.logprobs_NT)
     for i, gaps in enumerate(log_ratios(micro)):
         for t, gap in enumerate(gaps):
-            gradient[i, t] = -min(math.exp(gap), 1.1) * micro.advantages_N[i].item()
+            gradient[i, t] = -min(math.exp(gap), 1.1) * micro.signal.advantages_NT[i, 0].item()
     result = Cispo(cap=1.1).loss_sum(micro)
     expected = sum(
         gradient[i, t].item() * micro.logprobs_NT[i, t].item() for i, n in enumerate(LENGTHS) for t in range(n)
@@ -209,7 +210,7 @@ def test_guards_weigh_the_plain_policy_gradient(kind, guard, seed):
     for i, weights in enumerate(guard_weights(micro, guard)):
         for t, (weight, r) in enumerate(weights):
             changed += weight != (1.0 if guard == "geometric" else r)
-            gradient[i, t] = -weight * micro.advantages_N[i].item()
+            gradient[i, t] = -weight * micro.signal.advantages_NT[i, 0].item()
     result = kind(guard=guard).loss_sum(micro)
     torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient)
     assert result.loss.item() == pytest.approx(gradient.sum().item(), rel=1e-10), "a ratio of 1 leaves w_t A"
@@ -224,8 +225,8 @@ def test_a_guarded_gspo_weighs_a_sequence_by_the_mean_of_its_tokens(guard, seed)
     expected, gradient = 0.0, torch.zeros_like(micro.logprobs_NT)
     for i, weights in enumerate(guard_weights(micro, guard)):
         weight = sum(each for each, _ in weights) / len(weights)
-        expected -= weight * micro.advantages_N[i].item()
-        gradient[i, : len(weights)] = -weight * micro.advantages_N[i].item() / len(weights)
+        expected -= weight * micro.signal.advantages_NT[i, 0].item()
+        gradient[i, : len(weights)] = -weight * micro.signal.advantages_NT[i, 0].item() / len(weights)
     result = Gspo(guard=guard).loss_sum(micro)
     assert result.loss.item() == pytest.approx(expected, rel=1e-10)
     torch.testing.assert_close(torch.autograd.grad(result.loss, micro.logprobs_NT)[0], gradient, rtol=1e-9, atol=1e-12)
@@ -242,11 +243,11 @@ def test_a_guard_leaves_the_kl_term_alone(kind):
     assert term.item() > 0
 
 
-def guarded_micro(seed: int, guard: str) -> MicroBatch:
+def guarded_micro(seed: int, guard: str) -> MicroBatch[SampledTensors]:
     return random_micro(seed, spread=1.0 if guard != "geometric" else 0.03)
 
 
-def guard_weights(micro: MicroBatch, guard: str) -> list[list[tuple[float, float]]]:
+def guard_weights(micro: MicroBatch[SampledTensors], guard: str) -> list[list[tuple[float, float]]]:
     """By hand: each token's weight and ratio."""
     found = []
     for gaps in log_ratios(micro):
@@ -294,7 +295,6 @@ def test_advantages_are_those_of_the_papers():
     assert Dapo().advantages(rewards) == pytest.approx(relative)
     assert DrGrpo().advantages(rewards) == pytest.approx([reward - mean for reward in rewards])
     assert Rloo().advantages(rewards) == pytest.approx([(4 * reward - sum(rewards)) / 3 for reward in rewards])
-    assert Sft().advantages(rewards) == []
 
 
 def test_normalizers():
@@ -309,7 +309,7 @@ def test_dr_grpo_weighs_a_token_the_same_in_short_and_long_responses():
     def gradient(lengths: tuple[int, ...]) -> Tensor:
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).double()
         logprobs = torch.zeros_like(mask, requires_grad=True)
-        micro = MicroBatch(logprobs, torch.zeros_like(mask), None, mask, torch.ones(len(lengths)))
+        micro = MicroBatch(logprobs, mask, None, SampledTensors(torch.zeros_like(mask), torch.ones(len(lengths), 1)))
         loss = DrGrpo(max_tokens=50)
         total = loss.loss_sum(micro).loss / loss.normalizer(sum(lengths), len(lengths))
         return torch.autograd.grad(total, logprobs)[0]

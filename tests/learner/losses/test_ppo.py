@@ -2,19 +2,22 @@
 
 import math
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from volley.learner.compute.packing import collate
+from tests.learner.rows import Row, group, rows_of
+from volley.learner.compute.collate import collate
 from volley.learner.config import SignalConfig
-from volley.learner.losses.common import Critic, MicroBatch
+from volley.learner.losses.common import MicroBatch
 from volley.learner.losses.policy.ppo import Ppo
-from volley.learner.signals.advantages import gae, whitened
-from volley.learner.signals.batch import Batch, Rewards, Row, Targets, make_batch, reason_against
-from volley.learner.signals.critic import critic_of, with_targets
+from volley.learner.signals.batch import MicroBatchPart, make_batch
+from volley.learner.signals.returns import CriticTensors, Returns, Targets, gae
+from volley.learner.signals.rows import PlannedRows
 from volley.rollout.errors import ConfigError
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
+from volley.rollout.types import Completion
 
 
 def double_sum(reward: float, values: list[float], gamma: float, lam: float) -> list[float]:
@@ -25,31 +28,96 @@ def double_sum(reward: float, values: list[float], gamma: float, lam: float) -> 
     return [math.fsum((gamma * lam) ** k * deltas[t + k] for k in range(length - t)) for t in range(length)]
 
 
+def one(reward: float, values: list[float], gamma: float, lam: float) -> list[float]:
+    """`gae` of one completion."""
+    found = gae(np.array([reward]), np.array([values]), np.array([len(values)]), gamma, lam)
+    return list(found[0])
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
 def test_gae_is_the_double_sum(gamma: float, lam: float) -> None:
     rng = random.Random(1)
     for length in (1, 2, 7, 40):
         values = [rng.gauss(0, 1) for _ in range(length)]
-        assert gae(1.5, values, gamma, lam) == pytest.approx(double_sum(1.5, values, gamma, lam), abs=1e-12)
+        assert one(1.5, values, gamma, lam) == pytest.approx(double_sum(1.5, values, gamma, lam), abs=1e-12)
+
+
+def test_gae_of_completions_of_different_lengths() -> None:
+    rng = random.Random(2)
+    lengths, rewards = [3, 7, 1, 0], [1.0, -0.5, 2.0, 4.0]
+    values = [[rng.gauss(0, 1) for _ in range(length)] for length in lengths]
+    padded = np.array([row + [0.0] * (7 - len(row)) for row in values])
+    found = gae(np.array(rewards), padded, np.array(lengths), 0.9, 0.8)
+    for row, reward, mine in zip(found, rewards, values, strict=True):
+        expected = double_sum(reward, mine, 0.9, 0.8) if mine else []
+        assert list(row[: len(mine)]) == pytest.approx(expected, abs=1e-12)
+        assert not row[len(mine) :].any()
 
 
 def test_gae_at_the_ends_of_lambda() -> None:
     values = [0.3, -0.2, 0.5]
-    assert gae(2.0, values, 1.0, 1.0) == pytest.approx([2.0 - v for v in values])
-    assert gae(2.0, values, 0.9, 1.0) == pytest.approx([0.81 * 2 - 0.3, 0.9 * 2 + 0.2, 2 - 0.5])
-    assert gae(2.0, values, 0.9, 0.0) == pytest.approx([0.9 * -0.2 - 0.3, 0.9 * 0.5 + 0.2, 2.0 - 0.5])
-    assert gae(2.0, [], 1.0, 1.0) == []
+    assert one(2.0, values, 1.0, 1.0) == pytest.approx([2.0 - v for v in values])
+    assert one(2.0, values, 0.9, 1.0) == pytest.approx([0.81 * 2 - 0.3, 0.9 * 2 + 0.2, 2 - 0.5])
+    assert one(2.0, values, 0.9, 0.0) == pytest.approx([0.9 * -0.2 - 0.3, 0.9 * 0.5 + 0.2, 2.0 - 0.5])
+    assert one(2.0, [], 1.0, 1.0) == []
 
 
-def test_whitened_advantages_have_mean_0_and_spread_1_over_all_tokens() -> None:
-    result = whitened([[1.0, 2.0], [4.0], [-3.0, 0.0, 9.0]])
-    flat = torch.tensor([value for row in result for value in row], dtype=torch.float64)
-    assert [len(row) for row in result] == [2, 1, 3]
+class Ranks:
+    """Ranks one after the other, each with its own values; sums are over all of them, as found in a first pass."""
+
+    def __init__(self, values: list[list[float]]) -> None:
+        self._values = values
+        self._sums: list[np.ndarray] = []
+
+    def run(self, works: list[PlannedRows], signals: list[Returns]) -> list[tuple[Targets, dict[str, float]]]:
+        for _ in range(3):  # means are known after the first pass, squares after the second
+            totals: list[np.ndarray] = []
+            results = []
+            for rank, (work, signal) in enumerate(zip(works, signals, strict=True)):
+                self._rank, self._calls, self._totals = rank, 0, totals
+                results.append(signal.prepare(self, work, None))
+            self._sums = totals
+        return results
+
+    def values(self, planned: PlannedRows) -> np.ndarray:
+        return np.array(self._values[self._rank], dtype=np.float32)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        call, self._calls = self._calls, self._calls + 1
+        if self._rank == 0:
+            self._totals.append(np.array(values))
+        else:
+            self._totals[call] = self._totals[call] + values
+        return self._sums[call] if call < len(self._sums) else np.array(values)
+
+
+def prepared(values: list[list[float]], rewards: list[float], loss: Ppo, num_ranks: int = 1) -> Any:
+    """Targets and metrics of each rank; completions are dealt out to the ranks in order."""
+    rows = rows_of([Row((1,), (2,) * len(each), (-1.0,) * len(each)) for each in values])
+    signal = Returns(np.array(rewards), loss.gamma, loss.lam, loss.whiten)
+    parts = np.array_split(np.arange(len(values)), num_ranks)
+    works = [PlannedRows(rows.take(part), (len(part),)) for part in parts]
+    own = [[float(np.float32(v)) for i in part for v in values[i]] for part in parts]
+    return Ranks(own).run(works, [signal.take(part) for part in parts])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_whitened_advantages_have_mean_0_and_spread_1_over_all_tokens_of_all_ranks(num_ranks: int) -> None:
+    values = [[1.0, 2.0], [4.0], [-3.0, 0.0, 9.0]]
+    found = prepared(values, [0.5, 1.0, -1.0], Ppo(), num_ranks)
+    flat = torch.tensor(np.concatenate([targets.advantages for targets, _ in found]))
+    assert len(flat) == 6
     assert flat.mean().item() == pytest.approx(0, abs=1e-12)
     assert flat.std().item() == pytest.approx(1, abs=1e-6)
-    assert whitened([[3.0]]) == [[3.0]]
-    assert whitened([[2.0, 2.0], [2.0]]) == [[0.0, 0.0], [0.0]]
+    raw = prepared(values, [0.5, 1.0, -1.0], Ppo(whiten=False))[0][0].advantages
+    torch.testing.assert_close(flat, torch.tensor((raw - raw.mean()) / (raw.std(ddof=1) + 1e-8)))
+
+
+def test_a_single_token_is_not_whitened_and_equal_ones_become_0() -> None:
+    assert prepared([[-2.0]], [1.0], Ppo())[0][0].advantages.tolist() == [3.0]
+    equal = prepared([[0.0, 0.0], [0.0]], [2.0, 2.0], Ppo(lam=1.0))[0][0]
+    assert equal.advantages.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_surrogate_and_value_loss_equal_the_formulas_token_by_token() -> None:
@@ -63,7 +131,7 @@ def test_surrogate_and_value_loss_equal_the_formulas_token_by_token() -> None:
     behaviour, advantages, returns = draw() - 2, draw(), draw()
     logprobs, values = (behaviour + 0.4 * draw()).requires_grad_(), draw().requires_grad_()
     loss = Ppo(clip_low=0.2, clip_high=0.3, value_weight=0.7)
-    micro = MicroBatch(logprobs, behaviour, None, mask, torch.zeros(3), critic=Critic(values, advantages, returns))
+    micro = MicroBatch(logprobs, mask, None, CriticTensors(behaviour, advantages, values, returns))
     result = loss.loss_sum(micro)
     expected, squares = 0.0, 0.0
     slope = torch.zeros(shape, dtype=torch.float64)
@@ -83,56 +151,55 @@ def test_surrogate_and_value_loss_equal_the_formulas_token_by_token() -> None:
     assert loss.normalizer(11, 3) == 11
 
 
-def test_targets_of_a_batch_against_loops() -> None:
-    rows = tuple(Row((1,), (2,) * length, (-1.0,) * length, 0) for length in (3, 1, 2))
-    values = [[0.1, 0.4, 0.2], [0.9], [-0.3, 0.6]]
-    batch = Batch(rows, Rewards((1.0, 0.0, 0.5)), {"kept": 1.0})
-    found = with_targets(batch, Ppo(gamma=0.9, lam=0.5, whiten=False), values)
-    assert isinstance(found.signal, Targets)
-    expected = [double_sum(r, v, 0.9, 0.5) for r, v in zip((1.0, 0.0, 0.5), values, strict=True)]
-    assert [list(row) for row in found.signal.advantages] == [pytest.approx(row) for row in expected]
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_targets_of_a_batch_against_loops(num_ranks: int) -> None:
+    values, rewards = [[0.1, 0.4, 0.2], [0.9], [-0.3, 0.6]], [1.0, 0.0, 0.5]
+    found = prepared(values, rewards, Ppo(gamma=0.9, lam=0.5, whiten=False), num_ranks)
+    expected = [double_sum(r, v, 0.9, 0.5) for r, v in zip(rewards, values, strict=True)]
+    flat = [a for each in expected for a in each]
+    assert np.concatenate([targets.advantages for targets, _ in found]) == pytest.approx(flat)
     returns = torch.tensor([a + v for each in zip(expected, values, strict=True) for a, v in zip(*each, strict=True)])
     old = torch.tensor([v for row in values for v in row])
     variance = 1 - (returns - old).var(correction=0) / returns.var(correction=0)
-    assert found.facts["explained_variance"] == pytest.approx(variance.item(), abs=1e-5)
-    assert found.facts["value_mean"] == pytest.approx(old.mean().item(), abs=1e-6)
-    assert found.facts["return_mean"] == pytest.approx(returns.mean().item(), abs=1e-6)
-    assert found.facts["kept"] == 1.0
+    for _, metrics in found:
+        assert metrics["explained_variance"] == pytest.approx(variance.item(), abs=1e-5)
+        assert metrics["value_mean"] == pytest.approx(old.mean().item(), abs=1e-6)
+        assert metrics["return_mean"] == pytest.approx(returns.mean().item(), abs=1e-6)
     # Whitening changes what the policy learns from, never what the values should have been.
-    white = with_targets(batch, Ppo(gamma=0.9, lam=0.5), values).signal
-    assert isinstance(white, Targets)
-    assert white.returns == found.signal.returns
-    assert white.advantages[0] != found.signal.advantages[0]
-    # In a micro-batch each number stands beside its own token.
-    data = collate(rows, [2, 0], [0.0] * 3, 0)
-    critic = critic_of(found.signal, [2, 0], data, torch.tensor([-0.3, 0.6, 0.1, 0.4, 0.2]))
-    torch.testing.assert_close(critic.values_NT, torch.tensor([[-0.3, 0.6, 0.0], [0.1, 0.4, 0.2]]))
-    assert critic.advantages_NT[0].tolist() == pytest.approx([*expected[2], 0.0])
-    assert critic.advantages_NT[1].tolist() == pytest.approx(expected[0])
+    white = prepared(values, rewards, Ppo(gamma=0.9, lam=0.5), num_ranks)
+    for (ours, _), (theirs, _) in zip(found, white, strict=True):
+        assert ours.returns.tolist() == theirs.returns.tolist()
+        assert ours.advantages.tolist() != theirs.advantages.tolist()
+
+
+def test_in_a_micro_batch_each_number_is_with_its_own_token() -> None:
+    values = [[-0.3, 0.6], [0.1, 0.4, 0.2], [0.9]]
+    ((targets, _),) = prepared(values, [0.5, 1.0, 0.0], Ppo(gamma=0.9, lam=0.5, whiten=False))
+    data = collate(rows_of([Row((1,), (2, 2, 2), (-1.0,) * 3), Row((1,), (2,), (-1.0,))]), 0)
+    now = torch.tensor([0.1, 0.4, 0.2, 0.9])
+    tensors = targets.tensors(MicroBatchPart(slice(1, 3), slice(2, 6), data.behaviour_NT, now, data.scatter))
+    torch.testing.assert_close(tensors.values_NT, torch.tensor([[0.1, 0.4, 0.2], [0.9, 0.0, 0.0]]))
+    expected = [double_sum(1.0, values[1], 0.9, 0.5), [*double_sum(0.0, values[2], 0.9, 0.5), 0.0, 0.0]]
+    torch.testing.assert_close(tensors.advantages_NT, torch.tensor(expected))
 
 
 def test_explained_variance_is_unknown_where_all_returns_are_equal() -> None:
-    batch = Batch((Row((1,), (2, 2), (0.0, 0.0), 0),), Rewards((1.0,)))
-    facts = with_targets(batch, Ppo(lam=1.0), [[0.25, 0.5]]).facts
-    assert math.isnan(facts["explained_variance"])
-    assert facts["return_mean"] == 1.0
+    ((_, metrics),) = prepared([[0.25, 0.5]], [1.0], Ppo(lam=1.0))
+    assert math.isnan(metrics["explained_variance"])
+    assert metrics["return_mean"] == 1.0
 
 
 def test_groups_whose_rewards_are_equal_or_of_one_answer_are_learned_from() -> None:
-    prompt, answer = (
-        Prompt(0, 0, "p", as_token_ids((1,)), ""),
-        Completion.single((2, 3), (-1.0, -1.0), "x", "stop", 0, 0),
-    )
-    alike = ScoredGroup(prompt, (answer, answer), (Score(1.0, {}), Score(1.0, {})))
-    unknown = ScoredGroup(prompt, (answer, answer), (Score(math.nan, {}), Score(0.5, {})))
-    nothing = ScoredGroup(prompt, (answer,), (Score(math.nan, {}),))
+    answer = Completion.single((2, 3), (-1.0, -1.0), "x", "stop", 0, 0)
+    alike, unknown = (group(0, (1,), [answer, answer], rewards) for rewards in ((1.0, 1.0), (math.nan, 0.5)))
+    nothing = group(0, (1,), [answer], [math.nan])
     loss = Ppo()
     assert loss.min_group_size == 1
-    reasons = [reason_against(group, loss, SignalConfig()) for group in (alike, unknown, nothing)]
+    reasons = [Returns.reason_against(each, SignalConfig()) for each in (alike, unknown, nothing)]
     assert reasons == ["", "", "unscorable"]
     batch = make_batch([alike, unknown], loss, 0)
-    assert batch.signal == Rewards((1.0, 1.0, 0.5))
-    assert batch.with_gradient(loss) == batch
+    assert batch.signal == Returns(np.array([1.0, 1.0, 0.5]), 1.0, 0.95, True)
+    assert batch.without_idle() is batch
 
 
 @pytest.mark.parametrize(

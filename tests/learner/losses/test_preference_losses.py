@@ -15,6 +15,8 @@ from volley.learner.losses.preference.ipo import Ipo
 from volley.learner.losses.preference.kto import Kto
 from volley.learner.losses.preference.orpo import Orpo
 from volley.learner.losses.preference.simpo import SimPo
+from volley.learner.signals.labels import LabelTensors
+from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
 
 LENGTHS = (5, 1, 3, 4)
@@ -23,21 +25,22 @@ LABELS = (True, False, False, True)
 BASELINE = 0.7
 
 
-def random_micro(seed: int, spread: float = 0.5) -> MicroBatch:
+def random_micro(seed: int, spread: float = 0.5) -> MicroBatch[PairTensors]:
     generator = torch.Generator().manual_seed(seed)
     policy = -2 * torch.rand(len(LENGTHS), max(LENGTHS), generator=generator, dtype=torch.float64) - 0.05
     noise = torch.randn(policy.shape, generator=generator, dtype=torch.float64) * spread
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     return MicroBatch(
         policy.requires_grad_(),
-        torch.zeros_like(policy).detach(),
-        (policy + noise).detach(),
         mask.double(),
-        torch.zeros(len(LENGTHS), dtype=torch.float64),
-        torch.tensor(PAIRS),
-        torch.tensor(LABELS, dtype=torch.float64),
-        BASELINE,
+        (policy + noise).detach(),
+        PairTensors(torch.tensor(PAIRS)),
     )
+
+
+def labelled(micro: MicroBatch[Any]) -> MicroBatch[LabelTensors]:
+    labels = LabelTensors(torch.tensor(LABELS, dtype=torch.float64), BASELINE)
+    return MicroBatch(micro.logprobs_NT, micro.mask_NT, micro.reference_NT, labels)
 
 
 def sigmoid(x: float) -> float:
@@ -47,7 +50,7 @@ def sigmoid(x: float) -> float:
 class Row:
     """A completion's log-probs, as lists."""
 
-    def __init__(self, micro: MicroBatch, index: int) -> None:
+    def __init__(self, micro: MicroBatch[Any], index: int) -> None:
         length = LENGTHS[index]
         self.policy = micro.logprobs_NT[index, :length].tolist()
         self.reference = micro.reference_NT[index, :length].tolist()
@@ -97,7 +100,7 @@ PAIR_LOSSES: list[tuple[Loss, Any]] = [
 ]
 
 
-def numeric_gradient(micro: MicroBatch, value: Callable[[MicroBatch], float]) -> torch.Tensor:
+def numeric_gradient(micro: MicroBatch[Any], value: Callable[[MicroBatch[Any]], float]) -> torch.Tensor:
     """By central differences of the formula, not of the code under test."""
     gradient, step = torch.zeros_like(micro.logprobs_NT), 1e-5
     for i, length in enumerate(LENGTHS):
@@ -117,7 +120,7 @@ def numeric_gradient(micro: MicroBatch, value: Callable[[MicroBatch], float]) ->
 )
 @pytest.mark.parametrize("seed", range(4))
 def test_pair_losses_are_their_formulas(loss: Loss, formula: Any, seed: int) -> None:
-    def by_hand(micro: MicroBatch) -> float:
+    def by_hand(micro: MicroBatch[Any]) -> float:
         return sum(formula(Row(micro, w), Row(micro, lost)) for w, lost in PAIRS)
 
     micro = random_micro(seed)
@@ -136,7 +139,7 @@ def test_pair_losses_are_their_formulas(loss: Loss, formula: Any, seed: int) -> 
     undesirable=st.floats(0.1, 4.0),
 )
 def test_kto_is_its_formula(seed: int, beta: float, desirable: float, undesirable: float) -> None:
-    def by_hand(micro: MicroBatch) -> float:
+    def by_hand(micro: MicroBatch[Any]) -> float:
         total = 0.0
         for i, label in enumerate(LABELS):
             r = Row(micro, i).log_ratio
@@ -147,7 +150,7 @@ def test_kto_is_its_formula(seed: int, beta: float, desirable: float, undesirabl
             )
         return total
 
-    micro = random_micro(seed)
+    micro = labelled(random_micro(seed))
     result = Kto(beta, desirable, undesirable).loss_sum(micro)
     assert result.loss.item() == pytest.approx(by_hand(micro), rel=1e-10)
     (gradient,) = torch.autograd.grad(result.loss, micro.logprobs_NT)
@@ -181,8 +184,8 @@ def test_ipo_is_satisfied_with_its_margin_where_dpo_is_not() -> None:
     """The gradient at D = 1 / (2 tau) is 0 for IPO, and still pushes for DPO."""
     policy = torch.tensor([[-1.0], [-6.0]], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([[-3.0], [-3.0]], dtype=torch.float64)
-    zeros, ones = torch.zeros(2, 1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
-    micro = MicroBatch(policy, zeros, reference, ones, zeros[:, 0], torch.tensor([[0, 1]]))
+    ones = torch.ones(2, 1, dtype=torch.float64)
+    micro = MicroBatch(policy, ones, reference, PairTensors(torch.tensor([[0, 1]])))
     (still,) = torch.autograd.grad(Ipo(tau=0.1).loss_sum(micro).loss, policy)
     (pushed,) = torch.autograd.grad(Dpo(beta=0.1).loss_sum(micro).loss, policy)
     assert still.abs().max() < 1e-12
@@ -190,11 +193,9 @@ def test_ipo_is_satisfied_with_its_margin_where_dpo_is_not() -> None:
 
 
 def test_simpo_does_not_care_how_long_a_response_is() -> None:
-    short = MicroBatch(
-        torch.full((2, 2), -0.5), torch.zeros(2, 2), None, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.zeros(2)
-    )
-    pair = torch.tensor([[0, 1]])
-    loss = SimPo(gamma=0.0).loss_sum(MicroBatch(*[getattr(short, n) for n in MicroBatch.__slots__[:5]], pair)).loss
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    micro = MicroBatch(torch.full((2, 2), -0.5), mask, None, PairTensors(torch.tensor([[0, 1]])))
+    loss = SimPo(gamma=0.0).loss_sum(micro).loss
     assert loss.item() == pytest.approx(math.log(2))
 
 

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from tests.learner.ranks.zero_driver import batch, train
+from tests.learner.rows import row_values
 from volley.cluster.cli.demo import make_model
+from volley.learner.signals.advantages import Advantages
+from volley.learner.signals.labels import Labels
+from volley.learner.signals.returns import Returns
 
 FP32 = {"dtype": "fp32", "zero_stage": 0}
 
@@ -28,17 +32,17 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
-    data, losses = batch("advantages"), []
+    data, losses = batch(Advantages), []
     for _ in range(3):
         optimizer.zero_grad()
         total = torch.zeros(())
-        for row, advantage in zip(data.rows, data.signal.values, strict=True):
+        for row, advantage in zip(row_values(data.rows), data.signal.values, strict=True):
             logits = policy(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[0]
             table = torch.log_softmax(logits, -1)
             for t, token in enumerate(row.completion_ids):
                 ratio = torch.exp(table[len(row.prompt_ids) + t - 1, token] - row.behaviour_logprobs[t])
                 total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-        loss = total / data.num_completion_tokens
+        loss = total / data.counts.tokens
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
@@ -63,15 +67,16 @@ def plain_kto(model: Path) -> list[tuple[float, float]]:
         return sides[0] - sides[1].detach()
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
-    data, found = batch("labels"), []
+    data, found = batch(Labels), []
     for _ in range(3):
         optimizer.zero_grad()
         with torch.no_grad():
-            z = max(0.0, sum(float(log_ratio(row)) for row in data.signal.mismatched) / len(data.signal.mismatched))
+            mismatched = row_values(data.signal.mismatched)
+            z = max(0.0, sum(float(log_ratio(row)) for row in mismatched) / len(mismatched))
         loss = torch.zeros((), dtype=torch.float64)
-        for row, is_desirable in zip(data.rows, data.signal.values, strict=True):
+        for row, is_desirable in zip(row_values(data.rows), data.signal.values, strict=True):
             gap = log_ratio(row) - z
-            loss = loss + (1 - torch.sigmoid(0.5 * (gap if is_desirable else -gap))) / len(data.rows)
+            loss = loss + (1 - torch.sigmoid(0.5 * (gap if is_desirable else -gap))) / data.counts.completions
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
@@ -161,10 +166,10 @@ def test_a_critic_on_two_ranks_equals_one_rank_and_the_formulas(model: Path, tmp
     assert weights["value_head.weight"].abs().min() > 0
     assert whole[0]["value_mean"] == 0
     # All values are 0: the return of a token is lam^(tokens after it) times the reward.
-    data = batch("rewards")
+    data = batch(Returns)
     returns = [
         reward * 0.95**k
-        for row, reward in zip(data.rows, data.signal.values, strict=True)
+        for row, reward in zip(row_values(data.rows), data.signal.rewards, strict=True)
         for k in range(len(row.completion_ids))
     ]
     assert whole[0]["return_mean"] == pytest.approx(sum(returns) / len(returns), abs=1e-6)

@@ -8,28 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volley.learner.compute.packing import plan_units
+from tests.learner.rows import group as make_group
+from tests.learner.rows import row_values
 from volley.learner.config import SignalConfig
-from volley.learner.losses.policy.grpo import Grpo
 from volley.learner.losses.policy.reinforce_pp import ReinforcePP
 from volley.learner.losses.preference.dpo import Dpo
 from volley.learner.losses.preference.kto import Kto
-from volley.learner.signals.batch import Labels, Pairs, make_batch, reason_against
-from volley.learner.signals.pairs import GroupPairs, group_pairs
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
+from volley.learner.signals.advantages import Advantages
+from volley.learner.signals.batch import make_batch
+from volley.learner.signals.labels import Labels
+from volley.learner.signals.pairs import GroupPairs, Pairs, group_pairs
+from volley.rollout.types import Completion, ScoredGroup, as_token_ids
 
 NAN = math.nan
 ALL = SignalConfig(pairs="all")
 
 
 def group(number: int, rewards: list[float], texts: str = "abcdefgh") -> ScoredGroup:
-    completions = tuple(
+    completions = [
         Completion.single((ord(texts[i]), 1) + (2,) * i, (-0.5,) * (i + 2), texts[i], "stop", 3, 3)
         for i in range(len(rewards))
-    )
-    return ScoredGroup(
-        Prompt(number, number, "p", as_token_ids((7, number)), ""), completions, tuple(Score(r, {}) for r in rewards)
-    )
+    ]
+    return make_group(number, (7, number), completions, rewards)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def group(number: int, rewards: list[float], texts: str = "abcdefgh") -> ScoredG
     ],
 )
 def test_which_pairs(rewards: list[float], config: SignalConfig, pairs: tuple[object, ...], dropped: str) -> None:
-    found = group_pairs(rewards, [(i,) for i in range(len(rewards))], config)
+    found = group_pairs(rewards, [as_token_ids([i]) for i in range(len(rewards))], config)
     assert (found.pairs, found.dropped) == (pairs, dropped)
 
 
 def test_the_same_tokens_are_no_pair() -> None:
-    assert group_pairs([1.0, 0.0], [(5,), (5,)], SignalConfig()) == GroupPairs((), "same", 1)
-    assert group_pairs([1.0, 0.0, 0.0], [(5,), (5,), (6,)], ALL) == GroupPairs(((0, 2),), "", 1)
+    assert group_pairs([1.0, 0.0], list(map(as_token_ids, [[5], [5]])), SignalConfig()) == GroupPairs((), "same", 1)
+    assert group_pairs([1.0, 0.0, 0.0], list(map(as_token_ids, [[5], [5], [6]])), ALL) == GroupPairs(((0, 2),), "", 1)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN]), min_size=1, max_size=8))
 def test_every_pair_prefers_the_better(rewards: list[float]) -> None:
     for config in (SignalConfig(), ALL):
-        found = group_pairs(rewards, [(i,) for i in range(len(rewards))], config)
+        found = group_pairs(rewards, [as_token_ids([i]) for i in range(len(rewards))], config)
         assert all(rewards[w] > rewards[loser] for w, loser in found.pairs)
         assert bool(found.pairs) != bool(found.dropped)
         assert len(set(found.pairs)) == len(found.pairs)
@@ -71,54 +71,59 @@ def test_a_pair_batch_holds_what_is_in_a_pair_and_says_what_was_dropped() -> Non
     groups.append(group(5, [1.0, 0.0, 0.0]))
     batch = make_batch(groups, Dpo(), version=5)
     assert isinstance(batch.signal, Pairs)
-    said = [(batch.rows[w].completion_ids[0], batch.rows[loser].completion_ids[0]) for w, loser in batch.signal.pairs]
+    rows = row_values(batch.rows)
+    said = [(rows[w].completion_ids[0], rows[loser].completion_ids[0]) for w, loser in batch.signal.pairs]
     assert [tuple(map(chr, each)) for each in said] == [("b", "a"), ("a", "a"), ("a", "b")]
-    assert [len(unit) for unit in batch.signal.units] == [2, 2, 2]
-    assert sorted(i for unit in batch.signal.units for i in unit) == list(range(6))
-    assert {row.staleness for row in batch.rows} == {2}
-    assert batch.facts["pair_yield"] == pytest.approx(3 / 5)
-    assert batch.facts["pairs_dropped/tied"] == batch.facts["pairs_dropped/unscorable"] == 1
-    assert batch.facts["chosen_length_mean"] == pytest.approx((3 + 2 + 2) / 3)
-    reasons = [reason_against(each, Dpo(), SignalConfig()) for each in groups]
+    assert batch.signal.units.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.rows.num_completions == 6
+    assert {row.staleness for row in rows} == {2}
+    assert batch.metrics["pair_yield"] == pytest.approx(3 / 5)
+    assert batch.metrics["pairs_dropped/tied"] == batch.metrics["pairs_dropped/unscorable"] == 1
+    assert batch.metrics["chosen_length_mean"] == pytest.approx((3 + 2 + 2) / 3)
+    reasons = [Pairs.reason_against(each, SignalConfig()) for each in groups]
     assert reasons == ["", "tied", "unscorable", "", ""]
-    assert [reason_against(each, Grpo(), SignalConfig()) for each in groups] == reasons
+    assert [Advantages.reason_against(each, SignalConfig()) for each in groups] == reasons
 
 
 def test_the_yield_is_that_of_all_groups_drawn() -> None:
     """7 of 15 groups gave no pair and were replaced: half of what was sampled taught something, not all of it."""
     groups = [group(n, [0.0, 1.0]) for n in range(8)]
-    facts = make_batch(groups, Dpo(), version=3, replaced={"tied": 5, "same": 2}).facts
-    assert facts["pair_yield"] == pytest.approx(8 / 15)
-    assert {name: value for name, value in facts.items() if name.startswith("pairs_dropped/")} == {
+    metrics = make_batch(groups, Dpo(), version=3, replaced={"tied": 5, "same": 2}).metrics
+    assert metrics["pair_yield"] == pytest.approx(8 / 15)
+    assert {name: value for name, value in metrics.items() if name.startswith("pairs_dropped/")} == {
         "pairs_dropped/tied": 5.0,
         "pairs_dropped/unscorable": 0.0,
         "pairs_dropped/same": 2.0,
     }
-    assert facts["pairs_same"] == 0, "those that were replaced are not told apart"
+    assert metrics["pairs_same"] == 0, "those that were replaced are not told apart"
 
 
 def test_labels_and_mismatched_rows() -> None:
     batch = make_batch([group(1, [0.2, NAN]), group(2, [0.5, 1.0])], Kto(), version=3)
     assert isinstance(batch.signal, Labels)
-    assert batch.signal.values == (False, True, True)
-    assert batch.facts["desirable_share"] == pytest.approx(2 / 3)
+    assert batch.signal.values.tolist() == [False, True, True]
+    assert batch.metrics["desirable_share"] == pytest.approx(2 / 3)
     alone = make_batch([group(1, [0.0, 1.0])], Kto(), version=3)
     assert isinstance(alone.signal, Labels)
-    assert alone.signal.mismatched == ()
-    assert reason_against(group(1, [1.0, 1.0]), Kto(), SignalConfig()) == ""
-    assert reason_against(group(1, [NAN, NAN]), Kto(), SignalConfig()) == "unscorable"
+    assert alone.signal.mismatched is not None
+    assert alone.signal.mismatched.num_completions == 0
+    assert Labels.reason_against(group(1, [1.0, 1.0]), SignalConfig()) == ""
+    assert Labels.reason_against(group(1, [NAN, NAN]), SignalConfig()) == "unscorable"
 
 
 def mismatched(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
     """(prompt, (prompt, number) of the completion) of each mismatched row, where prompt p has sizes[p] completions."""
     groups = []
     for p, size in enumerate(sizes):
-        completions = tuple(Completion.single((100 + p, i), (-0.5, -0.5), "", "stop", 3, 3) for i in range(size))
-        groups.append(ScoredGroup(Prompt(p, p, "p", as_token_ids((p,)), ""), completions, (Score(1.0, {}),) * size))
+        completions = [Completion.single((100 + p, i), (-0.5, -0.5), "", "stop", 3, 3) for i in range(size)]
+        groups.append(make_group(p, (p,), completions, [1.0] * size))
     batch = make_batch(groups, Kto(), version=3)
     assert isinstance(batch.signal, Labels)
-    rows = batch.signal.mismatched
-    return [(row.prompt_ids[0], (row.completion_ids[0] - 100, row.completion_ids[1])) for row in rows]
+    assert batch.signal.mismatched is not None
+    return [
+        (row.prompt_ids[0], (row.completion_ids[0] - 100, row.completion_ids[1]))
+        for row in row_values(batch.signal.mismatched)
+    ]
 
 
 def test_every_answer_of_a_prompt_meets_another_answer_of_the_next() -> None:
@@ -138,10 +143,11 @@ def test_mismatched_rows_are_all_distinct_and_as_many_as_there_can_be(sizes: lis
 
 
 def test_rows_of_one_prompt_that_stand_apart_do_not_meet() -> None:
-    rows = [group(n, [1.0]) for n in (1, 2, 1, 3, 1, 2)]
-    batch = make_batch(rows, Kto(), version=3)
+    batch = make_batch([group(n, [1.0]) for n in (1, 2, 1, 3, 1, 2)], Kto(), version=3)
     assert isinstance(batch.signal, Labels)
-    assert sorted(row.prompt_ids for row in batch.signal.mismatched) == sorted(row.prompt_ids for row in batch.rows)
+    assert batch.signal.mismatched is not None
+    mismatched, rows = row_values(batch.signal.mismatched), row_values(batch.rows)
+    assert sorted(row.prompt_ids for row in mismatched) == sorted(row.prompt_ids for row in rows)
 
 
 def test_reinforce_pp_scales_by_the_spread_of_the_whole_batch() -> None:
@@ -150,26 +156,3 @@ def test_reinforce_pp_scales_by_the_spread_of_the_whole_batch() -> None:
     std = math.sqrt(sum(value**2 for value in centred) / 5)
     assert batch.signal.values == pytest.approx([value / std for value in centred])  # type: ignore[union-attr]
     assert batch.signal.values[2] == 0.0  # type: ignore[union-attr]
-
-
-@given(
-    st.lists(st.integers(1, 3), min_size=1, max_size=12),
-    st.integers(1, 3),
-    st.integers(10, 60),
-    st.randoms(use_true_random=False),
-)
-def test_units_stay_together(sizes: list[int], num_ranks: int, max_tokens: int, rng: object) -> None:
-    units, start = [], 0
-    for size in sizes:
-        units.append(tuple(range(start, start + size)))
-        start += size
-    lengths = [rng.randint(1, 20) for _ in range(start)]  # type: ignore[attr-defined]
-    planned = plan_units(units, lengths, max_tokens, num_ranks)
-    assert len({len(rank) for rank in planned}) == 1
-    batches = [batch for rank in planned for batch in rank]
-    assert sorted(i for batch in batches for i in batch) == list(range(start))
-    for unit in units:
-        assert sum(set(unit) <= set(batch) for batch in batches) == 1
-    for batch in batches:
-        if len({unit for unit in units for i in batch if i in unit}) > 1:
-            assert len(batch) * max(lengths[i] for i in batch) <= max_tokens

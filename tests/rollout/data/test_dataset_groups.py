@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from volley.learner.signals.demonstrations import Demonstrations
 from volley.rollout.config import DataConfig
-from volley.rollout.data.dataset_groups import DatasetGroups, read_demonstration
+from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import read_rows
 from volley.rollout.errors import DataError, ModelError
@@ -21,7 +22,7 @@ def demonstrations(
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = PromptSet(read_rows(str(path), {}, ("prompt", "completion")), tokenizer, DataConfig(str(path)), 3)
-    return DatasetGroups(prompts, tokenizer, read_demonstration, max_length, on_long)
+    return DatasetGroups(prompts, tokenizer, Demonstrations.read, max_length, on_long)
 
 
 def test_a_demonstration_is_a_scored_group(tmp_path: Path, char_tokenizer: Any) -> None:
