@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -29,25 +31,37 @@ async def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any
     from volley.cluster.cli.demo import make_model
     from volley.learner.config import LearnerConfig
     from volley.learner.losses import LOSSES
+    from volley.learner.ranks.group import LearnerGroup
     from volley.learner.ranks.rank import LearnerRank
-    from volley.learner.signals.batch import Advantages, Batch, Row
+    from volley.learner.ranks.spec import RankSpec
+    from volley.learner.signals.advantages import Advantages
+    from volley.learner.signals.batch import Batch
+    from volley.learner.signals.rows import Rows
     from volley.rollout.config import RolloutConfig
     from volley.rollout.engines.vllm import VllmEngine
+    from volley.rollout.types import Completion, as_token_ids
 
     make_model(directory, seed=0, tie_word_embeddings=not options.untied)
     config = LearnerConfig(dtype=options.dtype, zero_stage=options.zero_stage, lr=3e-3)
-    learner = LearnerRank(config, LOSSES["grpo"](), directory, options.pushes, 1.0, 0)
+    loss = LOSSES["grpo"]()
+    rank = LearnerRank(RankSpec(config, loss, directory, options.pushes, 1.0, 0))
+
+    async def call(method: str, *arguments: Any) -> Any:
+        return getattr(rank, method)(*arguments)
+
+    learner = LearnerGroup([call], loss, config.max_tokens_per_micro_batch)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     engine = VllmEngine(str(directory), tokenizer, RolloutConfig(enforce_eager=True), options.dtype, 128)
     rng = random.Random(0)
-    sequences = [tuple(rng.randrange(1, 20) for _ in range(40)) for _ in range(16)]
-    start = learner.logprobs(sequences)
+    sequences = [as_token_ids([rng.randrange(1, 20) for _ in range(40)]) for _ in range(16)]
+    start = await learner.logprobs(sequences)
     pushes = []
     for push in range(1, options.pushes + 1):
-        rows = tuple(Row(ids[:8], ids[8:], (-3.0,) * 32, 0) for ids in sequences)
-        learner.update(Batch(rows, Advantages(tuple(rng.gauss(0, 1) for _ in rows))))
-        await engine.load_weights(learner.named_weights(), push)
-        ours, theirs = learner.logprobs(sequences), await engine.logprobs(sequences)
+        said = [(ids[:8], Completion.single(ids[8:], (-3.0,) * 32, "", "stop", 0, 0)) for ids in sequences]
+        advantages = np.array([rng.gauss(0, 1) for _ in said])
+        await learner.update(Batch(Rows.from_completions(said, 0), Advantages(advantages)))
+        await engine.load_weights(rank.named_weights(), push)
+        ours, theirs = await learner.logprobs(sequences), await engine.logprobs(sequences)
         pushes.append({"push": push, **compare(ours, theirs), "moved": compare(ours, start)["mean"]})
     await engine.close()
     worst = max(entry["mean"] for entry in pushes)

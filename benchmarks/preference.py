@@ -12,6 +12,7 @@ additions (after `make demo`).
 """
 
 import argparse
+import asyncio
 import json
 import math
 import os
@@ -24,6 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from solutions import told_apart, write_solutions
 
 from volley.cluster.cli.demo import make_model, worked_answer
@@ -145,25 +147,36 @@ def memory() -> None:
 def one_update(model: str, name: str, recorded: bool) -> None:
     from volley.learner.config import LearnerConfig
     from volley.learner.losses import LOSSES
+    from volley.learner.ranks.group import LearnerGroup
     from volley.learner.ranks.rank import LearnerRank
-    from volley.learner.signals.batch import Batch, Pairs, Row
+    from volley.learner.ranks.spec import RankSpec
+    from volley.learner.signals.batch import Batch
+    from volley.learner.signals.pairs import Pairs
+    from volley.learner.signals.rows import Rows
+    from volley.rollout.types import Completion, as_token_ids
 
-    config = LearnerConfig(dtype="fp32", zero_stage=1, lr=1e-5)
-    rank = LearnerRank(config, LOSSES[name](), Path(model), 2, 1.0, 0, records_reference=recorded)
+    config, loss = LearnerConfig(dtype="fp32", zero_stage=1, lr=1e-5), LOSSES[name]()
+    rank = LearnerRank(RankSpec(config, loss, Path(model), 2, 1.0, 0, records_reference=recorded))
     rng = random.Random(0)
-    rows = tuple(
-        Row(
-            tuple(rng.randrange(2, 20) for _ in range(8)),
-            tuple(rng.randrange(2, 20) for _ in range(32)),
-            (0.0,) * 32,
-            0,
-        )
-        for _ in range(4)
+
+    def draw(length: int) -> Any:
+        return as_token_ids([rng.randrange(2, 20) for _ in range(length)])
+
+    rows = Rows.from_completions(
+        [(draw(8), Completion.single(draw(32), (0.0,) * 32, "", "data", 0, 0)) for _ in range(4)], 0
     )
-    if recorded:
-        with tempfile.TemporaryDirectory() as out:
-            rank.record_reference(rows, Path(out) / "table.parquet")
-    rank.update(Batch(rows, Pairs(((0, 1), (2, 3)), ((0, 1), (2, 3)))))
+
+    async def call(method: str, *arguments: Any) -> Any:
+        return getattr(rank, method)(*arguments)
+
+    async def update() -> None:
+        learner = LearnerGroup([call], loss, config.max_tokens_per_micro_batch)
+        if recorded:
+            with tempfile.TemporaryDirectory() as out:
+                await learner.record_reference(rows, Path(out) / "table.parquet")
+        await learner.update(Batch(rows, Pairs(np.array([[0, 1], [2, 3]]), np.array([0, 0, 1, 1]))))
+
+    asyncio.run(update())
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
     os._exit(0)
 

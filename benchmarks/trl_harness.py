@@ -10,6 +10,8 @@ from torch import Tensor
 
 from volley.cluster.cli.demo import make_model
 from volley.learner.losses.common import Loss, MicroBatch
+from volley.learner.signals.batch import SignalTensors
+from volley.learner.signals.pairs import PairTensors
 
 TOLERANCE, SMALL = 1e-5, 0.01
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -119,22 +121,24 @@ def compare(
     )
 
 
-def evaluate(loss: Loss, micro: MicroBatch) -> tuple[Tensor, float | None]:
+def evaluate(loss: Loss, micro: MicroBatch[Any]) -> tuple[Tensor, float | None]:
     """The loss as an update has it, and the share of clipped tokens."""
     result = loss.loss_sum(micro)
-    counts = int(micro.mask_NT.sum()), len(micro.mask_NT), len(micro.pairs_P2)
+    num_pairs = len(micro.signal.pairs_P2) if isinstance(micro.signal, PairTensors) else 0
+    counts = int(micro.mask_NT.sum()), len(micro.mask_NT), num_pairs
     clip = result.metrics.get("clip_share")
     return result.loss / loss.normalizer(*counts), None if clip is None else float(clip[0] / clip[1])
 
 
-def sequence_micro(trainer: Any, ids_NL: Tensor, attention_NL: Tensor, mask_NL: Tensor, **more: Any) -> MicroBatch:
+def sequence_micro(
+    trainer: Any, ids_NL: Tensor, attention_NL: Tensor, mask_NL: Tensor, signal: SignalTensors
+) -> MicroBatch[Any]:
     """A micro-batch over all tokens but the first, of which the mask picks the completions'."""
     reference = getattr(trainer, "ref_model", None)
     logprobs_NT = logprobs(trainer.model, ids_NL, attention_NL)
     with torch.no_grad():
         reference_NT = None if reference is None else logprobs(reference, ids_NL, attention_NL)
-    zeros_NT = torch.zeros_like(logprobs_NT)
-    return MicroBatch(logprobs_NT, zeros_NT, reference_NT, mask_NL[:, 1:].float(), zeros_NT[:, 0], **more)
+    return MicroBatch(logprobs_NT, mask_NL[:, 1:].float(), reference_NT, signal)
 
 
 def show(row: Comparison) -> str:

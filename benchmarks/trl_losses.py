@@ -37,6 +37,10 @@ from versus_trl import ENVIRONMENT, ROOT, TRL_VENV, ensure_trl
 from volley.cluster.cli.demo import worked_answer
 from volley.learner.losses import LOSSES
 from volley.learner.losses.common import Loss, MicroBatch
+from volley.learner.signals.advantages import SampledTensors
+from volley.learner.signals.batch import SignalTensors
+from volley.learner.signals.labels import LabelTensors
+from volley.learner.signals.pairs import PairTensors
 
 GROUP, PROMPTS, MAX_TOKENS, BETA = 4, 4, 12, 0.04
 
@@ -97,10 +101,9 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
         loss,
         MicroBatch(
             logprobs(trainer.model, ids_NL, attention_NL)[:, -length:],
-            behaviour_NT,
-            reference_NT,
             mask_NT,
-            advantages_of(loss, batch),
+            reference_NT,
+            SampledTensors(behaviour_NT, advantages_of(loss, batch)[:, None]),
         ),
     )
     if is_fresh:
@@ -181,7 +184,7 @@ def referenced_pairs(bench: Bench, name: str, options: dict[str, Any], loss: Los
         batch["input_ids"],
         batch["attention_mask"],
         batch["completion_mask"],
-        pairs_P2=chosen_first(len(batch["input_ids"])),
+        PairTensors(chosen_first(len(batch["input_ids"]))),
     )
     theirs = trainer.compute_loss(trainer.model, batch)
     said = ", ".join(f"{key}={value}" for key, value in options.items())
@@ -197,7 +200,7 @@ def unreferenced_pairs(name: str, trainer: Any, loss: Loss, said: str, note: str
         whole["concatenated_input_ids"],
         whole["concatenated_attention_mask"],
         whole["concatenated_labels"] != -100,
-        pairs_P2=chosen_first(len(whole["concatenated_labels"])),
+        PairTensors(chosen_first(len(whole["concatenated_labels"]))),
     )
     theirs = trainer.compute_loss(trainer.model, batch)
     return compare(name, said, trainer.model, theirs, evaluate(loss, micro)[0], note, **how)
@@ -243,7 +246,7 @@ def kto(bench: Bench) -> Comparison:
     batch = first_batch(trainer)
     with torch.no_grad():
         mismatched = sequence_micro(
-            trainer, batch["KL_input_ids"], batch["KL_attention_mask"], batch["KL_completion_mask"]
+            trainer, batch["KL_input_ids"], batch["KL_attention_mask"], batch["KL_completion_mask"], SignalTensors()
         )
     assert mismatched.reference_NT is not None
     log_ratios_N = ((mismatched.logprobs_NT - mismatched.reference_NT) * mismatched.mask_NT).sum(1)
@@ -254,8 +257,7 @@ def kto(bench: Bench) -> Comparison:
         batch["input_ids"],
         batch["attention_mask"],
         batch["completion_mask"],
-        labels_N=torch.as_tensor(batch["label"]).float(),
-        baseline=baseline,
+        LabelTensors(torch.as_tensor(batch["label"]).float(), baseline),
     )
     theirs = trainer.compute_loss(trainer.model, batch)
     ours, _ = evaluate(LOSSES["kto"](beta=0.1, desirable_weight=1.2), micro)
@@ -270,7 +272,7 @@ def sft(bench: Bench) -> Comparison:
     trainer = bench.trainer(SFTTrainer, SFTConfig(**bench.options(per_device_train_batch_size=6)), rows)
     batch = first_batch(trainer)
     mask_NL = batch["labels"] != -100
-    micro = sequence_micro(trainer, batch["input_ids"], batch["attention_mask"], mask_NL)
+    micro = sequence_micro(trainer, batch["input_ids"], batch["attention_mask"], mask_NL, SignalTensors())
     theirs = trainer.compute_loss(trainer.model, batch, num_items_in_batch=mask_NL.sum())
     return compare("sft", "completions only", trainer.model, theirs, evaluate(LOSSES["sft"](), micro)[0], "")
 

@@ -92,7 +92,9 @@ class LearnerRank:
             for each in self._passes.over(shard.work):
                 logprobs_M, _, values_M = self._passes.forward(each.data)
                 if not each.is_empty:
-                    result = self._loss.loss_sum(self._passes.micro_batch(shard.work, each, prepared, logprobs_M, values_M))
+                    result = self._loss.loss_sum(
+                        self._passes.micro_batch(shard.work, each, prepared, logprobs_M, values_M)
+                    )
                     sums.add(float(result.loss) / normalizer, result.metrics)
         sums.reduce(self._place.num_ranks)
         return {"loss": sums.loss, **sums.means(), **shard.metrics}

@@ -15,7 +15,8 @@ from volley.cluster.loop.loop import Step, train
 from volley.cluster.loop.roller import Roller
 from volley.cluster.recipe.config import Recipe, parse_recipe
 from volley.learner.losses import LOSSES
-from volley.learner.signals.batch import Advantages, Batch, Update, make_batch
+from volley.learner.signals.advantages import Advantages
+from volley.learner.signals.batch import Batch, Update, make_batch
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.types import Completion, Prompt, Sampling, Score, ScoredGroup, as_token_ids
@@ -157,7 +158,7 @@ def test_synchronous_runs_are_the_same_run() -> None:
         found = []
         for batch in world.learner.batches:
             assert isinstance(batch.signal, Advantages)
-            found.append(batch.signal.values)
+            found.append(tuple(batch.signal.values.tolist()))
         return found
 
     assert signals() == signals()
