@@ -45,8 +45,8 @@ def make_groups(num_tokens: int) -> list[ScoredGroup]:
 def measure(
     num_tokens: int = 8_000_000, num_ranks: int = 8, max_tokens: int = 32_768, loss: str = "grpo"
 ) -> dict[str, float]:
-    """Seconds of driver time of each part, and how many sampled tokens there were. Every completion is handed over, also
-    those without gradient, which an update leaves out."""
+    """Seconds of driver time of each part, and how many sampled tokens there were. Every completion is handed over,
+    also those without gradient, which an update leaves out."""
     groups, kind = make_groups(num_tokens), LOSSES[loss]()
     space = bytearray(16 * num_tokens)
     started = time.process_time()

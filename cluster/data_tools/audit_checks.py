@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from volley.cluster.data_tools.audit_report import Finding
 from volley.cluster.data_tools.audit_table import Keys, Table, combined
-from volley.cluster.data_tools.data_kind import FITTING
+from volley.cluster.data_tools.data_kind import fitting
 
 DESCRIPTIONS = {
     "pairs": "a chosen and a rejected response",
@@ -40,7 +40,7 @@ LARGE_SHARE = 0.6
 def check_rows(table: Table) -> Iterator[Finding]:
     """The number of rows, and rows that cannot be read."""
     num_rows, num_broken = len(table.rows), len(table.broken)
-    found = f"{num_rows:,} rows with {DESCRIPTIONS[table.kind]}; supported methods: {', '.join(FITTING[table.kind])}"
+    found = f"{num_rows:,} rows with {DESCRIPTIONS[table.kind]}; supported methods: {', '.join(fitting(table.kind))}"
     if table.kind == "pairs" and num_rows < SMALL_PAIRS:
         found += f"; with fewer than {SMALL_PAIRS:,} pairs IPO is less prone to overfitting than DPO"
     few = "too few rows for any method; expect overfitting, and collect more data" if num_rows < FEW_ROWS else ""

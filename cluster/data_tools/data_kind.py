@@ -32,20 +32,8 @@ KINDS = {
 }
 """Kind of data -> the columns it requires in addition to the prompt."""
 
-SAMPLED = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo")
-PAIRED = ("dpo", "ipo", "simpo", "orpo")
-FITTING = {
-    "pairs": PAIRED,
-    "labels": ("kto",),
-    "answers": (*SAMPLED, *PAIRED, "kto"),
-    "demonstrations": ("sft", "spin"),
-    "prompts": (*SAMPLED, *PAIRED, "kto"),
-}
-"""Kind of data -> the methods that can train on it.
-
-A method is a loss or "spin" (DPO against the policy's own samples). If the data has only answers or prompts, losses on
-pairs and labels train on samples of the policy.
-"""
+SPIN = "spin"
+"""The method of `volley init` that is a way to use a loss, not a loss of its own."""
 
 MARKER = "####"
 """GSM8K's separator between the worked solution and the final answer."""
@@ -127,6 +115,20 @@ def _are_conversations(rows: Rows, columns: Mapping[str, str]) -> bool:
 def _are_texts(answers: Sequence[str]) -> bool:
     """Whether answers are full responses (demonstrations) rather than results to check."""
     return bool(answers) and median(map(len, answers)) > LONG_ANSWER and not any("\\boxed" in text for text in answers)
+
+
+def fitting(kind: str) -> tuple[str, ...]:
+    """The methods that can train on a kind of data.
+
+    A method is a loss or "spin" (DPO against the policy's own samples). If the data has only answers or prompts, losses
+    on pairs and labels train on samples of the policy.
+    """
+    from volley.learner.losses import LOSSES  # imports torch, which most of an audit does without
+
+    if kind in ("answers", "prompts"):
+        return tuple(name for name, loss in LOSSES.items() if loss.signal.from_policy)
+    losses = tuple(name for name, loss in LOSSES.items() if loss.signal.label == kind)
+    return (*losses, SPIN) if kind == "demonstrations" else losses
 
 
 def _are_formulas(answers: Sequence[str]) -> bool:

@@ -9,53 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volley.cluster.data_tools.audit_checks import DESCRIPTIONS, DESIRABLE, SMALL_PAIRS, weight_range
-from volley.cluster.data_tools.data_kind import FITTING, SAMPLED
+from volley.cluster.data_tools.data_kind import SPIN, fitting
 from volley.cluster.recipe.build import ENGINE_DTYPES
+from volley.learner.losses import LOSSES
+from volley.learner.losses.guide import Guide
 from volley.rollout.errors import ConfigError
 from volley.rollout.model_files import inspect_model
 
-DISPLAY = {
-    "grpo": "GRPO",
-    "dr_grpo": "Dr. GRPO",
-    "dapo": "DAPO",
-    "gspo": "GSPO",
-    "cispo": "CISPO",
-    "rloo": "RLOO",
-    "reinforce_pp": "REINFORCE++",
-    "ppo": "PPO",
-    "dpo": "DPO",
-    "ipo": "IPO",
-    "simpo": "SimPO",
-    "orpo": "ORPO",
-    "kto": "KTO",
-    "sft": "SFT",
-    "spin": "SPIN",
-}
-MERITS = {
-    "dpo": "DPO increases the probability of the chosen response over the rejected one relative to a reference model; "
-    f"it is the default for {SMALL_PAIRS:,} pairs or more",
-    "ipo": f"IPO optimizes towards a fixed margin, so it overfits less than DPO on fewer than {SMALL_PAIRS:,} pairs",
-    "simpo": "SimPO normalizes by length, so longer responses have no advantage; use it for concise responses "
-    "(--concise)",
-    "orpo": "ORPO combines SFT on the chosen response with a preference term and needs no reference model; use it when "
-    "memory is limited (--low-memory)",
-    "kto": "KTO learns from single responses labelled good or bad, without pairs",
-    "sft": "SFT trains on the responses in the data; it is the default and the first step before most other methods",
-    "spin": "SPIN trains the model to prefer the responses in the data over its own, round by round, and stops when "
+SPIN_GUIDE = Guide(
+    "SPIN",
+    merit="SPIN trains the model to prefer the responses in the data over its own, round by round, and stops when "
     "the two are indistinguishable; use it on a model that was already trained with SFT (--spin)",
-}
-LINES = {
-    "grpo": "{name: grpo, clip_low: 0.2, clip_high: 0.28} ## or dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp, ppo",
-    "dpo": "{name: dpo, beta: 0.1} ## beta: strength of the KL regularization towards the reference",
-    "ipo": "{name: ipo, tau: 0.1, reduction: sum} ## the target margin is 1 / (2 tau) nats",
-    "simpo": "{name: simpo, beta: 10.0, gamma: 1.0} ## gamma: target margin; keep it small relative to beta",
-    "orpo": "{name: orpo, odds_weight: 0.1} ## weight of the preference term relative to SFT",
-    "spin": "{name: dpo, beta: 0.1} ## prefers the response in the data over the policy's own",
-}
-RATES = {"dpo": "5.0e-7", "ipo": "5.0e-7", "kto": "5.0e-7", "spin": "5.0e-7", "simpo": "1.0e-6", "orpo": "8.0e-6"}
-PASSES = {"sft": 2, "ipo": 3}
-"""Epochs over offline data for methods whose default is not 1. Methods that overfit sooner get fewer epochs."""
-REFERENCED = ("dpo", "ipo", "kto", "spin")
+    options="beta: 0.1",
+    comment="prefers the response in the data over the policy's own",
+    lr=5e-7,
+)
+SPIN_LOSS = "dpo"
 TARGET_RATIO = 7 / 6  # the middle of the range that the KTO paper recommends
 
 
@@ -78,11 +47,16 @@ class Method:
 
     @property
     def display(self) -> str:
-        return DISPLAY[self.name]
+        return guide_of(self.name).title
+
+    @property
+    def epochs(self) -> int:
+        """Passes over offline data."""
+        return guide_of(self.name).epochs
 
     @property
     def needs_reference(self) -> bool:
-        return self.name in REFERENCED
+        return LOSSES[loss_of(self.name)]().needs_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +70,21 @@ class MethodOptions:
     """The name of a loss, or "spin". With "" the method is chosen from the data."""
 
 
+def methods() -> tuple[str, ...]:
+    """The names of all methods."""
+    return (*LOSSES, SPIN)
+
+
+def loss_of(name: str) -> str:
+    """The loss of a method."""
+    return SPIN_LOSS if name == SPIN else name
+
+
+def guide_of(name: str) -> Guide:
+    """What users read about a method."""
+    return SPIN_GUIDE if name == SPIN else LOSSES[name].guide
+
+
 def choose(
     kind: str, num_rows: int, options: MethodOptions, labels: Sequence[bool] = (), has_answers: bool = True
 ) -> Method:
@@ -104,14 +93,14 @@ def choose(
     Raises `ConfigError` for options that do not fit the data.
     """
     name = _requested(kind, options) or _default(kind, num_rows)
-    is_sampled = kind in ("answers", "prompts") or name == "spin"
+    is_sampled = kind in ("answers", "prompts") or name == SPIN
     return Method(
         name,
         is_sampled,
         _why(kind, name, num_rows, options, has_answers),
         _others(kind, name),
-        _kto_line(labels) if name == "kto" else LINES.get(name, f"{{name: {name}}}"),
-        RATES.get(name, "1.0e-5" if name == "sft" else "1.0e-6"),
+        _kto_line(labels) if name == "kto" else _loss_line(kind, name),
+        _yaml_float(guide_of(name).lr),
     )
 
 
@@ -145,15 +134,16 @@ def _requested(kind: str, options: MethodOptions) -> str:
         raise ConfigError(f"--spin and {flags[0]} select different methods; remove one of them.")
     if flags:
         # SimPO has no reference model either, so it satisfies --concise and --low-memory together.
-        name = "spin" if options.spin else "simpo" if options.concise else "orpo"
+        name = SPIN if options.spin else "simpo" if options.concise else "orpo"
     if not name:
         return ""
-    if name not in DISPLAY:
-        raise ConfigError(f"--loss {name}: unknown method; methods for your data: {', '.join(FITTING[kind])}.")
-    if name not in FITTING[kind]:
-        option, fitting = flags[0] if flags else f"--loss {name}", ", ".join(FITTING[kind])
+    supported = ", ".join(fitting(kind))
+    if name not in methods():
+        raise ConfigError(f"--loss {name}: unknown method; methods for your data: {supported}.")
+    if name not in fitting(kind):
+        option, title = flags[0] if flags else f"--loss {name}", guide_of(name).title
         raise ConfigError(
-            f"{option}: {DISPLAY[name]} cannot train on rows with {DESCRIPTIONS[kind]}; supported methods: {fitting}."
+            f"{option}: {title} cannot train on rows with {DESCRIPTIONS[kind]}; supported methods: {supported}."
         )
     return name
 
@@ -171,12 +161,12 @@ def _why(kind: str, name: str, num_rows: int, options: MethodOptions, has_answer
             if has_answers
             else "The data has no answers, but a reward can score responses"
         )
-        if name in SAMPLED:
+        how = LOSSES[name].signal.how
+        if not how:
             return f"{found}, so the model learns from its own samples."
-        how = "labelled by their rewards" if name == "kto" else "pairing the best with the worst"
-        return f"{found}, so the model learns from its own samples, {how}. {MERITS[name]}."
+        return f"{found}, so the model learns from its own samples, {how}. {_merit(name)}."
     reason = (
-        f"{MERITS[name]}." if name != "sft" else "The data contains full responses, so the model is trained on them."
+        f"{_merit(name)}." if name != "sft" else "The data contains full responses, so the model is trained on them."
     )
     if options.loss:
         return f"Selected with --loss. {reason}"
@@ -186,9 +176,29 @@ def _why(kind: str, name: str, num_rows: int, options: MethodOptions, has_answer
 def _others(kind: str, name: str) -> str:
     """A sentence that lists the other methods for this kind of data."""
     if kind in ("answers", "prompts"):
-        return f"Alternatives (--loss): {', '.join(each for each in FITTING[kind] if each != name)}."
-    others = [MERITS[each] for each in FITTING[kind] if each != name]
+        return f"Alternatives (--loss): {', '.join(each for each in fitting(kind) if each != name)}."
+    others = [_merit(each) for each in fitting(kind) if each != name]
     return f"Alternatives (--loss): {'. '.join(others)}." if others else ""
+
+
+def _merit(name: str) -> str:
+    return guide_of(name).merit.format(small_pairs=f"{SMALL_PAIRS:,}")
+
+
+def _loss_line(kind: str, name: str) -> str:
+    """The value of `loss:` with the options that the guide shows."""
+    guide, loss = guide_of(name), loss_of(name)
+    if not guide.options:
+        return f"{{name: {loss}}}"
+    similar = [each for each in fitting(kind) if each != name and not LOSSES[loss_of(each)].signal.columns]
+    comment = guide.comment or f"or {', '.join(similar)}"
+    return f"{{name: {loss}, {guide.options}}} ## {comment}"
+
+
+def _yaml_float(value: float) -> str:
+    """5e-07 as "5.0e-7"."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def _kto_line(labels: Sequence[bool]) -> str:

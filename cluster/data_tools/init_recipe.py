@@ -12,7 +12,7 @@ import yaml
 from volley.cluster.data_tools import init_templates as templates
 from volley.cluster.data_tools.audit_table import Table, make_table
 from volley.cluster.data_tools.data_kind import MARKER, DataKind, find_kind
-from volley.cluster.data_tools.init_method import PASSES, Method, MethodOptions, choose, cost
+from volley.cluster.data_tools.init_method import Method, MethodOptions, choose, cost
 from volley.rollout.data.rows import Rows, column_names, read_rows
 from volley.rollout.errors import DataError
 from volley.rollout.model_files import inspect_model
@@ -87,7 +87,7 @@ def _header(rows: Rows, kind: DataKind, method: Method, model: str) -> str:
 def _steps(method: Method, steps_per_pass: float) -> int:
     if method.name == "spin":
         return ROUNDS * math.ceil(steps_per_pass)
-    return 200 if method.is_sampled else math.ceil(PASSES.get(method.name, 1) * steps_per_pass)
+    return 200 if method.is_sampled else math.ceil(method.epochs * steps_per_pass)
 
 
 def _schedule(method: Method, per_round: int) -> str:

@@ -24,13 +24,6 @@ from volley.rollout.types import ScoredGroup
 Z_95 = 1.959964
 SHORTER = 0.95  # of the length at the start; less than 5 % is taken for chance
 FALLEN = 0.05  # nats a token
-GENTLER = {
-    "dpo": "lower learner.lr or steps, raise loss.beta, or take ipo or orpo",
-    "ipo": "lower learner.lr or steps, raise loss.tau, or take orpo",
-    "simpo": "lower learner.lr, steps or loss.gamma, or take orpo",
-    "orpo": "lower learner.lr, steps or loss.odds_weight",
-}
-"""What keeps the chosen answers likely, by loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +138,7 @@ def chosen_warning(rows: Sequence[Mapping[str, Any]], loss: str) -> str:
     if not fall > FALLEN:
         return ""
     sentence = f"the chosen answers became less likely ({chosen[0]:.2f} to {chosen[1]:.2f} nats a token)"
-    shown, gentler = f"({rejected[0]:.2f} to {rejected[1]:.2f})", GENTLER.get(loss, "lower learner.lr or steps")
+    shown, gentler = f"({rejected[0]:.2f} to {rejected[1]:.2f})", _gentler(loss)
     if rejected[0] - rejected[1] > fall:
         return f"{sentence}, and the rejected fell faster {shown}; {gentler}"
     if rejected[1] > rejected[0]:
@@ -153,6 +146,13 @@ def chosen_warning(rows: Sequence[Mapping[str, Any]], loss: str) -> str:
             "learner.lr, and look for contradictory pairs with volley audit"
         )
     return f"{sentence}, and the rejected fell no faster {shown}; {gentler}"
+
+
+def _gentler(loss: str) -> str:
+    """What keeps the chosen answers likely."""
+    from volley.learner.losses import LOSSES  # imports torch, which a report does without
+
+    return LOSSES[loss].guide.gentler if loss in LOSSES else "lower learner.lr or steps"
 
 
 def warnings(rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], loss: str) -> list[str]:

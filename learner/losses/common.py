@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from volley.learner.losses.guide import Guide
 from volley.learner.signals.batch import Signal, SignalTensors
 from volley.learner.signals.kl import kl_estimate
 
@@ -49,6 +50,7 @@ class Loss(ABC):
 
     signal: ClassVar[type[Signal]]
     """What it learns from."""
+    guide: ClassVar[Guide]
     min_group_size: ClassVar[int] = 1
     """The smallest group the method makes sense with (2 for group-relative advantages)."""
 

@@ -111,6 +111,8 @@ class Signal(ABC):
     """Its plural, for texts: "pairs"."""
     from_policy: ClassVar[bool]
     """Whether scored samples of the policy can give it."""
+    how: ClassVar[str] = ""
+    """How rewards of samples become it, where data could give it, too: "labelled by their rewards"."""
     columns: ClassVar[tuple[str, ...]] = ()
     """The columns of a data set that can give it, besides the prompt; () where only the policy's samples can."""
     compares: ClassVar[bool] = False

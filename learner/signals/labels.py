@@ -32,6 +32,7 @@ class Labels(ArrayFields, Signal):
 
     label: ClassVar[str] = "labels"
     from_policy: ClassVar[bool] = True
+    how: ClassVar[str] = "labelled by their rewards"
     columns: ClassVar[tuple[str, ...]] = ("completion", "label")
 
     values: NDArray[np.bool_]

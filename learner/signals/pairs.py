@@ -38,6 +38,7 @@ class Pairs(ArrayFields, ReadySignal):
 
     label: ClassVar[str] = "pairs"
     from_policy: ClassVar[bool] = True
+    how: ClassVar[str] = "pairing the best with the worst"
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     compares: ClassVar[bool] = True
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from volley.learner.losses.common import Loss, LossSum, MicroBatch
+from volley.learner.losses.guide import Guide
 from volley.learner.signals.advantages import Advantages, SampledTensors, group_relative
 from volley.learner.signals.kl import MAX_LOG_RATIO
 from volley.rollout.errors import ConfigError
@@ -24,6 +25,7 @@ class Cispo(Loss):
     cap: float = 5.0
 
     signal: ClassVar[type[Advantages]] = Advantages
+    guide: ClassVar[Guide] = Guide("CISPO")
     whitens: ClassVar[bool] = False
     min_group_size: ClassVar[int] = 2
 

@@ -9,7 +9,9 @@ and the soft overlong penalty (a reward).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.grpo import Grpo
 
 
@@ -18,3 +20,5 @@ class Dapo(Grpo):
     """Options: those of `ClippedLoss`."""
 
     clip_high: float = 0.28
+
+    guide: ClassVar[Guide] = Guide("DAPO")

@@ -9,7 +9,9 @@ short and in a long response. The paper drops the KL term; here it is off by def
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.clipped import ClippedLoss
 from volley.learner.signals.advantages import mean_centred
 from volley.rollout.errors import ConfigError
@@ -21,6 +23,8 @@ class DrGrpo(ClippedLoss):
     rollout.max_tokens and must be replaced by it before the loss is used."""
 
     max_tokens: int = 0
+
+    guide: ClassVar[Guide] = Guide("Dr. GRPO")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,9 @@ the same samples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.clipped import ClippedLoss
 from volley.learner.signals.advantages import group_relative
 
@@ -19,6 +21,8 @@ from volley.learner.signals.advantages import group_relative
 @dataclass(frozen=True)
 class Grpo(ClippedLoss):
     """Options: those of `ClippedLoss`."""
+
+    guide: ClassVar[Guide] = Guide("GRPO", options="clip_low: 0.2, clip_high: 0.28")
 
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:
         return group_relative(rewards_G)

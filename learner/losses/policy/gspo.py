@@ -8,11 +8,13 @@ With a guard s_i is 1, and a sequence's weight is the mean of its tokens' weight
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from volley.learner.losses.common import MicroBatch, sequence_sums
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.grpo import Grpo
 from volley.learner.signals.advantages import SampledTensors
 
@@ -23,6 +25,8 @@ class Gspo(Grpo):
 
     clip_low: float = 3e-4
     clip_high: float = 4e-4
+
+    guide: ClassVar[Guide] = Guide("GSPO")
 
     def normalizer(self, num_tokens: int, num_sequences: int, num_pairs: int = 0) -> float:
         return num_sequences

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.clipped import ClippedLoss
 from volley.learner.signals.batch import Signal
 from volley.learner.signals.returns import CriticTensors, Returns
@@ -38,6 +39,7 @@ class Ppo(ClippedLoss):
     whiten: bool = True
 
     signal: ClassVar[type[Signal]] = Returns
+    guide: ClassVar[Guide] = Guide("PPO")
     min_group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

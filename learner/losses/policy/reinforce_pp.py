@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.clipped import ClippedLoss
 from volley.learner.signals.advantages import mean_centred
 
@@ -22,6 +23,7 @@ class ReinforcePP(ClippedLoss):
 
     kl: str = "k2"
 
+    guide: ClassVar[Guide] = Guide("REINFORCE++")
     whitens: ClassVar[bool] = True
 
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:

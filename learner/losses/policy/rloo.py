@@ -11,7 +11,9 @@ its KL penalty into the reward; here it is the loss's, off by default.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.policy.clipped import ClippedLoss
 from volley.learner.signals.advantages import leave_one_out
 
@@ -19,6 +21,8 @@ from volley.learner.signals.advantages import leave_one_out
 @dataclass(frozen=True)
 class Rloo(ClippedLoss):
     """Options: those of `ClippedLoss`."""
+
+    guide: ClassVar[Guide] = Guide("RLOO")
 
     def advantages(self, rewards_G: Sequence[float]) -> list[float]:
         return leave_one_out(rewards_G)

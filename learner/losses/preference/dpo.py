@@ -9,10 +9,12 @@ rejected.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import logsigmoid
 
 from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
 from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
@@ -24,6 +26,16 @@ class Dpo(PairLoss):
 
     beta: float = 0.1
     label_smoothing: float = 0.0
+
+    guide: ClassVar[Guide] = Guide(
+        "DPO",
+        merit="DPO increases the probability of the chosen response over the rejected one relative to a reference "
+        "model; it is the default for {small_pairs} pairs or more",
+        options="beta: 0.1",
+        comment="beta: strength of the KL regularization towards the reference",
+        lr=5e-7,
+        gentler="lower learner.lr or steps, raise loss.beta, or take ipo or orpo",
+    )
 
     def __post_init__(self) -> None:
         check_positive(beta=self.beta)

@@ -9,8 +9,10 @@ reference reaches, so the margin is not bounded in practice; it takes a tau larg
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
 from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
@@ -24,6 +26,16 @@ class Ipo(PairLoss):
 
     tau: float = 0.1
     reduction: str = "sum"
+
+    guide: ClassVar[Guide] = Guide(
+        "IPO",
+        merit="IPO optimizes towards a fixed margin, so it overfits less than DPO on fewer than {small_pairs} pairs",
+        options="tau: 0.1, reduction: sum",
+        comment="the target margin is 1 / (2 tau) nats",
+        lr=5e-7,
+        epochs=3,
+        gentler="lower learner.lr or steps, raise loss.tau, or take orpo",
+    )
 
     def __post_init__(self) -> None:
         check_positive(tau=self.tau)

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 
 from volley.learner.losses.common import Loss, LossSum, MicroBatch, kl_metric, sequence_sums
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.preference.pair_loss import check_positive
 from volley.learner.signals.labels import Labels, LabelTensors
 
@@ -30,6 +31,9 @@ class Kto(Loss):
     undesirable_weight: float = 1.0
 
     signal: ClassVar[type[Labels]] = Labels
+    guide: ClassVar[Guide] = Guide(
+        "KTO", merit="KTO learns from single responses labelled good or bad, without pairs", lr=5e-7
+    )
 
     @property
     def needs_reference(self) -> bool:

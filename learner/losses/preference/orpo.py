@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
 from volley.learner.signals.pairs import PairTensors
 
@@ -26,6 +27,16 @@ class Orpo(PairLoss):
     """odds_weight: weight of the odds-ratio term, the paper's lambda."""
 
     odds_weight: float = 0.1
+
+    guide: ClassVar[Guide] = Guide(
+        "ORPO",
+        merit="ORPO combines SFT on the chosen response with a preference term and needs no reference model; use it "
+        "when memory is limited (--low-memory)",
+        options="odds_weight: 0.1",
+        comment="weight of the preference term relative to SFT",
+        lr=8e-6,
+        gentler="lower learner.lr, steps or loss.odds_weight",
+    )
 
     uses_reference: ClassVar[bool] = False
 

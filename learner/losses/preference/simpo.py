@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch.nn.functional import logsigmoid
 
 from volley.learner.losses.common import LossSum, MicroBatch
+from volley.learner.losses.guide import Guide
 from volley.learner.losses.preference.pair_loss import PairLoss, PairSums, check_positive, pair_result
 from volley.learner.signals.pairs import PairTensors
 from volley.rollout.errors import ConfigError
@@ -27,6 +28,15 @@ class SimPo(PairLoss):
 
     beta: float = 2.0
     gamma: float = 1.0
+
+    guide: ClassVar[Guide] = Guide(
+        "SimPO",
+        merit="SimPO normalizes by length, so longer responses have no advantage; use it for concise responses "
+        "(--concise)",
+        options="beta: 10.0, gamma: 1.0",
+        comment="gamma: target margin; keep it small relative to beta",
+        gentler="lower learner.lr, steps or loss.gamma, or take orpo",
+    )
 
     uses_reference: ClassVar[bool] = False
 

@@ -10,8 +10,8 @@ import safetensors.numpy
 import yaml
 
 from volley.cluster.cli.main import main
-from volley.cluster.data_tools.data_kind import FITTING
-from volley.cluster.data_tools.init_method import DISPLAY, REFERENCED, MethodOptions, choose, cost
+from volley.cluster.data_tools.data_kind import KINDS, fitting
+from volley.cluster.data_tools.init_method import MethodOptions, choose, cost, guide_of, methods
 from volley.cluster.data_tools.init_recipe import propose
 from volley.cluster.recipe.build import build, build_loss
 from volley.cluster.recipe.config import Recipe, load_recipe, parse_recipe
@@ -183,7 +183,7 @@ def test_a_method_for_each_kind_of_data(
     assert loss.pop("name") == ("dpo" if name == "spin" else name)
     LOSSES[recipe["loss"]["name"]](**loss)
     assert recipe["learner"]["lr"] == lr
-    assert f"Proposed method: {DISPLAY[name]}." in text
+    assert f"Proposed method: {guide_of(name).title}." in text
     is_sampled = kind == "answers" or name == "spin"
     assert ("rollout" in recipe) == is_sampled
     assert ("rewards" in recipe) == (kind == "answers")
@@ -212,7 +212,7 @@ def test_many_pairs_are_for_dpo() -> None:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *((kind, MethodOptions(loss=loss)) for kind in ("pairs", "labels", "answers") for loss in FITTING[kind]),
+        *((kind, MethodOptions(loss=loss)) for kind in ("pairs", "labels", "answers") for loss in fitting(kind)),
         ("conversations", MethodOptions()),
         ("demonstrations", MethodOptions()),
         ("demonstrations", MethodOptions(spin=True)),
@@ -228,16 +228,28 @@ def test_what_is_proposed_passes_all_checks_of_a_run(
     assert (parts.loss.needs_reference, parts.needs_engine) == (method.needs_reference, method.is_sampled)
 
 
-@pytest.mark.parametrize("name", [name for name in DISPLAY if name != "spin"])
+@pytest.mark.parametrize("name", [name for name in methods() if name != "spin"])
 def test_which_losses_have_a_reference(name: str) -> None:
-    kind = next(kind for kind, fitting in FITTING.items() if name in fitting)
+    kind = next(kind for kind in KINDS if name in fitting(kind))
     options = yaml.safe_load(choose(kind, 64, MethodOptions(loss=name)).loss)
     loss = build_loss(parse_recipe({"name": "x", "model": "x", "data": {"train": "x"}, "steps": 1, "loss": options}))
-    assert loss.needs_reference == (name in REFERENCED)
+    assert loss.needs_reference == (name in ("dpo", "ipo", "kto"))
 
 
 def test_every_loss_fits_some_data() -> None:
-    assert {name for fitting in FITTING.values() for name in fitting} == {*LOSSES, "spin"} == set(DISPLAY)
+    assert {name for kind in KINDS for name in fitting(kind)} == {*LOSSES, "spin"} == set(methods())
+
+
+def test_which_methods_fit_which_data() -> None:
+    sampled = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo")
+    paired = ("dpo", "ipo", "simpo", "orpo")
+    assert {kind: fitting(kind) for kind in KINDS} == {
+        "pairs": paired,
+        "labels": ("kto",),
+        "answers": (*sampled, *paired, "kto"),
+        "demonstrations": ("sft", "spin"),
+        "prompts": (*sampled, *paired, "kto"),
+    }
 
 
 @pytest.mark.parametrize(

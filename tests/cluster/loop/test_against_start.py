@@ -309,7 +309,7 @@ def test_chosen_answers_that_became_less_likely_are_told(chosen: list[float], re
     assert not what or "less likely (-1.00 to -1.30 nats a token)" in sentence
 
 
-@pytest.mark.parametrize("loss", [name for name, kind in LOSSES.items() if kind.signal == "pairs"])
+@pytest.mark.parametrize("loss", [name for name, kind in LOSSES.items() if kind.signal.compares])
 def test_no_run_is_advised_to_take_what_it_has(loss: str) -> None:
     steps = [{"chosen_logprob": -step, "rejected_logprob": -2.0 * step} for step in range(9)]
     advice = chosen_warning(steps, loss).rpartition(";")[2]
