@@ -36,10 +36,10 @@ from volley.cluster.on_ray.scoring import ActorScorer, ScoringSpec
 from volley.cluster.on_ray.token import cluster_address
 from volley.cluster.recipe.build import Parts
 from volley.learner.ranks.group import Call, LearnerGroup
+from volley.learner.ranks.spec import RankPlace
 from volley.rewards.rubric.rubric import Rubric
 from volley.rewards.scoring.group_terms import plain_terms
 from volley.rewards.scoring.interfaces import ItemScorer
-from volley.learner.ranks.spec import RankPlace
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.errors import ConfigError, LostError
 from volley.rollout.transport.client import WeightClient
