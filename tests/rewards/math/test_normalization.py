@@ -1,4 +1,6 @@
-"""How a number may be written."""
+"""Spellings of numbers, and the normalized form of an answer."""
+
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from volley.rewards.math.verifier import equivalent
 
 
 @given(st.fractions(max_denominator=10**9), st.fractions(max_denominator=10**9))
-def test_rationals_are_compared_exactly(a, b) -> None:
+def test_rationals_are_compared_exactly(a: Fraction, b: Fraction) -> None:
     as_latex = f"\\frac{{{b.numerator}}}{{{b.denominator}}}"
     assert equivalent(str(a), as_latex) == (a == b)
     assert equivalent(as_latex, str(a)) == (a == b)
@@ -20,14 +22,14 @@ def test_rationals_are_compared_exactly(a, b) -> None:
 @given(
     st.integers(), st.sampled_from(["{}", "{:,}", "${:,}", "{}.0", "{:,} dollars", "\\text{{{}}}", "**{}**", "{}/1"])
 )
-def test_spellings_of_an_integer(number: int, spelling: str) -> None:
+def test_spellings_of_an_integer_are_equal(number: int, spelling: str) -> None:
     text = spelling.format(number)
     assert equivalent(str(number), text)
     assert not equivalent(str(number + 1), text)
 
 
 @pytest.mark.parametrize(
-    ("text", "form"),
+    ("text", "normalized"),
     [
         (" $ \\left( 1{,}000 \\right)$. ", "( 1,000 )"),
         (r"**\dfrac{1}{2}**", r"\frac{1}{2}"),
@@ -38,12 +40,12 @@ def test_spellings_of_an_integer(number: int, spelling: str) -> None:
         ("a" * 300, ""),
     ],
 )
-def test_normal_form(text: str, form: str) -> None:
-    assert normalize(text) == form
+def test_normalize(text: str, normalized: str) -> None:
+    assert normalize(text) == normalized
 
 
 @pytest.mark.parametrize(
     "text", ["1/0", "2^{9999}", "1 000", "1,2345", "12,34", "0x10", "1_000", "--", "", "²", "1e9999"]
 )
-def test_what_is_no_exact_number(text: str) -> None:
+def test_texts_that_are_not_exact_numbers(text: str) -> None:
     assert not is_number(normalize(text)) or not parse_answer(normalize(text)).is_readable

@@ -1,27 +1,20 @@
-"""The table of labelled answers, half of them traps; and what holds for all answers: reflexive, symmetric."""
+"""The labelled cases, half of them traps, and properties of all answers: reflexive, symmetric, commutative."""
 
 import asyncio
-import json
 import multiprocessing
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volley.rewards.config import RewardConfig, ScorerConfig
+from tests.rewards.math.builders import CASES, FORMULA, FORMULA_LIKE, LATEX_LIKE, math_scorer, math_scores
 from volley.rewards.item import Unscorable
 from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.answers.parsing import parse_answer
 from volley.rewards.math.verifier import equivalent, extract, quick_reward, reward, verify
-from volley.rewards.scoring.scorer import Scorer
-from volley.rollout.types import Completion, Prompt, Score, as_token_ids
-
-CASES: list[dict[str, str]] = [
-    json.loads(line) for line in Path(__file__).with_name("math_cases.jsonl").read_text().splitlines()
-]
+from volley.rollout.types import Score
 
 
 def verdict(answer: str, response: str) -> str:
@@ -40,20 +33,24 @@ def test_case(case: dict[str, str]) -> None:
     assert verify(case["response"], case["answer"]) == (case["verdict"] == "right")
 
 
-def test_the_table_is_large_and_half_of_it_are_traps() -> None:
+def test_at_least_half_of_the_cases_are_traps() -> None:
     counts = Counter(case["verdict"] for case in CASES)
     assert len({(case["answer"], case["response"]) for case in CASES}) == len(CASES) >= 300
     assert counts["right"] <= len(CASES) / 2
     assert set(counts) == {"right", "wrong", "none", "unscorable"}
 
 
-def test_what_equals_the_gold_answer_is_the_same_the_other_way_round() -> None:
-    """Where no decimal is involved, which may be a rounded one, and no 1:15, which the gold answer makes a time."""
+def test_equivalence_of_the_cases_is_symmetric() -> None:
+    """Except decimals, which only a gold answer rounds, and 1:15, which is a time only if the gold answer is one."""
     for case in CASES:
-        found = extract(case["response"])
-        if found is None or case["verdict"] not in ("right", "wrong") or set(".:") & set(found + case["answer"]):
+        extracted = extract(case["response"])
+        if (
+            extracted is None
+            or case["verdict"] not in ("right", "wrong")
+            or set(".:") & set(extracted + case["answer"])
+        ):
             continue
-        assert equivalent(found, case["answer"]) == equivalent(case["answer"], found), case
+        assert equivalent(extracted, case["answer"]) == equivalent(case["answer"], extracted), case
 
 
 def test_verdicts_are_the_same_in_threads() -> None:
@@ -69,15 +66,13 @@ def test_verdicts_are_the_same_in_another_process(method: str) -> None:
     assert verdicts == [case["verdict"] for case in CASES]
 
 
-def test_verdicts_are_the_same_on_an_event_loop_and_through_the_scorer() -> None:
-    """What is decided in the caller and what in a child."""
+def test_verdicts_are_the_same_on_an_event_loop_and_in_the_scorer() -> None:
+    """The scorer decides some cases in the caller and some in a child."""
 
     async def main() -> tuple[list[str], list[Score]]:
         here = [verdict(case["answer"], case["response"]) for case in CASES]
-        async with Scorer([RewardConfig("math")], ScorerConfig(workers=2)) as scorer:
-            completions = [Completion.single((), (), case["response"], "stop", 0, 0) for case in CASES]
-            prompts = [Prompt(0, 0, "", as_token_ids(()), case["answer"]) for case in CASES]
-            return here, list(await asyncio.gather(*map(scorer.score, prompts, completions)))
+        async with math_scorer(workers=2) as scorer:
+            return here, await math_scores(scorer, [(case["response"], case["answer"]) for case in CASES])
 
     here, scores = asyncio.run(main())
     expected = [case["verdict"] for case in CASES]
@@ -87,7 +82,7 @@ def test_verdicts_are_the_same_on_an_event_loop_and_through_the_scorer() -> None
         assert ("unscorable" if score.unscorable else kind) == case["verdict"], (case, score)
 
 
-def test_what_is_quick_is_the_same() -> None:
+def test_quick_verdicts_agree_with_full_ones() -> None:
     num_quick = 0
     for case in CASES:
         for response in (case["response"], case["answer"], f"\\boxed{{{case['answer']}}}"):
@@ -112,48 +107,25 @@ def test_what_is_quick_is_the_same() -> None:
         ("18", "19", 0, False),
     ],
 )
-def test_a_tolerance_that_the_row_states(answer: str, response: str, tolerance: float, is_right: bool) -> None:
+def test_tolerance(answer: str, response: str, tolerance: float, is_right: bool) -> None:
     assert verify(f"\\boxed{{{response}}}", answer, tolerance) == is_right
     assert reward("", f"\\boxed{{{response}}}", answer, tolerance=tolerance) == is_right
 
 
-def test_a_tolerance_that_is_no_number_makes_the_row_unscorable() -> None:
+def test_a_tolerance_that_is_not_a_number_makes_the_row_unscorable() -> None:
     with pytest.raises(Unscorable, match="tolerance 'a little'"):
         reward("", "The answer is 18", "18", tolerance="a little")  # type: ignore[arg-type]
 
 
-LATEX_LIKE = st.text(alphabet="0123456789xyei+-*/^=_(){}[],. \\$%!<>|", max_size=30)
-_TOKENS = r"""
-\frac \sqrt \pi \pm \cup \infty \sin \log_2 \binom \{ \} \left( \right) { } ( ) [ ] 1 2 30 0.5 x y i e
-+ - * / ^ _ , = < \le \in \text{cm} cm % \circ : and or PM ! |
-"""
-WORDS = st.sampled_from(_TOKENS.split())
-FORMULA_LIKE = st.lists(WORDS, max_size=12).map(" ".join)
-NUMBER = st.one_of(st.integers(-9, 9).map(str), st.sampled_from(["x", "y", r"\pi", r"\sqrt{2}", "e"]))
-FORMULA = st.recursive(
-    NUMBER,
-    lambda inner: st.one_of(
-        st.builds("({}+{})".format, inner, inner),
-        st.builds("({}-{})".format, inner, inner),
-        st.builds(r"{}\cdot {}".format, inner, inner),
-        st.builds(r"\frac{{{}}}{{{}}}".format, inner, inner),
-        st.builds("({})^2".format, inner),
-        st.builds(r"\sqrt{{{}}}".format, inner),
-        st.builds(r"\sin({})".format, inner),
-    ),
-    max_leaves=8,
-)
-
-
 @settings(max_examples=400, deadline=2000)
 @given(st.one_of(st.text(max_size=60), LATEX_LIKE, FORMULA_LIKE, FORMULA))
-def test_reflexive(text: str) -> None:
+def test_equivalence_is_reflexive(text: str) -> None:
     assert equivalent(text, text) == parse_answer(normalize(text)).is_readable
 
 
 @settings(max_examples=400, deadline=2000)
 @given(st.one_of(*[st.tuples(kind, kind) for kind in (LATEX_LIKE, FORMULA_LIKE, FORMULA)]))
-def test_symmetric(pair: tuple[str, str]) -> None:
+def test_equivalence_is_symmetric(pair: tuple[str, str]) -> None:
     one, other = (text.replace(".", "") for text in pair)
     assert equivalent(one, other) == equivalent(other, one)
 

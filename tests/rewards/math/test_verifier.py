@@ -1,6 +1,7 @@
-"""The verifier: a table of right and wrong answers, its quick way, real data, and properties on arbitrary text."""
+"""Verdicts: right and wrong answers, quick verdicts, real data, and arbitrary text."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.rewards.math.builders import LATEX_LIKE, boxed
 from volley.rewards.item import Unscorable
 from volley.rewards.math.verifier import equivalent, extract, quick_reward, reward, verify
 
@@ -50,7 +52,7 @@ RIGHT = [
     (r"\boxed{45^\circ}", "45"),
     (r"\boxed{5\text{ cm}}", "5"),
     (r"\boxed{5\text{ cm}}", "5 centimeters"),
-    # where the answer stands
+    # where the answer is found
     ("<answer>85</answer>", "85"),
     ("<think>7</think><answer>85</answer>", "85"),
     ("<answer>85", "85"),
@@ -149,71 +151,24 @@ WRONG = [
     (r"\boxed{|\log(0)|}", r"\pi"),
     (r"\boxed{pairs}", "Paris"),
     (r"\boxed{D}", "C"),
-    # an answer key that says nothing
+    # an unreadable gold answer
     ("18", ""),
     (r"\boxed{}", ""),
     (r"\boxed{\frac{1}{}", r"\frac{1}{"),
 ]
-HOSTILE = [
-    "9**9**9**9",
-    "10^{10^{10}}",
-    "(9^{999})^{999}",
-    "((9^{99})^{99})^{99}",
-    "1000000!",
-    "9!!!!!!",
-    r"\binom{10000000}{5000000}",
-    "1e999999999",
-    "(" * 100_000,
-    "{" * 100_000 + "}" * 100_000,
-    r"\sqrt{" * 100 + "2" + "}" * 100,
-    r"\frac{1}{" * 60 + "2" + "}" * 60,
-    "__import__('os').system('touch {path}')",
-    r"\text{__import__('os').system('touch {path}')}",
-    "().__class__.__bases__[0].__subclasses__()",
-    "(lambda: open('{path}', 'w'))()",
-    "exec(open('{path}', 'w'))",
-    "\x00" * 100,
-    "1\x008",
-    "\u202e81",
-    "18\u200b",
-    "\ud800",
-    "$" * 5000,
-    "{0.__class__}",
-    "%s%s%n",
-    "NaN",
-    "inf",
-    r"\infty - \infty",
-    "1/0",
-    r"\frac{0}{0}",
-    "0^0",
-    "0^{-1}",
-]
-LATEX_LIKE = st.text(alphabet="0123456789xye+-*/^=_(){}[],. \\$%!<>|", max_size=24)
 
 
 @pytest.mark.parametrize(("response", "answer"), RIGHT)
-def test_right(response: str, answer: str) -> None:
+def test_right_answers(response: str, answer: str) -> None:
     assert verify(response, answer)
 
 
 @pytest.mark.parametrize(("response", "answer"), WRONG)
-def test_wrong(response: str, answer: str) -> None:
+def test_wrong_answers(response: str, answer: str) -> None:
     assert not verify(response, answer)
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-@pytest.mark.parametrize("gold", ["18", r"\sqrt{2}", "Paris", "x=5"])
-def test_hostile_answers_are_wrong_and_run_nothing(text: str, gold: str, tmp_path: Path) -> None:
-    mark = tmp_path / "executed"
-    text = text.replace("{path}", str(mark))
-    for response in (f"\\boxed{{{text}}}", f"<answer>{text}</answer>", f"The answer is {text}", text):
-        assert not verify(response, gold)
-    assert not equivalent(text, gold)
-    assert not equivalent(gold, text)
-    assert not mark.exists()
-
-
-def test_numbers_and_words_never_take_the_symbolic_engine() -> None:
+def test_numbers_and_words_are_decided_quickly() -> None:
     assert quick_reward("", "The answer is 18", "18") == 1.0
     assert quick_reward("", "The answer is x + 18", "18") == 0.0
     assert quick_reward("", "The answer is Rome", "Paris") == 0.0
@@ -223,15 +178,15 @@ def test_numbers_and_words_never_take_the_symbolic_engine() -> None:
 @pytest.mark.parametrize(
     "gold", [r"\frac{\sqrt{3}}{2}", "x^2+1", r"(-\infty, 2]", r"5\sqrt{2}\text{ cm}", r"3\pm\sqrt{2}"]
 )
-def test_the_same_formula_never_takes_a_process(gold: str) -> None:
+def test_identical_formulas_are_decided_quickly(gold: str) -> None:
     assert quick_reward("", f"so ${gold}$ it is: $\\boxed{{{gold}}}$", gold) == 1.0
     assert quick_reward("", f"so $\\boxed{{ {gold.replace('frac', 'dfrac')} }}$.", gold) == 1.0
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(LATEX_LIKE, LATEX_LIKE, st.booleans())
-def test_what_is_quick_is_the_same(text: str, other: str, is_same: bool) -> None:
-    response, gold = f"\\boxed{{{text}}}", text if is_same else other
+def test_quick_verdicts_agree_with_full_ones(text: str, other: str, is_same: bool) -> None:
+    response, gold = boxed(text), text if is_same else other
     try:
         quick = quick_reward("", response, gold)
     except Unscorable:
@@ -239,16 +194,20 @@ def test_what_is_quick_is_the_same(text: str, other: str, is_same: bool) -> None
     assert quick is None or quick == reward("", response, gold)
 
 
-def test_importing_the_verifier_is_light() -> None:
-    import subprocess
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("volley.rewards.math", "sympy math_verify torch transformers mpmath numpy"),
+        ("volley.rewards.scoring.scorer", "sympy math_verify torch transformers mpmath"),
+    ],
+)
+def test_imports_are_light(module: str, heavy: str) -> None:
+    program = f"import sys, {module}; print(*set({heavy.split()}) & set(sys.modules))"
+    child = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=True)
+    assert child.stdout.split() == []
 
-    heavy = "{'sympy', 'math_verify', 'torch', 'transformers', 'numpy'}"
-    program = "import sys, volley.rewards.math.verifier, volley.rewards.scoring.scorer; "
-    program += f"sys.exit(bool({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
-
-def test_every_gold_answer_of_gsm8k_equals_itself(gsm8k_each: Path) -> None:
+def test_gold_answers_of_gsm8k_equal_themselves(gsm8k_each: Path) -> None:
     started, count = time.process_time(), 0
     for name in ("train.jsonl", "test.jsonl"):
         for line in (gsm8k_each / name).read_text().splitlines():
@@ -278,11 +237,11 @@ def test_agrees_with_the_labels_of_real_model_solutions(gsm8k_each: Path) -> Non
 def test_never_raises_on_arbitrary_text(text: str, other: str) -> None:
     assert verify(text, other) in (True, False)
     assert equivalent(text, other) in (True, False)
-    found = extract(text)
-    assert found is None or 0 < len(found) <= 256
+    extracted = extract(text)
+    assert extracted is None or 0 < len(extracted) <= 256
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(LATEX_LIKE, LATEX_LIKE)
-def test_never_raises_on_what_looks_like_latex(text: str, other: str) -> None:
-    assert verify(f"\\boxed{{{text}}}", other) in (True, False)
+def test_never_raises_on_text_like_latex(text: str, other: str) -> None:
+    assert verify(boxed(text), other) in (True, False)
