@@ -22,7 +22,19 @@ Mask = NDArray[np.bool_]
 
 def as_token_ids(ids: "Sequence[int] | NDArray[Any]") -> TokenIds:
     """Token ids as an int32 array."""
-    return np.asarray(ids, dtype=np.int32)
+    return _as_array(ids, np.int32)
+
+
+def as_logprobs(values: "Sequence[float] | NDArray[Any]") -> Logprobs:
+    """Log-probs as a float32 array."""
+    return _as_array(values, np.float32)
+
+
+def _as_array(values: Any, dtype: Any) -> Any:
+    # For sequences `fromiter` takes half the time of `asarray`.
+    if isinstance(values, np.ndarray):
+        return values.astype(dtype, copy=False)
+    return np.fromiter(values, dtype, len(values))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +154,7 @@ class Completion:
         """A completion of one turn. token_ids: [S], with the end token if the model gave one; logprobs: [S]."""
         ids = as_token_ids(token_ids)
         span = Span(0, len(ids), first_version, last_version)
-        segment = Segment(ids, np.asarray(logprobs, dtype=np.float32), np.ones(len(ids), dtype=np.bool_), (span,))
+        segment = Segment(ids, as_logprobs(logprobs), np.ones(len(ids), dtype=np.bool_), (span,))
         return cls((segment,), text, finish_reason)
 
     @property

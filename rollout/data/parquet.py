@@ -71,15 +71,13 @@ def to_batch(groups: Sequence[ScoredGroup], step: int) -> pa.RecordBatch:
     sizes = [len(group.completions) for group in groups]
     prompts = [group.prompt for group in groups]
     columns = {
-        "step": np.full(len(completions), step, np.int64),
+        "step": pa.array(np.full(len(completions), step, np.int64)),
         **_prompt_columns(prompts, sizes),
-        "sample": joined([np.arange(size, dtype=np.int32) for size in sizes], np.int32),
+        "sample": pa.array(joined([np.arange(size, dtype=np.int32) for size in sizes], np.int32)),
         **_completion_columns(completions),
         **_score_columns(scores),
     }
-    return pa.RecordBatch.from_arrays(
-        [pa.array(columns[name], type=SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA
-    )
+    return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 def from_batch(batch: "pa.RecordBatch | pa.Table") -> list[ScoredGroup]:
@@ -117,7 +115,7 @@ def read_groups(path: Path) -> list[ScoredGroup]:
     return from_batch(table)
 
 
-def _prompt_columns(prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[str, Any]:
+def _prompt_columns(prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[str, pa.Array]:
     """The prompts' columns, every prompt as often as its group has completions."""
     once = {
         "ordinal": pa.array([prompt.ordinal for prompt in prompts], pa.int64()),
@@ -134,7 +132,7 @@ def _prompt_columns(prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[str
     return {name: column.take(places) for name, column in once.items()}
 
 
-def _completion_columns(completions: Sequence[Completion]) -> dict[str, Any]:
+def _completion_columns(completions: Sequence[Completion]) -> dict[str, pa.Array]:
     packed = PackedCompletions.pack(completions)
     num_tokens = _sums(packed.num_tokens, packed.num_segments)
     spans = packed.spans.T
@@ -146,8 +144,8 @@ def _completion_columns(completions: Sequence[Completion]) -> dict[str, Any]:
         "token_ids": _lists(num_tokens, pa.array(packed.token_ids)),
         "logprobs": _lists(num_tokens, pa.array(packed.logprobs)),
         "finish_reason": pa.array(packed.finish_reasons, pa.string()),
-        "first_version": np.array([completion.first_version for completion in completions], np.int64),
-        "last_version": np.array([completion.last_version for completion in completions], np.int64),
+        "first_version": pa.array([completion.first_version for completion in completions], pa.int64()),
+        "last_version": pa.array([completion.last_version for completion in completions], pa.int64()),
         "sampled": _lists(num_tokens, pa.array(packed.sampled)),
         "segment_lengths": _lists(packed.num_segments, pa.array(packed.num_tokens)),
         "spans": _lists(
@@ -157,7 +155,7 @@ def _completion_columns(completions: Sequence[Completion]) -> dict[str, Any]:
     }
 
 
-def _score_columns(scores: Sequence[Score]) -> dict[str, Any]:
+def _score_columns(scores: Sequence[Score]) -> dict[str, pa.Array]:
     terms = [score.terms for score in scores]
     return {
         "reward": pa.array([score.reward for score in scores], pa.float64()),
