@@ -3,12 +3,12 @@
     completions of a prompt -- all ended --> every GroupTerm.score_group --> combine with the plain terms' scores
 
 Plain terms are functions of one response; they do not wait for the rest of the group. To add a group term, write one
-file, and add its name to `volley.rewards.rubric.registry` and its class here.
+file, and add its class to `CLASSES` and its name to `volley.rewards.rubric.registry`.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from volley.rewards.config import RewardConfig
 from volley.rewards.item import Outcome
@@ -18,6 +18,20 @@ from volley.rewards.rubric.registry import GROUP_TERMS
 from volley.rewards.terms import GroupTerm
 from volley.rollout.errors import ConfigError
 from volley.rollout.types import Score
+
+
+def _judge(config: RewardConfig) -> GroupTerm:
+    # Importing aiohttp takes 0.3 s, which only runs with a judge should pay.
+    from volley.rewards.judge.judge import Judge
+
+    return Judge(config)
+
+
+CLASSES: dict[str, Callable[[RewardConfig], GroupTerm]] = {
+    "judge": _judge,
+    "reward_model": RewardModel,
+    "length_group": LengthGroup,
+}
 
 
 def plain_terms(configs: Sequence[RewardConfig]) -> list[RewardConfig]:
@@ -45,16 +59,7 @@ def make_group_terms(configs: Sequence[RewardConfig]) -> list[GroupTerm]:
                 f"rewards: '{config.label}' needs to know which answers are correct, but no reward decides this; add "
                 "math, or set accuracy: true on a verifier."
             )
-    return [_make(config) for config in configs if config.name in GROUP_TERMS]
-
-
-def _make(config: RewardConfig) -> GroupTerm:
-    if config.name == "judge":
-        # Importing aiohttp takes 0.3 s, which only runs with a judge should pay.
-        from volley.rewards.judge.judge import Judge
-
-        return Judge(config)
-    return LengthGroup(config) if config.name == "length_group" else RewardModel(config)
+    return [CLASSES[config.name](config) for config in configs if config.name in GROUP_TERMS]
 
 
 def add_outcomes(score: Score, configs: Sequence[RewardConfig], outcomes: Sequence[Outcome]) -> Score:
