@@ -102,13 +102,11 @@ def cycles(edges: dict[str, set[str]]) -> list[set[str]]:
     return sorted((set(component) for component in found if len(component) > 1), key=sorted)
 
 
-@pytest.mark.xfail(reason="cycles from before the rooms")
 def test_modules_have_no_import_cycle() -> None:
     """Imports inside functions and under TYPE_CHECKING count, too."""
     assert cycles({module_of(path): (imports(path) & MODULES) - {module_of(path)} for path in FILES}) == []
 
 
-@pytest.mark.xfail(reason="cycles from before the rooms")
 def test_rooms_have_no_import_cycle() -> None:
     """A room is a folder; modules directly in a package are rooms of their own."""
 
