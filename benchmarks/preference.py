@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from solutions import told_apart, write_solutions
+from solutions import pair_accuracy, write_solutions
 
 from volley.cluster.cli.demo import make_model, worked_answer
 from volley.cluster.storage.metrics import read_rows
@@ -76,7 +76,7 @@ def gsm8k(options: argparse.Namespace, out: Path) -> None:
             rows, _ = train(directory, "sft", sft)
             print(f"{sizes}, SFT: {rows[0]['loss']:.2f} -> {rows[-1]['loss']:.2f} nats a token", flush=True)
         pairs = [json.loads(line) for line in (directory / "pairs-test.jsonl").read_text().splitlines()]
-        before = told_apart(start, start, pairs)
+        before = pair_accuracy(start, start, pairs)
         for name in names:
             kind, groups = ("labels", 16) if name == "kto" else ("pairs", 8)
             rate = options.lr or RATES[name]
@@ -86,7 +86,7 @@ def gsm8k(options: argparse.Namespace, out: Path) -> None:
             recipe["learner"] = {**SOLUTIONS_LEARNER, "lr": rate}
             _, (first, *_, last) = train(directory, f"{name}-{rate:g}", recipe)
             reward = "per_token" if name in ("simpo", "orpo") else "log_ratio"
-            after = told_apart(directory / "runs" / f"{name}-{rate:g}" / "model", start, pairs)
+            after = pair_accuracy(directory / "runs" / f"{name}-{rate:g}" / "model", start, pairs)
             found = list(zip(before[reward], after[reward], strict=True))
             outcomes[name] += found
             accuracy = " -> ".join(f"{statistics.fmean(side):.3f}" for side in zip(*found, strict=True))

@@ -1,7 +1,8 @@
-"""Preference data made of real solutions, correct against incorrect ones to the same question; and its accuracy.
+"""Preference data from real solutions, and the accuracy of a model on held-out pairs.
 
-Source: gsm8k/model_solutions.jsonl, four models' solutions to each question, each with `is_correct`. Questions are held
-out whole, so that no held-out pair shares its prompt with the training data.
+A pair is a correct and an incorrect solution to the same question. The source is gsm8k/model_solutions.jsonl: solutions
+of four models to each question, each with `is_correct`. The split is by question, so no held-out pair shares its prompt
+with the training data.
 """
 
 import itertools
@@ -22,16 +23,24 @@ Row = dict[str, Any]
 
 
 def write_solutions(source: Path, directory: Path, fold: int, max_characters: int) -> dict[str, int]:
-    """`KIND-SIDE.jsonl` for each of `KINDS` and train and test, from solutions that have with their question less than
-    `max_characters`; and `start`, a random Llama of 0.4 M parameters with a byte-pair encoding of the train side. fold:
-    which third of the questions is the test side. Returns the number of rows by file."""
+    """Write the data sets and the initial model into a directory. Return the number of rows by file.
+
+    The files are `KIND-SIDE.jsonl` for each of `KINDS` and the sides train and test. The model `start` is a random
+    Llama with 0.4 M parameters and a byte-pair encoding of the train side.
+
+    Args:
+        source: gsm8k/model_solutions.jsonl.
+        directory: where to write.
+        fold: which third of the questions is the test side.
+        max_characters: question and solution together must be shorter.
+    """
     sides: dict[str, dict[str, list[Row]]] = {side: {kind: [] for kind in KINDS} for side in ("train", "test")}
     for number, line in enumerate(source.read_text().splitlines()):
         question = json.loads(line)
         rows = sides["test" if number % FOLDS == fold else "train"]
         prompt = question["question"] + "\n"
-        room = max_characters - len(prompt)
-        solutions = [question[solver] for solver in SOLVERS if len(question[solver]["solution"]) < room]
+        max_length = max_characters - len(prompt)
+        solutions = [question[solver] for solver in SOLVERS if len(question[solver]["solution"]) < max_length]
         right = list(dict.fromkeys(each["solution"] for each in solutions if each["is_correct"]))
         wrong = list(dict.fromkeys(each["solution"] for each in solutions if not each["is_correct"]))
         rows["pairs"] += [{"prompt": prompt, "chosen": a, "rejected": b} for a, b in itertools.product(right, wrong)]
@@ -55,13 +64,19 @@ def _byte_pairs(texts: Sequence[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def told_apart(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, list[float]]:
-    """Of each pair, 1 if its chosen side is ahead of the rejected one, 0.5 for a tie: by `log_ratio`, log pi(y) - log
-    pi_start(y), the implicit reward of DPO, IPO and KTO; `per_token`, log pi(y) / |y|, that of SimPO, which also orders
-    as ORPO's odds do. Computed with transformers alone."""
-    ours, theirs = logprobs(model, pairs), logprobs(start, pairs)
-    ratios = [[a - b for (a, _), (b, _) in zip(*sides, strict=True)] for sides in zip(ours, theirs, strict=True)]
-    means = [[total / count for total, count in sides] for sides in ours]
+def pair_accuracy(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, list[float]]:
+    """Return for each pair 1 if the model prefers the chosen side, 0 if it prefers the rejected one, 0.5 for a tie.
+
+    Two implicit rewards decide what the model prefers:
+
+    - `log_ratio`: log pi(y) - log pi_start(y), the implicit reward of DPO, IPO and KTO
+    - `per_token`: log pi(y) / |y|, the implicit reward of SimPO; ORPO's odds give the same order
+
+    The log-probs are computed with transformers alone.
+    """
+    trained, initial = logprobs(model, pairs), logprobs(start, pairs)
+    ratios = [[a - b for (a, _), (b, _) in zip(*sides, strict=True)] for sides in zip(trained, initial, strict=True)]
+    means = [[total / count for total, count in sides] for sides in trained]
     return {
         name: [(chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in values]
         for name, values in {"log_ratio": ratios, "per_token": means}.items()
@@ -69,7 +84,10 @@ def told_apart(model: Path, start: Path, pairs: Sequence[Row]) -> dict[str, list
 
 
 def logprobs(model_dir: Path, pairs: Sequence[Row]) -> list[list[tuple[float, int]]]:
-    """Of each pair, chosen first: the completion's log-prob, end token included, and its number of tokens."""
+    """Return for each pair, chosen side first, the log-prob of the completion and its number of tokens.
+
+    Both include the end token.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,10 +95,12 @@ def logprobs(model_dir: Path, pairs: Sequence[Row]) -> list[list[tuple[float, in
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
 
     def logprob(prompt: str, completion: str) -> tuple[float, int]:
-        given = tokenizer(prompt)["input_ids"]
-        said = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        completion_ids = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+        targets_T = torch.tensor(completion_ids)
         with torch.no_grad():
-            logits_TV = model(torch.tensor([given + said])).logits[0, len(given) - 1 : -1]
-        return -float(torch.nn.functional.cross_entropy(logits_TV, torch.tensor(said), reduction="sum")), len(said)
+            logits_TV = model(torch.tensor([prompt_ids + completion_ids])).logits[0, len(prompt_ids) - 1 : -1]
+        total = -float(torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum"))
+        return total, len(completion_ids)
 
     return [[logprob(pair["prompt"], pair[side]) for side in ("chosen", "rejected")] for pair in pairs]

@@ -38,7 +38,7 @@ def test_pairs_are_of_one_question_and_no_question_is_on_both_sides(
         assert labels[pair["prompt"], pair["rejected"]] is False
 
 
-def test_which_pairs_are_told_apart_by_hand(solutions: Any, tmp_path: Path) -> None:
+def test_pair_accuracy_equals_one_from_summed_logprobs(solutions: Any, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -62,8 +62,8 @@ def test_which_pairs_are_told_apart_by_hand(solutions: Any, tmp_path: Path) -> N
         name: [float(chosen > rejected) for chosen, rejected in values]
         for name, values in {"log_ratio": ratios, "per_token": means}.items()
     }
-    assert solutions.told_apart(tmp_path / "now", tmp_path / "start", pairs) == expected
+    assert solutions.pair_accuracy(tmp_path / "now", tmp_path / "start", pairs) == expected
     turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
     opposite = {name: [1 - value for value in values] for name, values in expected.items()}
-    assert solutions.told_apart(tmp_path / "now", tmp_path / "start", turned) == opposite
-    assert solutions.told_apart(tmp_path / "now", tmp_path / "now", pairs)["log_ratio"] == [0.5] * 3
+    assert solutions.pair_accuracy(tmp_path / "now", tmp_path / "start", turned) == opposite
+    assert solutions.pair_accuracy(tmp_path / "now", tmp_path / "now", pairs)["log_ratio"] == [0.5] * 3
