@@ -112,7 +112,7 @@ def cost(method: Method, model: str) -> str:
     trained = 2 * weight + 12
     copies = [f"the model being trained{_gib(trained * n, about)}"]
     if method.is_sampled:
-        copies.append(f"the rollout engine's copy{_gib(weight * n, about)} plus KV cache")
+        copies.append(f"the rollout engine's copy{_gib(weight * n, about)} with its KV cache")
     if method.is_sampled and method.needs_reference:
         copies.append(f"the reference model{_gib(weight * n, about)}")
     text = ("one copy of the model: " if len(copies) == 1 else f"{len(copies)} copies of the model: ") + _listed(copies)

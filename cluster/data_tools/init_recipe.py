@@ -110,9 +110,9 @@ def _data(data_path: str, test: str, method: Method, kind: DataKind, table: Tabl
         kept="; other columns are passed to the rewards" if is_rewarded else "",
         extra=extra + _chat_lines(table, kind, method, model),
         lengths=_lengths(table),
-        on_long="drop and count longer prompts"
+        on_long="drop and count prompts that are too long"
         if is_rewarded
-        else "drop and count longer prompts and rows that exceed the model's length",
+        else "drop and count prompts and rows that are too long",
     )
 
 

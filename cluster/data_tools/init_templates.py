@@ -21,7 +21,7 @@ groups_per_step: {groups} ## {unit} per step
 """
 
 SCHEDULE = """\
-max_staleness: 0 ## maximum age of a sample in weight versions: 0 is synchronous; 1 overlaps sampling and learning
+max_staleness: 0 ## maximum lag of samples in weight versions; 0: synchronous, 1: sample while learning
 publish_every: 1 ## steps between weight updates of the rollout engine
 """
 

@@ -1,4 +1,4 @@
-"""What `volley audit` finds, on data with known faults, against counting by hand, and on real solutions."""
+"""Tests of `volley audit` on data with known faults, against counts by hand, and on real solutions."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def assistant(text: str) -> list[dict[str, str]]:
 CLEAN = [pair(i) for i in range(200)]
 
 
-def test_clean_pairs_are_in_order(tmp_path: Path) -> None:
+def test_clean_pairs_pass_all_checks(tmp_path: Path) -> None:
     findings, table = audit(written(tmp_path, CLEAN))
     assert table.kind == "pairs"
     assert {finding.state for finding in findings} == {"ok"}
@@ -70,7 +70,7 @@ def test_clean_pairs_are_in_order(tmp_path: Path) -> None:
         ([pair(0) | {"chosen": [*user("a"), *user("b")]}], "readable", "fail", 1, 201),
     ],
 )
-def test_faults_of_pairs(
+def test_faults_of_pairs_are_found(
     tmp_path: Path, rows: list[dict[str, Any]], name: str, state: str, number: int, place: int
 ) -> None:
     finding = found(written(tmp_path, CLEAN + rows))[name]
@@ -80,8 +80,8 @@ def test_faults_of_pairs(
     assert "\n" not in finding.found + finding.fix
 
 
-def test_conversations_are_the_pairs_that_they_hold(tmp_path: Path) -> None:
-    """Whole conversations, answers as messages, and plain text: the same findings."""
+def test_conversations_give_the_same_findings_as_plain_pairs(tmp_path: Path) -> None:
+    """Full conversations, responses as messages, and plain text are equivalent."""
     plain = [*CLEAN, pair(3, "It is 6.", "It is 4."), pair(0, "x", "x"), CLEAN[5]]
     answers = [row | {side: assistant(row[side]) for side in ("chosen", "rejected")} for row in plain]
     answers = [row | {"prompt": user(row["prompt"])} for row in answers]
@@ -96,7 +96,7 @@ def test_conversations_are_the_pairs_that_they_hold(tmp_path: Path) -> None:
     ]
 
 
-def test_duplicates_exact_and_near(tmp_path: Path) -> None:
+def test_exact_and_near_duplicates_are_counted(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Name a  colour.", "completion": "Red"},
         {"prompt": "name a colour", "completion": "red."},
@@ -115,12 +115,12 @@ def test_duplicates_exact_and_near(tmp_path: Path) -> None:
     ("one", "other", "same"),
     [("“Why?”  he\nasked", "why he asked", True), ("ﬁve", "five", True), ("-3", "3", False), ("a - b", "a b", False)],
 )
-def test_normalised(one: str, other: str, same: bool) -> None:
+def test_normalise(one: str, other: str, same: bool) -> None:
     assert (normalise(one) == normalise(other)) == same
 
 
 @pytest.mark.parametrize(("wanted", "counts"), [("undesirable_weight", (900, 100)), ("desirable_weight", (300, 700))])
-def test_weights_bring_the_classes_into_the_papers_range(wanted: str, counts: tuple[int, int]) -> None:
+def test_weight_range_matches_the_paper(wanted: str, counts: tuple[int, int]) -> None:
     key, low, high = weight_range(*counts)
     assert key == wanted
     for weight, end in ((low, KTO_RATIO), (high, KTO_RATIO)):
@@ -130,7 +130,7 @@ def test_weights_bring_the_classes_into_the_papers_range(wanted: str, counts: tu
 
 
 @pytest.mark.parametrize(
-    ("counts", "state", "says"),
+    ("counts", "state", "message"),
     [
         ((60, 40), "ok", "60.0% desirable"),
         ((49, 51), "warn", "outside the recommended 50 to 70 %"),
@@ -140,13 +140,13 @@ def test_weights_bring_the_classes_into_the_papers_range(wanted: str, counts: tu
         ((10, 0), "fail", "one class is missing"),
     ],
 )
-def test_class_balance(counts: tuple[int, int], state: str, says: str) -> None:
+def test_class_balance(counts: tuple[int, int], state: str, message: str) -> None:
     finding = balance(*counts)
-    assert (finding.state, says in finding.found) == (state, True)
+    assert (finding.state, message in finding.found) == (state, True)
     assert ("weight between" in finding.fix) == (state == "warn")
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_labels_are_checked(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i % 5 < 3} for i in range(200)]
     rows += [{"prompt": "p0", "completion": "c0", "label": False}, {"prompt": "p", "completion": "c", "label": "true"}]
     findings = found(written(tmp_path, rows))
@@ -157,7 +157,7 @@ def test_labels(tmp_path: Path) -> None:
     assert findings["class balance"].numbers["desirable_share"] == 120 / 201
 
 
-def test_the_length_gap_tells_what_dpo_will_do() -> None:
+def test_length_gap_predicts_the_effect_of_dpo() -> None:
     longer = length_gap([20, 30, 44] * 50, [10, 10, 41] * 50, "tokens")
     gaps = [10, 20, 3] * 50
     mean = sum(gaps) / 150
@@ -176,7 +176,7 @@ def test_the_length_gap_tells_what_dpo_will_do() -> None:
     assert length_gap([8] * 100, [8] * 100, "tokens").numbers["effect_size"] == 0.0
 
 
-def test_leakage_of_either_form(tmp_path: Path) -> None:
+def test_exact_and_near_leakage_is_found(tmp_path: Path) -> None:
     test = [{"question": text, "answer": "1"} for text in ("What is 3 + 1?", "what is 4 + 1", "What is 3 - 1?")]
     finding = found(written(tmp_path, CLEAN), test=written(tmp_path, test, "test.jsonl"))["leakage"]
     assert finding.numbers == {"test_rows": 3, "exact": 1, "near": 2}
@@ -185,7 +185,7 @@ def test_leakage_of_either_form(tmp_path: Path) -> None:
     assert clean.state == "ok"
 
 
-def test_answers_that_contradict_each_other(tmp_path: Path) -> None:
+def test_contradictory_answers_are_found(tmp_path: Path) -> None:
     rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(100)]
     rows += [{"question": "what is 3", "answer": "4"}, {"question": "What is 5?", "answer": "5"}]
     findings = found(written(tmp_path, rows))
@@ -215,7 +215,7 @@ def test_truncation_counts_tokens(tmp_path: Path, tiny_model: Path) -> None:
     assert "not checked" in without.found
 
 
-def test_columns_of_ones_own(tmp_path: Path) -> None:
+def test_columns_can_be_mapped(tmp_path: Path) -> None:
     rows = [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in CLEAN]
     data = written(tmp_path, rows)
     with pytest.raises(DataError, match=r"no prompt column found among ask, good, bad"):
@@ -230,7 +230,7 @@ def test_columns_of_ones_own(tmp_path: Path) -> None:
         parse_columns(["prompt"])
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_findings_and_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = written(tmp_path, CLEAN), written(tmp_path, [*CLEAN, pair(0, "x", "x")], "bad.jsonl")
     assert main(["audit", good]) == 0
     assert main(["audit", bad]) == 1
@@ -249,8 +249,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["audit", good, "--model", "no/such-model"]) == 5
 
 
-def test_solutions_of_real_models(gsm8k_each: Path, tmp_path: Path) -> None:
-    """Pairs of right and wrong solutions to the same question, and labels, as GSM8K's authors published them."""
+def test_real_solutions(gsm8k_each: Path, tmp_path: Path) -> None:
+    """Pairs of right and wrong solutions to the same question, and labels, as published by GSM8K's authors."""
     lines = [json.loads(line) for line in (gsm8k_each / "model_solutions.jsonl").read_text().splitlines()]
     pairs, labels = [], []
     for line in lines:
@@ -274,14 +274,14 @@ def test_solutions_of_real_models(gsm8k_each: Path, tmp_path: Path) -> None:
     assert found(written(tmp_path, labels))["class balance"].numbers["desirable_share"] == share
 
 
-def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
+def test_many_rows_are_checked_quickly(tmp_path: Path) -> None:
     rows = [
         pair(i, f"Because of {i}, it is {i + 1}. " * 10, f"I guess that {i} is {i + 3}. " * 10) for i in range(100_000)
     ]
     data = written(tmp_path, rows)
     start = time.monotonic()
     findings, _ = audit(data)
-    assert time.monotonic() - start < 60  # about 8 s on two cores; the bound is against quadratic work
+    assert time.monotonic() - start < 60  # about 8 s on two cores; the bound catches quadratic time
     assert findings[0].numbers["rows"] == 100_000
 
 
@@ -298,7 +298,7 @@ def test_truncation_of_many_long_rows_is_estimated(
     assert finding.numbers["rows"] == pytest.approx(667, rel=0.05)
 
 
-def test_truncation_is_what_a_run_drops(tmp_path: Path, tiny_model: Path) -> None:
+def test_truncation_counts_the_rows_that_a_run_drops(tmp_path: Path, tiny_model: Path) -> None:
     lengths = [(p, c) for p in (1, 100, 127, 128, 129, 254, 255, 256, 300) for c in (1, 126, 127, 128, 129, 260)]
     for name, rows in {
         "pairs": [{"prompt": "1" * p, "chosen": "2" * c, "rejected": "3" * (c // 2 + 1)} for p, c in lengths],

@@ -41,7 +41,7 @@ def written(tmp_path: Path, *rows: dict[str, Any], name: str = "sums.jsonl") -> 
 
 
 def proposed(tmp_path: Path, spec: str, model: str | None = None) -> tuple[Recipe, str]:
-    """The recipe as `volley train` reads it, and its text; the loss takes its options and the data its columns."""
+    """The parsed recipe and its text, after checking the options of the loss and the columns of the data."""
     text = propose(spec, model)
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
@@ -51,7 +51,7 @@ def proposed(tmp_path: Path, spec: str, model: str | None = None) -> tuple[Recip
     return recipe, text
 
 
-def test_gsm8k(gsm8k_each: Path, tmp_path: Path) -> None:
+def test_gsm8k_gets_grpo_with_math_rewards(gsm8k_each: Path, tmp_path: Path) -> None:
     recipe, text = proposed(tmp_path, str(gsm8k_each / "train.jsonl"))
     data = recipe.data
     assert (recipe.name, recipe.loss.name, recipe.groups_per_step) == ("gsm8k-grpo", "grpo", 32)
@@ -67,7 +67,7 @@ def test_gsm8k(gsm8k_each: Path, tmp_path: Path) -> None:
     assert all("#" in line for line in text.splitlines() if line.startswith(("steps", "groups", "max_stale", "seed")))
 
 
-def test_prompt_and_answer_for_a_base_model(tmp_path: Path) -> None:
+def test_base_model_gets_plain_prompts(tmp_path: Path) -> None:
     spec = written(tmp_path, *({"problem": f"{i}+1", "final_answer": i + 1, "response": "x"} for i in range(5)))
     recipe, _ = proposed(tmp_path, spec, "some/base-model")
     assert recipe.data.columns == {"prompt": "problem", "answer": "final_answer"}
@@ -76,19 +76,19 @@ def test_prompt_and_answer_for_a_base_model(tmp_path: Path) -> None:
     assert [term.name for term in recipe.rewards] == ["math"]
 
 
-def test_chats(tmp_path: Path) -> None:
+def test_messages_column_is_used_as_prompt(tmp_path: Path) -> None:
     recipe, _ = proposed(tmp_path, written(tmp_path, {"messages": CHAT, "answer": "4"}))
     assert recipe.data.columns["prompt"] == "messages"
     assert not recipe.data.as_chat
 
 
-def test_answers_in_words_need_a_reward_of_ones_own(tmp_path: Path) -> None:
+def test_answers_in_words_need_a_custom_reward(tmp_path: Path) -> None:
     recipe, text = proposed(tmp_path, written(tmp_path, {"question": "capital of France?", "answer": "Paris"}))
     assert [(term.name, term.accuracy) for term in recipe.rewards] == [("reward.py:reward", True)]
     assert "def reward(prompt: str, response: str, answer: str, **row) -> float:" in text
 
 
-def test_prompts_alone(tmp_path: Path) -> None:
+def test_prompts_without_answers_need_a_custom_reward(tmp_path: Path) -> None:
     recipe, text = proposed(tmp_path, written(tmp_path, {"prompt": "tell me a joke"}))
     assert (recipe.loss.name, recipe.data.columns) == ("grpo", {"prompt": "prompt"})
     assert [(term.name, term.accuracy) for term in recipe.rewards] == [("reward.py:reward", False)]
@@ -99,19 +99,19 @@ def test_prompts_alone(tmp_path: Path) -> None:
     ("row", "completion"),
     [({"prompt": "hi", "completion": "hello"}, "completion"), ({"question": "why?", "answer": "so " * 200}, "answer")],
 )
-def test_demonstrations(tmp_path: Path, row: dict[str, str], completion: str) -> None:
+def test_demonstrations_get_sft(tmp_path: Path, row: dict[str, str], completion: str) -> None:
     recipe, _ = proposed(tmp_path, written(tmp_path, *[row] * 100))
     assert (recipe.loss.name, recipe.data.columns["completion"]) == ("sft", completion)
     assert "answer" not in recipe.data.columns
     assert (recipe.steps, recipe.groups_per_step, recipe.rewards) == (7, 32, ())
 
 
-def test_a_marker_must_stand_in_every_answer(tmp_path: Path) -> None:
+def test_marker_must_occur_in_every_answer(tmp_path: Path) -> None:
     spec = written(tmp_path, {"prompt": "a", "answer": "so #### 1"}, {"prompt": "b", "answer": "2"})
     assert proposed(tmp_path, spec)[0].data.answer_after == ""
 
 
-def test_odd_names_stay_yaml(tmp_path: Path) -> None:
+def test_unusual_names_are_quoted(tmp_path: Path) -> None:
     (tmp_path / "a: b, [c]").mkdir()
     spec = written(tmp_path / "a: b, [c]", {"prompt": "1", "Answer": "1", "a\nb: {": 0}, name="train #1 é.jsonl")
     written(tmp_path / "a: b, [c]", {"prompt": "1", "Answer": "1"}, name="test #1 é.jsonl")
@@ -134,7 +134,7 @@ def test_odd_names_stay_yaml(tmp_path: Path) -> None:
         ({"prompt": 3, "answer": "1"}, "the prompt is of type int"),
     ],
 )
-def test_what_cannot_be_learned_from(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
+def test_unusable_data_is_refused(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
     with pytest.raises(DataError, match=problem) as caught:
         propose(written(tmp_path, row))
     assert "\n" not in str(caught.value)
@@ -173,9 +173,7 @@ def rows_of(kind: str, number: int = 64) -> list[dict[str, Any]]:
         ("demonstrations", MethodOptions(spin=True), "spin", 5e-7),
     ],
 )
-def test_a_method_for_each_kind_of_data(
-    tmp_path: Path, kind: str, options: MethodOptions, name: str, lr: float
-) -> None:
+def test_method_for_each_kind_of_data(tmp_path: Path, kind: str, options: MethodOptions, name: str, lr: float) -> None:
     spec = written(tmp_path, *rows_of(kind))
     text = propose(spec, "some/base-model", options)
     recipe = yaml.safe_load(text)
@@ -202,7 +200,7 @@ def test_a_method_for_each_kind_of_data(
         assert (recipe["rollout"]["group_size"], recipe["stop_at"]) == (1, {"indistinguishable": 0.55})
 
 
-def test_many_pairs_are_for_dpo() -> None:
+def test_dpo_is_proposed_for_many_pairs() -> None:
     assert (choose("pairs", 9_999, MethodOptions()).name, choose("pairs", 10_000, MethodOptions()).name) == (
         "ipo",
         "dpo",
@@ -218,9 +216,7 @@ def test_many_pairs_are_for_dpo() -> None:
         ("demonstrations", MethodOptions(spin=True)),
     ],
 )
-def test_what_is_proposed_passes_all_checks_of_a_run(
-    tmp_path: Path, chat_model: Path, kind: str, options: MethodOptions
-) -> None:
+def test_proposed_recipes_are_valid(tmp_path: Path, chat_model: Path, kind: str, options: MethodOptions) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(propose(written(tmp_path, *rows_of(kind)), str(chat_model), options))
     parts = build(load_recipe(str(file)))
@@ -229,18 +225,18 @@ def test_what_is_proposed_passes_all_checks_of_a_run(
 
 
 @pytest.mark.parametrize("name", [name for name in methods() if name != "spin"])
-def test_which_losses_have_a_reference(name: str) -> None:
+def test_needs_reference_matches_the_loss(name: str) -> None:
     kind = next(kind for kind in KINDS if name in fitting(kind))
     options = yaml.safe_load(choose(kind, 64, MethodOptions(loss=name)).loss)
     loss = build_loss(parse_recipe({"name": "x", "model": "x", "data": {"train": "x"}, "steps": 1, "loss": options}))
     assert loss.needs_reference == (name in ("dpo", "ipo", "kto"))
 
 
-def test_every_loss_fits_some_data() -> None:
+def test_every_loss_is_proposed_for_some_data() -> None:
     assert {name for kind in KINDS for name in fitting(kind)} == {*LOSSES, "spin"} == set(methods())
 
 
-def test_which_methods_fit_which_data() -> None:
+def test_methods_for_each_kind_of_data() -> None:
     sampled = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo")
     paired = ("dpo", "ipo", "simpo", "orpo")
     assert {kind: fitting(kind) for kind in KINDS} == {
@@ -271,20 +267,20 @@ def test_which_methods_fit_which_data() -> None:
         ("demonstrations", MethodOptions(spin=True, low_memory=True), "--spin and --low-memory select different"),
     ],
 )
-def test_options_that_the_data_cannot_fulfil(kind: str, options: MethodOptions, problem: str) -> None:
+def test_options_that_do_not_fit_the_data_are_refused(kind: str, options: MethodOptions, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         choose(kind, 64, options)
 
 
 @pytest.mark.parametrize(("good", "bad"), [(60, 40), (95, 5), (10, 90), (400, 600)])
-def test_ktos_weights_balance_the_classes(good: int, bad: int) -> None:
+def test_kto_weights_balance_the_classes(good: int, bad: int) -> None:
     loss = yaml.safe_load(choose("labels", good + bad, MethodOptions(), [True] * good + [False] * bad).loss)
     ratio = good * loss["desirable_weight"] / (bad * loss["undesirable_weight"])
     assert 1 <= ratio <= 4 / 3 or (good, bad) == (60, 40)
     assert 1.0 in (loss["desirable_weight"], loss["undesirable_weight"])
 
 
-def test_the_cost_in_copies_of_the_model(tiny_model: Path) -> None:
+def test_cost_in_copies_of_the_model(tiny_model: Path) -> None:
     size = inspect_model(tiny_model).num_parameters * 16 / 2**30
     offline = cost(choose("pairs", 64, MethodOptions(loss="dpo")), str(tiny_model))
     assert offline.startswith(
@@ -300,7 +296,7 @@ def test_the_cost_in_copies_of_the_model(tiny_model: Path) -> None:
     assert "GiB" not in cost(choose("answers", 64, MethodOptions()), "org/model")
 
 
-def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "recipe.yaml"
     spec = written(tmp_path, *rows_of("pairs"))
     assert main(["init", "--data", spec, "--out", str(out), "--low-memory"]) == 0
@@ -309,7 +305,7 @@ def test_the_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["init", "--data", spec, "--out", str(tmp_path / "other.yaml"), "--loss", "sft"]) == 2
 
 
-def test_a_local_model_bounds_the_lengths(tmp_path: Path, char_tokenizer: Any) -> None:
+def test_local_model_limits_max_tokens(tmp_path: Path, char_tokenizer: Any) -> None:
     model = tmp_path / "model"
     tokenizer = copy.deepcopy(char_tokenizer)
     tokenizer.chat_template = "{{ messages[0].content }}"
@@ -322,7 +318,7 @@ def test_a_local_model_bounds_the_lengths(tmp_path: Path, char_tokenizer: Any) -
     assert recipe.rollout.max_tokens == 150
 
 
-def test_a_broken_model_directory(tmp_path: Path) -> None:
+def test_broken_model_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json"):
         propose(written(tmp_path, {"prompt": "1", "answer": "1"}), str(tmp_path / "model"))
@@ -339,10 +335,10 @@ def test_a_broken_model_directory(tmp_path: Path) -> None:
         ("demonstrations", MethodOptions(spin=True), False),
     ],
 )
-def test_a_test_file_beside_the_data_is_used(
+def test_test_file_next_to_the_data_is_used(
     tmp_path: Path, chat_model: Path, kind: str, options: MethodOptions, is_set: bool
 ) -> None:
-    """SPIN ends by what it measures in training, and has no rewards to evaluate by."""
+    """SPIN has no rewards for an evaluation; it stops by a metric of training."""
     rows = rows_of(kind)
     spec, held_out = written(tmp_path, *rows, name="train.jsonl"), written(tmp_path, *rows[:8], name="test.jsonl")
     file = tmp_path / "recipe.yaml"
@@ -355,7 +351,7 @@ def test_a_test_file_beside_the_data_is_used(
     )
 
 
-def test_a_test_file_of_another_kind_is_not_used(tmp_path: Path) -> None:
+def test_test_file_of_another_kind_is_ignored(tmp_path: Path) -> None:
     spec = written(tmp_path, *rows_of("pairs"), name="train.jsonl")
     written(tmp_path, *rows_of("labels"), name="test.jsonl")
     assert "test" not in yaml.safe_load(propose(spec, "some/base-model"))["data"]

@@ -1,4 +1,4 @@
-"""`volley verify` on files with known verdicts, through the real scoring children, and on real solutions."""
+"""Tests of `volley verify` with real scoring processes, on files with known verdicts and on real solutions."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ def counts(tally: Tally, place: int = 0) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", ["responses.jsonl", "responses.parquet"])
-def test_every_kind_of_verdict(tmp_path: Path, name: str) -> None:
+def test_every_outcome_is_counted(tmp_path: Path, name: str) -> None:
     data = written(tmp_path, ROWS, name)
     tally = tallied(data)
     assert counts(tally) == {"right": 2, "wrong": 1, "no answer": 1, "unscorable": 3}
@@ -73,7 +73,7 @@ def test_command_prints_the_table(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert table == {"right": "2", "wrong": "1", "no answer": "1", "unscorable": "3", "time-out": "0"}
 
 
-def test_the_rows_own_verifier(tmp_path: Path) -> None:
+def test_verifier_column_selects_the_verifier(tmp_path: Path) -> None:
     rows = [
         {"response": r"\boxed{2/4}", "answer": "1/2"} | ({"verifier": name} if name else {})
         for name in ("", "math", "exact_words", "maths")
@@ -83,7 +83,7 @@ def test_the_rows_own_verifier(tmp_path: Path) -> None:
     assert counts(tallied(written(tmp_path, rows), "exact_words")) == {"wrong": 4}
 
 
-def test_slow_verifiers_time_out_and_cost_their_row_only(tmp_path: Path) -> None:
+def test_time_outs_affect_only_their_row(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import time\n"
         "def judge(prompt, response, answer, **row):\n"
@@ -103,7 +103,7 @@ def test_slow_verifiers_time_out_and_cost_their_row_only(tmp_path: Path) -> None
     assert len(slowest) == NUM_SLOWEST
 
 
-def test_against_math_verify(tmp_path: Path) -> None:
+def test_comparison_with_math_verify(tmp_path: Path) -> None:
     rows = [{"response": rf"\boxed{{{i}\text{{ cm}}}}", "answer": rf"{i}\text{{ m}}"} for i in range(1, 6)]
     rows += [{"response": r"\boxed{\frac{2}{4}}", "answer": r"\frac{1}{2}"}, {"response": "9", "answer": "9"}]
     data = written(tmp_path, rows)
@@ -117,14 +117,14 @@ def test_against_math_verify(tmp_path: Path) -> None:
     assert "math and math_verify disagree on 5 of 7 responses" in "\n".join(tally.lines(data))
 
 
-def test_math_verify_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_math_verify_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed; install it with pip install math-verify"):
         verifier_term("math_verify")
 
 
-def test_agreement_with_labels(tmp_path: Path) -> None:
+def test_agreement_with_labels_is_counted(tmp_path: Path) -> None:
     labels = [True, True, 0, True, None, False, "yes"]
     rows = [row | {"is_correct": label} for row, label in zip(ROWS, labels, strict=True)]
     data = written(tmp_path, rows)
@@ -136,7 +136,7 @@ def test_agreement_with_labels(tmp_path: Path) -> None:
     assert f"{data}:2: answer '18', given '17'" in text
 
 
-def test_verdicts_in_a_file(tmp_path: Path) -> None:
+def test_verdicts_are_written_to_a_file(tmp_path: Path) -> None:
     out = tmp_path / "verdicts.jsonl"
     data = written(tmp_path, ROWS)
     verify_file(data, [verifier_term("math")], Columns(), str(out), BOTH)
@@ -172,11 +172,11 @@ def test_samples_of_a_run(tmp_path: Path) -> None:
     for step in (1, 2):
         write_groups(tmp_path / "rollouts" / f"step-00000{step}.parquet", [ScoredGroup(prompt, completions, scores)], 1)
     tally = tallied(str(tmp_path / "rollouts" / "step-000001.parquet"))
-    assert counts(tally) == {"right": 1, "no answer": 1}  # the second may be cut off
+    assert counts(tally) == {"right": 1, "no answer": 1}  # the second one may be truncated
     assert counts(tallied(str(tmp_path))) == {"right": 2, "no answer": 2}
 
 
-def test_columns_of_other_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_column_names_can_be_given(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = written(tmp_path, [{"text": "5", "gold": 5, "fine": True}])
     names = ["--response", "text", "--answer", "gold", "--label", "fine"]
     assert main(["verify", data, "--json", *names]) == 0
@@ -216,7 +216,7 @@ def test_bad_input_is_one_sentence(
     assert len(error.splitlines()) == 1
 
 
-def test_terms_of_a_recipe() -> None:
+def test_recipe_term_selects_by_label_or_accuracy() -> None:
     terms = [RewardConfig("think_format"), RewardConfig("mine.py:judge", label="mine"), RewardConfig("math")]
     assert recipe_term(terms).name == "math"
     assert recipe_term(terms, "mine").name == "mine.py:judge"
@@ -225,7 +225,7 @@ def test_terms_of_a_recipe() -> None:
         recipe_term(terms, "yours")
 
 
-def test_the_verifier_of_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_command_uses_the_verifier_of_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("def judge(prompt, response, answer, *, word): return float(word in response)\n")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -241,14 +241,14 @@ def test_the_verifier_of_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "--options cannot be combined with --recipe" in capfd.readouterr().err
 
 
-def test_options_are_spelled_as_in_a_recipe(tmp_path: Path) -> None:
+def test_options_have_recipe_syntax(tmp_path: Path) -> None:
     assert parse_options(["tolerance=0.5", "graded=true"]) == {"tolerance": 0.5, "graded": True}
     with pytest.raises(RewardError, match="no option"):
         verify_file(written(tmp_path, ROWS), [verifier_term("think_format", {"grade": 1})], Columns())
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Distinct answers and disagreements: only counts and examples are kept."""
+    """With distinct answers and disagreements, only counts and examples are kept."""
     (tmp_path / "no.py").write_text("def judge(prompt, response, answer, **row): return 0.0\n")
     monkeypatch.setattr(verify_module, "WINDOW", 64)
 
@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         return most
 
     peak(100)
-    assert peak(3_000) < peak(300) + 2_000_000  # 2,700 rows more hold 13 MB of text
+    assert peak(3_000) < peak(300) + 2_000_000  # 2,700 more rows have 13 MB of text
 
 
 def test_number_of_buckets_is_bounded() -> None:
