@@ -54,7 +54,7 @@ def measure(num_receivers: int, mib: int, rounds: int) -> tuple[list[float], lis
     ]
     for process in processes:
         process.start()
-    group = Group("127.0.0.1", port, 0, num_ranks, 60, 60, listener)
+    group = Group("127.0.0.1", port, 0, num_ranks, 60, 60, listener=listener)
     plan = plan_of(mib)
     weights = [(meta.name, torch.randn(meta.shape).bfloat16()) for meta in plan.metas]
     stream = torch.zeros(plan.num_bytes, dtype=torch.uint8)

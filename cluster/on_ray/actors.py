@@ -52,7 +52,7 @@ class WorkerActor:
                 recipe.rollout,
                 dtype,
                 spec.max_model_len,
-                recipe.seed,
+                seed=recipe.seed,
                 transport=spec.transport,
                 ray_metrics=spec.exports_metrics,
                 address=address,

@@ -106,6 +106,7 @@ class AsyncVllmEngine(ReceiverEnd):
         config: RolloutConfig,
         dtype: str,
         max_model_len: int,
+        *,
         seed: int = 0,
         transport: str = "gloo",
         ray_metrics: bool = False,

@@ -120,6 +120,7 @@ class Group:
         num_ranks: int,
         connect_s: float,
         transfer_s: float,
+        *,
         listener: socket.socket | None = None,
         master_address: str = "",
     ) -> None:

@@ -233,7 +233,7 @@ async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks
     plan = layout(metas, config.bucket_bytes)
 
     def sending() -> str:
-        group = Group("127.0.0.1", port, 0, 2, 10, 5, listener)
+        group = Group("127.0.0.1", port, 0, 2, 10, 5, listener=listener)
         connected.wait(10)
         if breaks:
             begin, end = plan.buckets[0]

@@ -67,7 +67,7 @@ def exchange(
     threads = [threading.Thread(target=receiving, args=(index,)) for index in range(num_receivers)]
     for thread in threads:
         thread.start()
-    group = Group("127.0.0.1", port, 0, num_receivers + 1, 10, deadline_s, listener)
+    group = Group("127.0.0.1", port, 0, num_receivers + 1, 10, deadline_s, listener=listener)
     try:
         sent: Any = send(group, plan, weights)
     except TransportError as error:
@@ -231,14 +231,14 @@ def test_silent_peer_raises_at_the_deadline_and_all_weights_are_read() -> None:
 def test_group_without_its_other_members_raises() -> None:
     listener = listen("127.0.0.1")
     with pytest.raises(TransportError, match="connect: rank 0 of 2 could not connect to the others"):
-        Group("127.0.0.1", listener.getsockname()[1], 0, 2, 1, 1, listener)
+        Group("127.0.0.1", listener.getsockname()[1], 0, 2, 1, 1, listener=listener)
 
 
 def test_group_listens_on_its_own_address_only() -> None:
     listener = listen("127.0.0.1")
     port = listener.getsockname()[1]
     threading.Thread(target=lambda: Group("127.0.0.1", port, 1, 2, 10, 10), daemon=True).start()
-    group = Group("127.0.0.1", port, 0, 2, 10, 10, listener)
+    group = Group("127.0.0.1", port, 0, 2, 10, 10, listener=listener)
     other_address = "127.0.0.2"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((other_address, port), 1)
