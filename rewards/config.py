@@ -34,8 +34,8 @@ class ScorerConfig:
     """The service that scores completions."""
 
     workers: int = 0
-    """Number of scoring processes; on a Ray cluster of several nodes, on each node that has rollout workers. 0 means one
-    per core that this process may use."""
+    """Number of scoring processes; on a Ray cluster of several nodes, on each node that has rollout workers. 0 means
+    one per core that this process may use."""
     timeout_s: float = 5.0
     """Time limit for scoring one response. The process that exceeds it is killed and replaced."""
     memory_bytes: int = 2 << 30
