@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from volley.cluster.launch.environment import tune_interpreter
-from volley.cluster.loop.buffer import GroupBuffer
-from volley.cluster.loop.roller import Roller
+from volley.cluster.loop.buffer import BufferConfig, GroupBuffer
+from volley.cluster.loop.rollout import Rollout
 from volley.rollout.engines.fake import FakeEngine
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.engines.remote import RemoteEngine
@@ -62,14 +62,12 @@ async def simulate(num_workers: int, num_trajectories: int) -> dict[str, float]:
         engine = RemoteEngine(str(index), partial(call, RolloutWorker(lambda fake=fake: fake)))
         await engine.start(10)
         engines.append(engine)
-    roller = Roller(RolloutPool(engines), NoScores(), 0)
+    rollout = Rollout(RolloutPool(engines), NoScores(), 0)
     buffer = GroupBuffer(
         lambda ordinal: Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), ""),
-        lambda prompt: roller(prompt, Sampling(GROUP_SIZE)),
-        GROUPS_PER_STEP,
-        2,
+        lambda prompt: rollout(prompt, Sampling(GROUP_SIZE)),
         lambda group: "",
-        0,
+        BufferConfig(GROUPS_PER_STEP, 2, 0),
     )
     seen: set[int] = set()
     memory: dict[int, int] = {}

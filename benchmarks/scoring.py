@@ -5,8 +5,8 @@ responses to a gold answer, as a group has them; `IN_FLIGHT` of them at a time, 
 the caller on one core, against two children on two cores. And of `verify` in one process and in two, which is what the
 machine's second core is worth: where it is the first one's other thread, less than a core.
 
-step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and every
-response is scored as it ends, through the loop's own `Roller`, against the same step without scoring; in turn, in pairs
+step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and each
+response is scored as it ends, through the loop's own `Rollout`, against the same step without scoring, in pairs
 after one that warms up. The model's own words are noise, so what is scored in their place are responses of the speed
 table, as long and all different: of ten, eight with integers, one with a fraction, one with a formula. A neighbour on
 the machine makes a step several times longer, so beside the median of the pairs stands the fastest step of each sort.
@@ -106,7 +106,7 @@ def _show(name: str, rates: dict[int, list[float]]) -> None:
 
 
 class Prepared:
-    """`volley.cluster.loop.roller.Scores` of prepared responses; without a scorer, of nothing."""
+    """`volley.cluster.loop.interfaces.GroupScorer` of prepared responses; without a scorer, of nothing."""
 
     def __init__(self, cases: Sequence[Case], scorer: Scorer | None) -> None:
         self._cases = cases
@@ -146,7 +146,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
 
     from volley.cluster.cli.demo import make_model, make_tokenizer
     from volley.cluster.launch.environment import tune_interpreter
-    from volley.cluster.loop.roller import Roller
+    from volley.cluster.loop.rollout import Rollout
     from volley.rollout.config import RolloutConfig
     from volley.rollout.engines.pool import RolloutPool
     from volley.rollout.engines.vllm import VllmEngine
@@ -168,9 +168,9 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
 
     async def seconds(scorer: Scorer | None) -> float:
         scores = Prepared(cases, scorer)
-        roller = Roller(RolloutPool([engine]), scores, 0)
+        rollout = Rollout(RolloutPool([engine]), scores, 0)
         started = time.perf_counter()
-        groups = await asyncio.gather(*(roller(prompt, sampling) for prompt in prompts))
+        groups = await asyncio.gather(*(rollout(prompt, sampling) for prompt in prompts))
         taken = time.perf_counter() - started
         assert scorer is None or scores.num_right == sum(len(group.completions) for group in groups)
         return taken

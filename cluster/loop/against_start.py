@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from volley.cluster.loop.evaluate import greedy_metrics
-from volley.cluster.loop.roller import Roller
+from volley.cluster.loop.rollout import Rollout
 from volley.rewards.terms import all_of
 from volley.rollout.data.parquet import read_groups, write_groups
 from volley.rollout.types import ScoredGroup
@@ -54,7 +54,7 @@ class Start:
         self._path = path
         self._num_buckets = num_buckets
 
-    async def compare(self, step: int, now: Sequence[ScoredGroup], roller: Roller) -> dict[str, float]:
+    async def compare(self, step: int, now: Sequence[ScoredGroup], rollout: Rollout) -> dict[str, float]:
         """For the record of an evaluation, from its greedy answers: win rate, and `answers_cut_short`, 1 where
         `length_warning` warns; {} at the start itself, and where the start answered other prompts."""
         if step == 0:
@@ -64,8 +64,8 @@ class Start:
             return {}
         sides = list(zip(now, start, strict=True))
         rewards = [(a.rewards, b.rewards) for a, b in sides]
-        if roller.compares:
-            both = await all_of([roller.together(a.prompt, a.completions + b.completions) for a, b in sides])
+        if rollout.compares:
+            both = await all_of([rollout.score_as_group(a.prompt, a.completions + b.completions) for a, b in sides])
             rewards = [(group.rewards[:1], group.rewards[1:]) for group in both]
         won = win_rate([a for a, _ in rewards], [b for _, b in rewards])
         then, today = greedy_metrics(start, self._num_buckets), greedy_metrics(now, self._num_buckets)

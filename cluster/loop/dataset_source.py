@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from volley.cluster.loop.buffer import with_residual
 from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.rollout.types import ScoredGroup
 
@@ -37,8 +38,12 @@ class DatasetSource:
     def stop(self) -> None:
         """Nothing is under way."""
 
+    def metrics(self) -> dict[str, float]:
+        """The accounting with its residual."""
+        return with_residual(self.accounting())
+
     def accounting(self) -> dict[str, int]:
-        """issued, trained, queued, in_flight, in groups. Over-long rows are no part of the order, so never issued."""
+        """issued, trained, queued, in_flight, in groups. Over-long rows are not in the order, so never issued."""
         return {"issued": self._next_ordinal, "trained": self._next_ordinal, "queued": 0, "in_flight": 0}
 
     def state(self) -> dict[str, Any]:

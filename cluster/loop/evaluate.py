@@ -15,33 +15,25 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from volley.cluster.loop.group_metrics import no_answer_share
-from volley.cluster.loop.roller import Roller
+from volley.cluster.loop.interfaces import Evaluation
+from volley.cluster.loop.rollout import Rollout
 from volley.cluster.recipe.config import EvalConfig
 from volley.rollout.types import Prompt, Sampling, ScoredGroup
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """metrics: name -> value. greedy: one group of one response per prompt."""
-
-    metrics: dict[str, float]
-    greedy: tuple[ScoredGroup, ...]
-
-
 async def evaluate(
-    roller: Roller, prompts: Sequence[Prompt], config: EvalConfig, max_tokens: int, stop: tuple[str, ...]
+    rollout: Rollout, prompts: Sequence[Prompt], config: EvalConfig, max_tokens: int, stop: tuple[str, ...]
 ) -> Evaluation:
     """Answer every prompt greedily, and `config.samples` times at `config.temperature` if asked for."""
     limit = config.max_tokens or max_tokens
     greedy = Sampling(1, 0.0, 1.0, limit, stop)
-    answered = await asyncio.gather(*(roller(prompt, greedy, "evaluate") for prompt in prompts))
+    answered = await asyncio.gather(*(rollout(prompt, greedy, "evaluate") for prompt in prompts))
     metrics = greedy_metrics(answered, config.length_buckets)
     if config.samples:
         sampling = Sampling(config.samples, config.temperature, 1.0, limit, stop)
-        metrics |= sample_metrics(await asyncio.gather(*(roller(prompt, sampling, "pass@k") for prompt in prompts)))
+        metrics |= sample_metrics(await asyncio.gather(*(rollout(prompt, sampling, "pass@k") for prompt in prompts)))
     return Evaluation(metrics, tuple(answered))
 
 

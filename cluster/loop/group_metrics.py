@@ -1,7 +1,7 @@
 """What a step's groups say about the policy: rewards, accuracy, length, staleness."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from volley.rollout.types import Score, ScoredGroup
 
@@ -40,11 +40,6 @@ def no_answer_share(scores: Sequence[Score]) -> float:
     """Of the judged ones, those in which the verifier found no answer; NaN where it does not tell what it found."""
     judged = [score for score in scores if not math.isnan(score.accuracy) and score.extracted is not None]
     return _mean([float(score.is_answerless) for score in judged])
-
-
-def residual(accounting: Mapping[str, int]) -> int:
-    """issued - (trained + dropped + queued + in flight): 0, or prompts got lost."""
-    return accounting["issued"] - sum(count for name, count in accounting.items() if name != "issued")
 
 
 def _mean(values: Sequence[float]) -> float:

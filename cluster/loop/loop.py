@@ -2,131 +2,112 @@
 
     Prompt -> Group -> ScoredGroup -> Batch -> Update -> new weights -> (next Group)
 
-A method is a recipe, never a branch in here: where groups come from is the `source` (rollouts or a data set), what is
-learned from them is the loss inside the learner, and synchronous, asynchronous and iterative are the numbers
-max_staleness and publish_every.
+The path of a sample, one small part each:
 
-Slots are released last, after evaluation and checkpoint: with max_staleness 0 nothing is generated meanwhile, so an
-evaluation or a resume cannot change what comes next.
+    source (buffer.GroupBuffer)      hands out prompts in a seeded order and bounds staleness
+      -> rollout (rollout.py)        samples, scores, and joins with the data set's completion for SPIN
+      -> check (signal_check.py)     replaces groups that teach nothing
+    -> loop (this file)              takes the groups of a step
+    -> make_batch                    turns groups into rows with a learning signal
+    -> learner                       updates the policy
+
+A method is a recipe, never a branch in here. Where groups come from is the `source` (rollouts or a data set). What is
+learned from them is the loss. Synchronous, asynchronous and iterative training are the numbers max_staleness and
+publish_every.
+
+Slots are released last in a step, after evaluation and checkpoint. With max_staleness 0 nothing is generated during
+these, so an evaluation or a resume cannot change what comes next.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from volley.cluster.loop.evaluate import Evaluation
+from volley.cluster.loop.interfaces import (
+    Checkpointer,
+    Evaluator,
+    Learner,
+    Publisher,
+    Recorder,
+    Source,
+    Step,
+)
 from volley.cluster.recipe.config import Recipe
 from volley.learner.losses.common import Loss
-from volley.learner.signals.batch import Batch, Update, make_batch
-from volley.rollout.types import ScoredGroup
+from volley.learner.signals.batch import make_batch
 
-
-class Source(Protocol):
-    """Where scored groups come from: `buffer.GroupBuffer` (rollouts) or `dataset_source.DatasetSource`."""
-
-    def start(self, tasks: asyncio.TaskGroup) -> None: ...
-    async def take(self, num_groups: int) -> list[ScoredGroup]: ...
-    def replaced(self) -> Mapping[str, int]: ...
-    async def release(self, num_groups: int) -> None: ...
-    def stop(self) -> None: ...
-    def accounting(self) -> dict[str, int]: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
-class Learner(Protocol):
-    """The learner as the loop sees it, whether it is an object in this process or ranks on a cluster."""
-
-    @property
-    def step(self) -> int: ...
-    async def update(self, batch: Batch) -> Update: ...
-    async def refresh_reference(self) -> None: ...
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step that is done. number: from 1. trained: the weight version that the update started from; served: the one
-    after this step's push. accounting: of the source, in groups."""
+class LoopParts:
+    """What `train` works with."""
 
-    number: int
-    trained: int
-    served: int
-    groups: Sequence[ScoredGroup]
-    update: Update
-    accounting: dict[str, int]
-
-
-class Log(Protocol):
-    """Keeps the run's record. `phase` times a part of a step, and raises `TimeoutError` with its name when it hangs.
-    `told_apart`: how well the round of that many steps that just ended told chosen from rejected."""
-
-    def phase(self, name: str) -> AbstractAsyncContextManager[None]: ...
-    def step(self, done: Step) -> None: ...
-    def told_apart(self, num_steps: int) -> float: ...
-    def evaluation(self, step: int, result: Evaluation) -> None: ...
+    source: Source
+    loss: Loss
+    learner: Learner
+    publisher: Publisher
+    evaluator: Evaluator
+    checkpoints: Checkpointer
+    recorder: Recorder
 
 
-async def train(
-    recipe: Recipe,
-    loss: Loss,
-    source: Source,
-    learner: Learner,
-    publish: Callable[[Sequence[ScoredGroup]], Awaitable[int]],
-    evaluate: Callable[[], Awaitable[Evaluation]],
-    save: Callable[[int], Awaitable[None]],
-    log: Log,
-    stop: asyncio.Event,
-    version: int = 0,
-) -> None:
-    """Train until `recipe.steps`, the target of `stop_at`, or `stop` (then with a checkpoint of the last whole step).
+async def train(recipe: Recipe, parts: LoopParts, stop: asyncio.Event) -> None:
+    """Train until `recipe.steps`, until a target of `stop_at` is reached, or until `stop` is set.
 
-    publish: pushes the learner's weights to every engine and returns their version; it is shown the newest samples, to
-    measure on them that both sides agree. evaluate: runs the evaluation. save: writes a checkpoint of a step.
-    version: the weight version that the engines serve now.
+    In each case the last whole step has a checkpoint at the end.
     """
+    source, learner, recorder = parts.source, parts.learner, parts.recorder
     async with asyncio.TaskGroup() as tasks:
         source.start(tasks)
         saved = learner.step
         while learner.step < recipe.steps and not stop.is_set():
-            async with log.phase("wait"):
+            trained = parts.publisher.version
+            async with recorder.phase("wait"):
                 groups = await _unless(stop, source.take(recipe.groups_per_step))
             if groups is None:
                 break
-            async with log.phase("update"):
-                update = await learner.update(make_batch(groups, loss, version, recipe.signal, source.replaced()))
-            step, trained = learner.step, version
+            async with recorder.phase("update"):
+                # In a thread, so that the event loop keeps serving engines and rewards.
+                batch = await asyncio.to_thread(
+                    make_batch, groups, parts.loss, trained, recipe.signal, source.replaced()
+                )
+                update = await learner.update(batch)
+            step = learner.step
             if step % recipe.publish_every == 0:
-                async with log.phase("publish"):
-                    version = await publish(groups)
+                async with recorder.phase("publish"):
+                    await parts.publisher.publish(groups)
             ends_round = recipe.reference.refresh_every > 0 and step % recipe.reference.refresh_every == 0
             if ends_round:
-                await learner.refresh_reference()
-            log.step(Step(step, trained, version, groups, update, source.accounting()))
+                async with recorder.deadline("refresh_reference"):
+                    await learner.refresh_reference()
+            await recorder.step(Step(step, trained, parts.publisher.version, groups, update))
             reached = False
             if ends_round and recipe.stop_at.indistinguishable:
-                reached = log.told_apart(recipe.reference.refresh_every) < recipe.stop_at.indistinguishable
+                found = await recorder.distinguishability(recipe.reference.refresh_every)
+                reached = found < recipe.stop_at.indistinguishable
             if recipe.eval_every and step % recipe.eval_every == 0:
-                async with log.phase("evaluate"):
-                    result = await evaluate()
-                log.evaluation(step, result)
+                async with recorder.phase("evaluate"):
+                    result = await parts.evaluator.evaluate()
+                await recorder.evaluation(step, result)
                 reached |= 0 < recipe.stop_at.pass_at_1 <= result.metrics.get("pass@1", 0.0)
             if recipe.save_every and step % recipe.save_every == 0:
-                async with log.phase("save"):
-                    await save(step)
+                async with recorder.phase("save"):
+                    await parts.checkpoints.save(step)
                 saved = step
             if reached:
                 break
             if step < recipe.steps:
                 await source.release(len(groups))
         if learner.step > saved:
-            await save(learner.step)
+            async with recorder.deadline("save"):
+                await parts.checkpoints.save(learner.step)
         source.stop()
 
 
-async def _unless(stop: asyncio.Event, work: Any) -> Any:
-    """The result of `work`, or None if `stop` is set before."""
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None if `stop` is set first."""
     waiting, working = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(work)
     try:
         await asyncio.wait((waiting, working), return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def told_apart(rows: Sequence[Mapping[str, Any]]) -> float:
+def distinguishability(rows: Sequence[Mapping[str, Any]]) -> float:
     """The preference accuracy over the second half of a round, when the policy has had the first half to learn the
     difference: the share of pairs whose chosen side it has raised above the rejected one; 0.5 is chance.
 

@@ -106,7 +106,7 @@ class ParityConfig:
 class StopConfig:
     """End the run early, with success. pass_at_1: as soon as an evaluation reaches it. indistinguishable: as soon as a
     round of a pair loss with a refreshed reference (SPIN) ends in which the preference accuracy stayed below it, see
-    `volley.cluster.loop.rounds.told_apart`; 0.5 is chance. 0: never."""
+    `volley.cluster.loop.rounds.distinguishability`; 0.5 is chance. 0: never."""
 
     pass_at_1: float = 0.0
     indistinguishable: float = 0.0

@@ -1,8 +1,9 @@
 """Evaluate a model without training it (`volley eval`)."""
 
 from volley.cluster.launch.start import start_engine
-from volley.cluster.loop.evaluate import Evaluation, evaluate
-from volley.cluster.loop.roller import Roller
+from volley.cluster.loop.evaluate import evaluate
+from volley.cluster.loop.interfaces import Evaluation
+from volley.cluster.loop.rollout import Rollout
 from volley.cluster.recipe.build import Parts
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.engines.pool import RolloutPool
@@ -14,9 +15,9 @@ async def evaluate_model(parts: Parts) -> Evaluation:
     async with Scorer(recipe.rewards, recipe.scorer) as scorer:
         pool = RolloutPool([start_engine(parts)])
         try:
-            roller = Roller(pool, scorer, recipe.seed)
+            rollout = Rollout(pool, scorer, recipe.seed)
             return await evaluate(
-                roller, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
+                rollout, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
             )
         finally:
             await pool.close()

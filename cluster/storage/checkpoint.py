@@ -1,14 +1,16 @@
 """Checkpoints: committed means readable.
 
-A checkpoint is written under a temporary name; every file is hashed and synced to disk; the manifest comes last; then
-the directory gets its name and `LATEST` points to it. Whatever is found without a manifest, or with a file that does
-not match it, is set aside (`step-000050.torn`) with a notice and the one before is used: never a silent fresh start.
+A checkpoint is written under a temporary name. Every file is hashed and synced to disk, and the manifest is written
+last. Then the directory gets its name, and `LATEST` points to it. A checkpoint without a manifest, or with a file that
+does not match it, is set aside as `step-000050.torn` with a notice, and the one before is used. A resume never silently
+starts from scratch.
 
     runs/NAME/checkpoints/step-000050/{manifest.json, run.json, learner/...}    runs/NAME/checkpoints/LATEST
 
-Between two pushes of an iterative run it also holds, in served/, the learner as the engines have it.
+Between two pushes of an iterative run it also holds served/: the learner's state that the engines serve.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -26,11 +28,12 @@ RUN_STATE = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint. state: what `write` was given."""
+    """A verified checkpoint."""
 
     directory: Path
     step: int
     state: dict[str, Any]
+    """As it was given to `write`."""
 
     @property
     def learner(self) -> Path:
@@ -38,7 +41,7 @@ class Checkpoint:
 
     @property
     def served(self) -> Path:
-        """There only where the engines' weights were neither the learner's nor those of the start."""
+        """Exists only if the engines' weights were neither the learner's nor the initial ones."""
         return self.directory / "served"
 
 
@@ -48,15 +51,31 @@ async def write(
     state: dict[str, Any],
     save_learner: Callable[[Path], Awaitable[None]],
     keep: int,
+    *,
     served: Path | None = None,
+    run: Callable[..., Awaitable[Any]] = asyncio.to_thread,
 ) -> Path:
-    """Commit a checkpoint of `step` below `root` (runs/NAME/checkpoints) and drop all but the `keep` newest. served:
-    a learner's state to be held as well."""
+    """Commit a checkpoint of `step` below `root` (runs/NAME/checkpoints), and delete all but the `keep` newest.
+
+    served: the state of a learner to store as well. run: runs the file work in a thread. `Writer.run` also keeps it in
+    order with other files of the run.
+    """
+    temporary = root / f".writing-{step:06d}"
+    await run(_make_room, root)
+    await save_learner(temporary / "learner")
+    return Path(await run(_commit, root, step, state, keep, served))
+
+
+def _make_room(root: Path) -> None:
+    """Delete what interrupted writes left."""
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".writing-*"):
         shutil.rmtree(stale)
-    temporary = root / f".writing-{step:06d}"
-    await save_learner(temporary / "learner")
+
+
+def _commit(root: Path, step: int, state: dict[str, Any], keep: int, served: Path | None) -> Path:
+    """Complete the temporary directory, sync it, and give it its name."""
+    temporary, final = root / f".writing-{step:06d}", root / f"step-{step:06d}"
     if served is not None:
         copy(served, temporary / "served")
     (temporary / RUN_STATE).write_text(json.dumps({"step": step, **state}, indent=1))
@@ -64,7 +83,6 @@ async def write(
     _write_synced(temporary / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
     for directory in [temporary, *(p for p in temporary.rglob("*") if p.is_dir())]:
         _sync(directory)
-    final = root / f"step-{step:06d}"
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
@@ -93,13 +111,13 @@ def latest(root: Path, notice: Callable[[str], None]) -> Checkpoint:
         directory.rename(aside)
         notice(f"checkpoint {directory.name} is not readable ({problem}); set aside as {aside.name}")
     raise CheckpointError(
-        f"no checkpoint in '{root}' is readable; all were set aside as *.torn, so nothing can be resumed: start a new "
-        "run under another name."
+        f"no checkpoint in '{root}' is readable; all were set aside as *.torn, so the run cannot be resumed. Start a "
+        "new run under another name."
     )
 
 
 def copy(source: Path, target: Path) -> None:
-    """A directory whose files are never changed, at another place too; in the place of what is there."""
+    """Replace `target` by a copy of `source`, whose files must never change: they are hard links where possible."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, copy_function=_link)
 
@@ -117,7 +135,7 @@ def _committed(root: Path) -> list[Path]:
 
 
 def _verify(directory: Path) -> str:
-    """What is wrong with a checkpoint; empty when it is whole."""
+    """What is wrong with a checkpoint, "" if it is complete."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         files = manifest["files"]

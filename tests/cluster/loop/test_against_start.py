@@ -15,15 +15,17 @@ import pytest
 
 from tests.cluster.whole_run import recipe, rows, volley
 from volley.cluster.loop.against_start import Start, chosen_warning, length_warning, warnings, win_rate
-from volley.cluster.loop.buffer import GroupBuffer
-from volley.cluster.loop.evaluate import Evaluation, evaluate, greedy_metrics
-from volley.cluster.loop.loop import Step, train
-from volley.cluster.loop.roller import Roller
+from volley.cluster.loop.buffer import BufferConfig, GroupBuffer
+from volley.cluster.loop.evaluate import evaluate, greedy_metrics
+from volley.cluster.loop.interfaces import Evaluation, Step
+from volley.cluster.loop.loop import LoopParts, train
+from volley.cluster.loop.rollout import Rollout
 from volley.cluster.recipe.config import parse_recipe
 from volley.cluster.report.report import write_report
-from volley.cluster.run.recorder import Record
+from volley.cluster.run.recorder import RunRecorder
 from volley.cluster.storage.directory import RunDirectory
 from volley.cluster.storage.metrics import EVALUATIONS, METRICS, read_rows
+from volley.cluster.storage.writer import Writer
 from volley.learner.losses import LOSSES
 from volley.learner.signals.batch import Batch, Update
 from volley.rewards.config import RewardConfig
@@ -124,9 +126,9 @@ def test_a_resumed_run_knows_how_its_start_answered(tmp_path: Path) -> None:
     async def compared(step: int, rewards: list[float]) -> dict[str, float]:
         """By a process of its own each."""
         async with Scorer([]) as scorer:
-            roller = Roller(RolloutPool(), scorer, 0)
+            rollout = Rollout(RolloutPool(), scorer, 0)
             return await Start(tmp_path / "start.parquet", 4).compare(
-                step, answers("abcd"[: len(rewards)], rewards), roller
+                step, answers("abcd"[: len(rewards)], rewards), rollout
             )
 
     assert asyncio.run(compared(0, [0.0, 0.0, 1.0, NAN])) == {}
@@ -153,13 +155,13 @@ def test_a_judge_who_compares_is_shown_both_answers(tmp_path: Path) -> None:
         async with Endpoint(shorter_wins) as endpoint:
             options = {"endpoint": endpoint.url, "model": MODEL, "principles": str(CONSTITUTION), "mode": "pairwise"}
             async with Scorer([RewardConfig("judge", options=options | {"retries": 0})]) as scorer:
-                roller, start = Roller(RolloutPool(), scorer, 0), Start(tmp_path / "start.parquet", 4)
+                rollout, start = Rollout(RolloutPool(), scorer, 0), Start(tmp_path / "start.parquet", 4)
                 then = answers(["long", "short", "equal", "broken"], [NAN] * 4)
                 alone = await scorer.score_group(then[0].prompt, then[0].completions, [Score(0.0, {})])
                 asked = len(endpoint.requests)
-                await start.compare(0, then, roller)
+                await start.compare(0, then, rollout)
                 now = answers(["no", "very long", "equal", "x"], [NAN] * 4)
-                return await start.compare(5, now, roller), (alone[0].reward, float(bool(alone[0].unscorable))), asked
+                return await start.compare(5, now, rollout), (alone[0].reward, float(bool(alone[0].unscorable))), asked
 
     found, (reward, unscorable), asked = asyncio.run(main())
     assert (found["win_rate"], found["win_rate_left_out"]) == (0.5, 1), "a win, a loss, a tie, and one not judged"
@@ -233,35 +235,39 @@ def test_the_loop_tells_who_wins_and_that_answers_are_cut_short(tmp_path: Path) 
                 }
             )
             async with Scorer(checked.rewards, checked.scorer) as scorer:
-                roller, learner = Roller(RolloutPool([engine]), scorer, 0), CountingLearner()
-                record = Record(RunDirectory(tmp_path), checked, roller, 0, lambda row: None)
+                rollout, learner = Rollout(RolloutPool([engine]), scorer, 0), CountingLearner()
+                recorder = RunRecorder(RunDirectory(tmp_path), checked, Writer())
                 start = Start(tmp_path / "start.parquet", 4)
 
-                async def evaluated() -> Evaluation:
-                    result = await evaluate(roller, prompts, checked.eval, 12, ())
-                    return Evaluation(
-                        result.metrics | await start.compare(learner.step, result.greedy, roller), result.greedy
-                    )
+                class Own:
+                    """Publisher, evaluator and checkpointer."""
 
-                async def publish(groups: Sequence[ScoredGroup]) -> int:
-                    await engine.load_weights([], engine.version + 1)
-                    return engine.version
+                    @property
+                    def version(self) -> int:
+                        return engine.version
 
-                async def save(step: int) -> None: ...
+                    async def publish(self, groups: Sequence[ScoredGroup]) -> None:
+                        await engine.load_weights([], engine.version + 1)
+
+                    async def evaluate(self) -> Evaluation:
+                        result = await evaluate(rollout, prompts, checked.eval, 12, ())
+                        compared = await start.compare(learner.step, result.greedy, rollout)
+                        return Evaluation(result.metrics | compared, result.greedy)
+
+                    async def save(self, step: int) -> None: ...
 
                 source = GroupBuffer(
                     lambda ordinal: prompts[ordinal % 32],
-                    lambda prompt: roller(prompt, checked.rollout.sampling),
-                    checked.groups_per_step,
-                    0,
-                    lambda group: True,
-                    0,
+                    lambda prompt: rollout(prompt, checked.rollout.sampling),
+                    lambda group: "any",
+                    BufferConfig(checked.groups_per_step, 0, 0),
                 )
-                record.evaluation(0, await evaluated())
-                await train(
-                    checked, LOSSES["grpo"](), source, learner, publish, evaluated, save, record, asyncio.Event()
-                )
-                record.close()
+                recorder.collect_from([rollout, source])
+                own = Own()
+                await recorder.evaluation(0, await own.evaluate())
+                parts = LoopParts(source, LOSSES["grpo"](), learner, own, own, own, recorder)
+                await train(checked, parts, asyncio.Event())
+                await recorder.close()
 
     asyncio.run(main())
     first, middle, last = read_rows(tmp_path / EVALUATIONS)
@@ -324,14 +330,17 @@ def test_the_age_of_the_reference_and_the_length_against_the_first_step(tmp_path
     recipe = parse_recipe(
         {"name": "x", "model": "x", "data": {"train": "x"}, "steps": 9, "reference": {"refresh_every": 3}}
     )
-    counts = {"issued": 1, "trained": 1, "queued": 0, "in_flight": 0}
 
     def goes_on(done: int, lengths: list[int]) -> None:
         """By a process of its own each."""
-        record = Record(RunDirectory(tmp_path), recipe, Roller(RolloutPool(), Scorer([]), 0), done, lambda row: None)
-        for step, length in enumerate(lengths, done + 1):
-            record.step(Step(step, 0, 0, answers(["x" * length], [1.0]), Update({"loss": 0.0}), counts))
-        record.close()
+
+        async def record() -> None:
+            recorder = RunRecorder(RunDirectory(tmp_path), recipe, Writer(), done)
+            for step, length in enumerate(lengths, done + 1):
+                await recorder.step(Step(step, 0, 0, answers(["x" * length], [1.0]), Update({"loss": 0.0})))
+            await recorder.close()
+
+        asyncio.run(record())
 
     (tmp_path / "rollouts").mkdir()
     goes_on(0, [4, 6, 4, 8])

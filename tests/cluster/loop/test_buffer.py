@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volley.cluster.loop.buffer import GroupBuffer
-from volley.rollout.types import Completion, Prompt, Score, ScoredGroup, as_token_ids
+from volley.cluster.loop.buffer import BufferConfig, GroupBuffer
+from volley.rollout.types import Completion, Prompt, Score, ScoredGroup
 
 
 def prompt_at(ordinal: int) -> Prompt:
@@ -72,7 +72,7 @@ def balanced(counts: dict[str, int]) -> bool:
 )
 def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, per_step: int, without: float) -> None:
     world = World(seed, without, straggler=0.1)
-    buffer = GroupBuffer(prompt_at, world.roll, per_step, staleness, reason_against, 2 * per_step)
+    buffer = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(per_step, staleness, 2 * per_step))
     seen: list[int] = []
 
     def check(step: int, groups: list[ScoredGroup]) -> None:
@@ -90,7 +90,7 @@ def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, pe
 
 def test_without_replacement_groups_come_in_ticket_order() -> None:
     world = World(3, straggler=0.3)
-    buffer = GroupBuffer(prompt_at, world.roll, 4, 2, lambda g: "", 0)
+    buffer = GroupBuffer(prompt_at, world.roll, lambda g: "", BufferConfig(4, 2, 0))
     order: list[int] = []
     asyncio.run(drive(buffer, world, 10, 4, lambda step, groups: order.extend(g.prompt.ordinal for g in groups)))
     assert order == list(range(40))
@@ -105,7 +105,7 @@ def test_synchronous_replacement_does_not_depend_on_the_clock() -> None:
             await world.roll(prompt)
             return group_of(prompt, 0, (1.0, 1.0) if prompt.ordinal % 3 == 0 else (0.0, 1.0))
 
-        buffer = GroupBuffer(prompt_at, roll, 4, 0, reason_against, 3)
+        buffer = GroupBuffer(prompt_at, roll, reason_against, BufferConfig(4, 0, 3))
         asyncio.run(drive(buffer, world, 8, 4, lambda step, groups: taken.extend(g.prompt.ordinal for g in groups)))
         return taken
 
@@ -121,7 +121,7 @@ def test_each_step_is_told_what_was_replaced_on_the_way_to_it_and_why(staleness:
         await asyncio.sleep(0)
         return group_of(prompt, 0)
 
-    buffer = GroupBuffer(prompt_at, roll, 4, staleness, why, 20)
+    buffer = GroupBuffer(prompt_at, roll, why, BufferConfig(4, staleness, 20))
     told: Counter[str] = Counter()
 
     def check(step: int, groups: list[ScoredGroup]) -> None:
@@ -139,7 +139,7 @@ def test_each_step_is_told_what_was_replaced_on_the_way_to_it_and_why(staleness:
 
 def test_replacements_run_out_and_the_run_goes_on() -> None:
     world = World(0, share_without_signal=1.0)
-    buffer = GroupBuffer(prompt_at, world.roll, 2, 0, reason_against, 3)
+    buffer = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(2, 0, 3))
     sizes: list[int] = []
     asyncio.run(drive(buffer, world, 3, 2, lambda step, groups: sizes.append(len(groups))))
     assert sizes == [2, 2, 2]
@@ -149,11 +149,11 @@ def test_replacements_run_out_and_the_run_goes_on() -> None:
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_a_restored_buffer_loses_and_doubles_nothing(staleness: int) -> None:
     world = World(5, share_without_signal=0.2, straggler=0.2)
-    buffer = GroupBuffer(prompt_at, world.roll, 3, staleness, reason_against, 6)
+    buffer = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(3, staleness, 6))
     trained: list[int] = []
     asyncio.run(drive(buffer, world, 5, 3, lambda step, groups: trained.extend(g.prompt.ordinal for g in groups)))
     saved = buffer.state()
-    again = GroupBuffer(prompt_at, world.roll, 3, staleness, reason_against, 6)
+    again = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(3, staleness, 6))
     again.restore(saved)
     assert balanced(again.accounting())
     asyncio.run(drive(again, world, 5, 3, lambda step, groups: trained.extend(g.prompt.ordinal for g in groups)))
@@ -172,7 +172,7 @@ def test_a_failing_rollout_cancels_everything() -> None:
             raise RuntimeError("engine died")
         return await world.roll(prompt)
 
-    buffer = GroupBuffer(prompt_at, roll, 4, 1, lambda g: "", 0)
+    buffer = GroupBuffer(prompt_at, roll, lambda g: "", BufferConfig(4, 1, 0))
     with pytest.raises(ExceptionGroup) as caught:
         asyncio.run(drive(buffer, world, 10, 4, lambda step, groups: None))
     assert "engine died" in str(caught.value.exceptions[0])
@@ -184,7 +184,7 @@ def test_a_stall_names_what_it_waited_for() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    buffer = GroupBuffer(prompt_at, never, 2, 0, lambda g: "", 0, stall_s=0.05)
+    buffer = GroupBuffer(prompt_at, never, lambda g: "", BufferConfig(2, 0, 0, stall_s=0.05))
     with pytest.raises(ExceptionGroup) as caught:
         asyncio.run(drive(buffer, World(0), 1, 2, lambda step, groups: None))
     assert "waiting for prompts [0, 1]" in str(caught.value.exceptions[0])

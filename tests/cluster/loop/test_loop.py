@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from volley.cluster.loop.buffer import GroupBuffer
+from volley.cluster.loop.buffer import BufferConfig, GroupBuffer
 from volley.cluster.loop.dataset_source import DatasetSource
-from volley.cluster.loop.evaluate import Evaluation
-from volley.cluster.loop.loop import Step, train
-from volley.cluster.loop.roller import Roller
+from volley.cluster.loop.interfaces import Evaluation, MetricSource, Step
+from volley.cluster.loop.loop import LoopParts, train
+from volley.cluster.loop.rollout import Rollout
 from volley.cluster.recipe.config import Recipe, parse_recipe
 from volley.learner.losses import LOSSES
 from volley.learner.signals.advantages import Advantages
@@ -65,21 +65,33 @@ class KeptLog:
         self.rows: list[dict[str, Any]] = []
         self.evaluations: list[tuple[int, Evaluation]] = []
         self.apart: list[float] = []
+        self.sources: list[MetricSource] = []
 
     @asynccontextmanager
     async def phase(self, name: str) -> AsyncIterator[None]:
         yield
 
-    def step(self, done: Step) -> None:
+    @asynccontextmanager
+    async def deadline(self, name: str) -> AsyncIterator[None]:
+        yield
+
+    async def step(self, done: Step) -> None:
         oldest = min(group.first_version for group in done.groups)
         staleness = done.trained - oldest
-        self.rows.append({"step": done.number, "staleness": staleness, "version": done.served, **done.accounting})
+        self.rows.append(
+            {
+                "step": done.number,
+                "staleness": staleness,
+                "version": done.served,
+                **{name: value for source in self.sources for name, value in source.metrics().items()},
+            }
+        )
 
-    def told_apart(self, num_steps: int) -> float:
+    async def distinguishability(self, num_steps: int) -> float:
         assert self.rows[-1]["step"] % num_steps == 0
         return self.apart.pop(0)
 
-    def evaluation(self, step: int, result: Evaluation) -> None:
+    async def evaluation(self, step: int, result: Evaluation) -> None:
         self.evaluations.append((step, result))
 
 
@@ -98,19 +110,20 @@ class World:
         self.stop = asyncio.Event()
         self.saved: list[int] = []
         self.pass_at_1 = 0.0
-        roller, sampling = Roller(self.pool, ParityScores(), 0), Sampling(4)
+        rollout, sampling = Rollout(self.pool, ParityScores(), 0), Sampling(4)
         self.source = GroupBuffer(
             lambda ordinal: Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), ""),
-            lambda prompt: roller(prompt, sampling),
-            self.recipe.groups_per_step,
-            self.recipe.max_staleness,
+            lambda prompt: rollout(prompt, sampling),
             lambda group: "" if group.has_signal else "tied",
-            2 * self.recipe.groups_per_step,
+            BufferConfig(self.recipe.groups_per_step, self.recipe.max_staleness, 2 * self.recipe.groups_per_step),
         )
 
-    async def publish(self, groups: Sequence[ScoredGroup]) -> int:
-        await self.engine.load_weights([("w", len(groups))], self.engine.version + 1)
+    @property
+    def version(self) -> int:
         return self.engine.version
+
+    async def publish(self, groups: Sequence[ScoredGroup]) -> None:
+        await self.engine.load_weights([("w", len(groups))], self.engine.version + 1)
 
     async def evaluate(self) -> Evaluation:
         return Evaluation({"pass@1": self.pass_at_1}, ())
@@ -120,18 +133,9 @@ class World:
 
     def run(self) -> None:
         async def everything() -> None:
-            loss = LOSSES["grpo"]()
-            await train(
-                self.recipe,
-                loss,
-                self.source,
-                self.learner,
-                self.publish,
-                self.evaluate,
-                self.save,
-                self.log,
-                self.stop,
-            )
+            self.log.sources = [self.source]
+            parts = LoopParts(self.source, LOSSES["grpo"](), self.learner, self, self, self, self.log)
+            await train(self.recipe, parts, self.stop)
             left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             assert not left, f"still running: {left}"
 
@@ -169,11 +173,11 @@ def test_synchronous_training_equals_taking_turns_by_hand() -> None:
     world, steps, loss = World(steps=12), 12, LOSSES["grpo"]()
     world.run()
     hand = World(steps=12)
-    roller, batches = Roller(hand.pool, ParityScores(), 0), list[Batch]()
+    rollout, batches = Rollout(hand.pool, ParityScores(), 0), list[Batch]()
 
     async def roll(ordinals: Sequence[int]) -> list[ScoredGroup]:
         prompts = [Prompt(ordinal, ordinal, "", as_token_ids((ordinal,)), "") for ordinal in ordinals]
-        return list(await asyncio.gather(*(roller(prompt, Sampling(4)) for prompt in prompts)))
+        return list(await asyncio.gather(*(rollout(prompt, Sampling(4)) for prompt in prompts)))
 
     async def take_turns() -> None:
         ordinals = iter(range(1000))

@@ -1,17 +1,18 @@
 """When a round of self-play counts as one that nobody can tell."""
 
+import asyncio
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from volley.cluster.loop.roller import Roller
-from volley.cluster.loop.rounds import told_apart
+from volley.cluster.loop.rounds import distinguishability
 from volley.cluster.recipe.config import parse_recipe
-from volley.cluster.run.recorder import Record
+from volley.cluster.run.recorder import RunRecorder
 from volley.cluster.storage.directory import RunDirectory
 from volley.cluster.storage.metrics import METRICS
+from volley.cluster.storage.writer import Writer
 
 
 def step(pairs: int, accuracy: float | None, same: int = 0) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def step(pairs: int, accuracy: float | None, same: int = 0) -> dict[str, Any]:
         ([{"loss": 0.1}] * 2, 1.0),
     ],
 )
-def test_told_apart(rows: list[dict[str, Any]], accuracy: float) -> None:
-    assert told_apart(rows) == pytest.approx(accuracy)
+def test_distinguishability(rows: list[dict[str, Any]], accuracy: float) -> None:
+    assert distinguishability(rows) == pytest.approx(accuracy)
 
 
 def test_a_run_resumed_in_a_round_judges_all_of_it(tmp_path: Path) -> None:
@@ -39,8 +40,12 @@ def test_a_run_resumed_in_a_round_judges_all_of_it(tmp_path: Path) -> None:
     accuracies = [1.0, 1.0, 0.5, 0.4, 1.0, 1.0]  # the last two steps came after the checkpoint, and are done again
     rows = [{"step": n, "response_length_mean": 3.0, **step(2, each)} for n, each in enumerate(accuracies, 1)]
     (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    record = Record(RunDirectory(tmp_path), recipe, cast(Roller, None), 4, lambda row: None)
-    try:
-        assert record.told_apart(4) == pytest.approx(0.45)
-    finally:
-        record.close()
+
+    async def judged() -> float:
+        recorder = RunRecorder(RunDirectory(tmp_path), recipe, Writer(), 4)
+        try:
+            return await recorder.distinguishability(4)
+        finally:
+            await recorder.close()
+
+    assert asyncio.run(judged()) == pytest.approx(0.45)
