@@ -70,7 +70,7 @@ class Rollout:
         done = await gather_or_cancel(*(self._complete(prompt, future) for future in futures))
         completions = tuple(completion for completion, _ in done)
         with self._scoring():
-            scores = await self._scorer.finish(prompt, completions, [score for _, score in done])
+            scores = await self._scorer.score_group(prompt, completions, [score for _, score in done])
         return ScoredGroup(prompt, completions, scores)
 
     @property
@@ -82,7 +82,7 @@ class Rollout:
         """Score completions that come from different groups as one group."""
         with self._scoring():
             scores = await all_of([self._scorer.score(prompt, each) for each in completions])
-            return ScoredGroup(prompt, tuple(completions), await self._scorer.finish(prompt, completions, scores))
+            return ScoredGroup(prompt, tuple(completions), await self._scorer.score_group(prompt, completions, scores))
 
     def metrics(self) -> dict[str, float]:
         """Seconds of generation and scoring, and the scorer's own metrics, since the last call."""
