@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.cluster.loop.interfaces import GroupScorer
 from volley.rewards.terms import all_of
+from volley.rollout.data.dataset_groups import DatasetGroups
 from volley.rollout.engines.pool import RolloutPool
 from volley.rollout.types import Completion, Prompt, Sampling, Score, ScoredGroup
 
