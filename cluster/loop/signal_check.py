@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from volley.learner.config import SignalConfig
 from volley.learner.losses.common import Loss
-from volley.learner.signals.batch import reason_against
 from volley.rollout.types import ScoredGroup
 
 
@@ -18,6 +17,6 @@ class LossSignalCheck:
     """Groups hold a data set's completion next to the policy's (SPIN)."""
 
     def __call__(self, group: ScoredGroup) -> str:
-        reason = reason_against(group, self.loss, self.config)
+        reason = self.loss.signal.reason_against(group, self.config)
         # A policy that repeats the data's completion is not a bad sample: it is how a self-play run ends.
         return "" if reason == "same" and self.joins_dataset else reason

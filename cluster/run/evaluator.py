@@ -24,7 +24,7 @@ class RunEvaluator:
         """Evaluate the weights that the engines serve, or the learner's own where a data set is measured."""
         recipe, parts, learner = self._parts.recipe, self._parts, self._launcher.learner
         if parts.test_dataset is not None:
-            return Evaluation(await learner.measure(await asyncio.to_thread(held_out_batch, parts)), ())
+            return Evaluation(await learner.evaluate(await asyncio.to_thread(held_out_batch, parts)), ())
         result = await evaluate(
             self._rollout, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
         )

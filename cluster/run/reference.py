@@ -8,7 +8,8 @@ from volley.cluster.recipe.build import Parts
 from volley.cluster.recipe.config import RUNS
 from volley.cluster.run.evaluator import held_out_batch
 from volley.learner.ranks.group import LearnerGroup
-from volley.learner.signals.batch import Labels, Row, make_batch
+from volley.learner.signals.batch import make_batch
+from volley.learner.signals.rows import Rows
 from volley.rollout.model_files import weights_fingerprint
 
 
@@ -18,7 +19,7 @@ async def record_reference(parts: Parts, learner: LearnerGroup) -> None:
     await learner.record_reference(rows, file)
 
 
-def _rows_and_file(parts: Parts) -> tuple[list[Row], Path]:
+def _rows_and_file(parts: Parts) -> tuple[Rows, Path]:
     recipe = parts.recipe
     assert parts.dataset is not None
     batches = [held_out_batch(parts)] if parts.test_dataset is not None else []
@@ -26,10 +27,9 @@ def _rows_and_file(parts: Parts) -> tuple[list[Row], Path]:
         first = step * recipe.groups_per_step
         groups = [parts.dataset.group_at(first + i, 0) for i in range(recipe.groups_per_step)]
         batches.append(make_batch(groups, parts.loss, 0, recipe.signal))
-    rows: list[Row] = []
-    for batch in batches:
-        rows += batch.rows + (batch.signal.mismatched if isinstance(batch.signal, Labels) else ())
+    rows = [batch.rows for batch in batches]
+    rows += [batch.signal.auxiliary for batch in batches if batch.signal.auxiliary is not None]
     # Everything that the numbers depend on is in the name of the file.
     exactly = f"{weights_fingerprint(parts.model)}/{recipe.learner.dtype}/{recipe.rollout.temperature}"
     name = f"{hashlib.sha256(exactly.encode()).hexdigest()[:16]}-{parts.lineage['data']}.parquet"
-    return rows, RUNS / ".reference" / name
+    return Rows.joined(rows), RUNS / ".reference" / name

@@ -56,7 +56,7 @@ class Training:
             check_lineage(self._parts, restored)
         await launcher.prepare()
         self._directory.open(recipe)
-        async with Scorer(recipe.rewards, recipe.scorer) as scorer:
+        async with Scorer(recipe.rewards, recipe.scorer, launcher.item_scorer()) as scorer:
             try:
                 await launcher.start()
                 # Not earlier: while models load, Ctrl-C should simply end the process.
