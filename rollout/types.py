@@ -173,19 +173,26 @@ class Completion:
         return self._joined("sampled")
 
     @property
+    def spans(self) -> tuple[Span, ...]:
+        """The spans of all segments."""
+        if len(self.segments) == 1:
+            return self.segments[0].spans
+        return tuple(span for segment in self.segments for span in segment.spans)
+
+    @property
     def num_sampled(self) -> int:
         """S: tokens that the policy sampled; the completion's length in every metric, reward and normaliser."""
-        return sum(span.end - span.start for segment in self.segments for span in segment.spans)
+        return sum([span.end - span.start for span in self.spans])
 
     @property
     def first_version(self) -> int:
         """The oldest weight version that sampled any of its tokens."""
-        return min(span.first_version for segment in self.segments for span in segment.spans)
+        return min([span.first_version for span in self.spans])
 
     @property
     def last_version(self) -> int:
         """The newest weight version that sampled any of its tokens."""
-        return max(span.last_version for segment in self.segments for span in segment.spans)
+        return max([span.last_version for span in self.spans])
 
     @property
     def truncated(self) -> bool:

@@ -12,7 +12,6 @@ A completion's tokens, log-probs and mask are those of all its segments, one aft
 import json
 import os
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +134,8 @@ def _prompt_columns(prompts: Sequence[Prompt], sizes: Sequence[int]) -> dict[str
 def _completion_columns(completions: Sequence[Completion]) -> dict[str, pa.Array]:
     packed = PackedCompletions.pack(completions)
     num_tokens = _sums(packed.num_tokens, packed.num_segments)
+    num_spans = _sums(packed.num_spans, packed.num_segments)
+    first_spans = _offsets(num_spans)[:-1]
     spans = packed.spans.T
     # The segment of each span, counted within its completion.
     segments = joined([np.arange(number, dtype=np.int32) for number in packed.num_segments.tolist()], np.int32)
@@ -144,12 +145,12 @@ def _completion_columns(completions: Sequence[Completion]) -> dict[str, pa.Array
         "token_ids": _lists(num_tokens, pa.array(packed.token_ids)),
         "logprobs": _lists(num_tokens, pa.array(packed.logprobs)),
         "finish_reason": pa.array(packed.finish_reasons, pa.string()),
-        "first_version": pa.array([completion.first_version for completion in completions], pa.int64()),
-        "last_version": pa.array([completion.last_version for completion in completions], pa.int64()),
+        "first_version": pa.array(np.minimum.reduceat(spans[2], first_spans) if completions else spans[2]),
+        "last_version": pa.array(np.maximum.reduceat(spans[3], first_spans) if completions else spans[3]),
         "sampled": _lists(num_tokens, pa.array(packed.sampled)),
         "segment_lengths": _lists(packed.num_segments, pa.array(packed.num_tokens)),
         "spans": _lists(
-            _sums(packed.num_spans, packed.num_segments),
+            num_spans,
             pa.StructArray.from_arrays([pa.array(np.ascontiguousarray(field)) for field in fields], fields=list(SPAN)),
         ),
     }
@@ -183,13 +184,13 @@ def _lists(lengths: "Sequence[int] | NDArray[Any]", values: pa.Array) -> pa.List
 
 
 def _offsets(lengths: "Sequence[int] | NDArray[Any]") -> NDArray[np.int32]:
-    return np.array([0, *accumulate(lengths)], np.int32)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-def _sums(values: NDArray[Any], counts: NDArray[Any]) -> list[int]:
+def _sums(values: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
     """The sum of each of `counts` consecutive stretches of `values`."""
     totals = np.concatenate([[0], np.cumsum(values)])
-    return np.diff(totals[np.concatenate([[0], np.cumsum(counts)])]).tolist()
+    return np.diff(totals[_offsets(counts)])
 
 
 def _whole(table: pa.Table, name: str) -> pa.Array:
