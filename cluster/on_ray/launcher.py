@@ -65,6 +65,7 @@ class RayLauncher:
         self._ranks: list[Any] = []
         self._groups: list[PlacementGroup] = []
         self._fleet: RayFleet | None = None
+        self._item_scorer: ActorScorer | None = None
         self._version = 0
         self._push_turn = asyncio.Lock()
         self._reserve_turn = asyncio.Lock()
@@ -91,7 +92,9 @@ class RayLauncher:
         if not self._plan.scoring_cpus:
             return None
         spec = ScoringSpec(plain_terms(self._recipe.rewards), self._recipe.scorer, os.getcwd())
-        return ActorScorer(self._recipe, spec, self._plan.scoring_cpus, self._worker_nodes, self._notify)
+        cpus = self._plan.scoring_cpus
+        self._item_scorer = ActorScorer(self._recipe, spec, cpus, self._worker_nodes, self._notify)
+        return self._item_scorer
 
     async def start(self) -> None:
         """Reserve the resources of the run, and load the model into all actors at the same time."""
@@ -133,6 +136,9 @@ class RayLauncher:
         self._closing = True
         for task in self._watchers:
             task.cancel()
+        if self._item_scorer is not None:
+            # Before the connection is closed: a call to Ray after that would start a new cluster.
+            await self._item_scorer.close()
         if self._fleet is not None:
             await self._fleet.close()
         await asyncio.to_thread(self._release)

@@ -148,6 +148,7 @@ class ActorScorer:
         if self._local is not None:
             await self._local.close()
         await asyncio.to_thread(self._kill_actors)
+        self._hosts, self._tasks = [], []
 
     async def score(self, item: Item) -> Score:
         """As `ItemScorer.score`. Raises `LostError` once no actor can be started any more."""
