@@ -15,7 +15,7 @@ if [[ $options == *--exclude=* ]]; then
     count=${options#*--ntasks=}; count=${count%% *}
     for ((i = 1; i < count; i++)); do "$@" & done
 fi
-# As srun does: a signal goes on to the step.
+# Like srun, forward signals to the step.
 "$@" & child=$!
 trap 'kill -TERM $(jobs -p) 2>/dev/null' TERM
 wait "$child"; code=$?

@@ -34,7 +34,7 @@ class _Client:
 
     def list_jobs(self) -> list[SimpleNamespace]:
         listed = [SimpleNamespace(submission_id=name, status=status) for name, status in self.jobs.items()]
-        # A driver that nobody submitted, for instance a shell: Ray lists it without an id, and it cannot be stopped.
+        # A driver that was not submitted, for instance a shell: Ray lists it without an id, and it cannot be stopped.
         return [*listed, SimpleNamespace(submission_id=None, status=_Status("RUNNING"))]
 
     def stop_job(self, name: str) -> bool:
