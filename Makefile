@@ -5,7 +5,7 @@ VOLLEY_EXTRA ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(VOLLEY_EXTRA)
-SOURCES := volley rollout rewards learner cluster tests benchmarks
+SOURCES := volley rollout rewards learner cluster tests benchmarks examples
 # Tests that start Ray clusters, and those that share one engine in the test process, run one after another. All other
 # tests run in two processes, one file at a time each.
 SERIAL := tests/rollout tests/cluster/on_ray
