@@ -1,4 +1,6 @@
-"""Finds the answer of a response. The first of these that the response has:
+"""Finds the answer of a response.
+
+The answer is the first of these that the response has:
 
 1. the last box
 2. the last of `<answer>` tags, `####`, `answer is ...` and `A: ...`
@@ -21,12 +23,19 @@ from volley.rewards.math.statement import ANCHOR, final_conclusion, read_first_l
 from volley.rewards.think_format import after_thinking
 
 MAX_TAIL = 65_536
+"""Characters at the end of a response that are searched."""
 MAX_ANSWER = 256
+"""Characters of an answer."""
 MAX_BARE = 64
+"""Characters of a line that is the whole response."""
 MAX_BOXES = 8
+"""Boxes that are joined into one answer."""
 MAX_TAGS = 8
+"""`<answer>` tags, from the last one, that must agree."""
 MAX_WORDS = 3
+"""Words of a response that is nothing but words."""
 MAX_GAP = 40
+"""Characters between two boxes that are joined."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{)?")
 # Boxes with only "and", "or" or a comma between them are one answer.

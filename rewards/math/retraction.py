@@ -11,11 +11,15 @@ from volley.rewards.math.answers.normalization import normalize
 from volley.rewards.math.answers.parsing import parse_answer
 
 MAX_BEFORE = 160
+"""Characters before an answer that may take it back."""
 MAX_AFTER = 100
+"""Characters after an answer that may take it back or add an alternative."""
 MAX_OR = 64
+"""Characters before an answer that may add an alternative."""
 
 _OPENING = r"[\s$*_:(\\\[\"“]{0,12}$"
 _CLOSING = r"[\s$*_)\\\]}\"”]{0,12}"
+# Directly before the answer: "not 73", "rather than 73".
 _NOT_THIS = re.compile(
     r"(?:(?<!\bor )\b(?:can)?not|\b(?:never|neither|nor|anything but|rather than|instead of)|n['’]t)"
     r"(?:\s+(?:be|been|equal|equals|to|simply|actually|exactly|really|at|all|the|answer|final|correct|right))*"
@@ -29,6 +33,7 @@ _DENYING_BEFORE = (
 )
 _DENYING_AFTER = ("no", "n't", "n’t", "wrong", "incorrect", "false", "mistake")
 _GAP = r"(?:(?!\b(?:so|therefore|thus|hence|but|because|since|and|we|get|gives?)\b)[^,;.:\n!?]){0,50}"
+# Before the answer, with a gap: "I don't think it is 73", "it is false that there are 73".
 _NOT_THAT = re.compile(
     r"(?:\b(?:do|does|did|can|could|would)(?:\s?not|n['’]t)\s+(?:\w+\s+)?(?:think|believe|agree|say|claim|conclude)\b|\bdoubt\b"
     r"|\b(?:false|wrong|incorrect|untrue|impossible|unlikely|not\s+(?:true|correct|right|the case|possible|likely))"
@@ -41,6 +46,7 @@ _WRONG = (
     r"(?:(?:the\s+|an?\s+)?(?:wrong|incorrect|false|mistaken)(?:\s+(?:answer|solution|result))?"
     rf"|a mistake|not\s+{_ANSWER})"
 )
+# Directly after the answer: "73? No,", "73, wait, that's wrong".
 _TAKEN_BACK = re.compile(
     rf"{_CLOSING}[.,;:!?-]{{0,3}}{_CLOSING}(?:(?:wait|hmm+|oh|sorry)\W{{1,3}}){{0,2}}"
     r"(?:no(?:[,!:;]|\.(?!\s*(?:of\b|[0-9])))|nope\b"
@@ -54,6 +60,7 @@ _NUMBER = (
     r"[-+]?\\?\$?(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}"
     r"|[0-9][0-9,]{0,20}(?:\.[0-9]{1,20})?(?:/[0-9]{1,20})?)(?:\\?%)?"
 )
+# An alternative after or before the answer: "73 or 74".
 _OR = r"(?:or|and/or|\\text\s?\{\s?or\s?\})"
 _OR_AFTER = re.compile(
     rf"{_CLOSING},?\s*{_OR}\s*(?:(?:maybe|perhaps|possibly|even|else|is it|it is|it['’]s)\s+)?"

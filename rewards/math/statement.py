@@ -9,6 +9,7 @@ import re
 from volley.rewards.math.retraction import answer_in_context
 
 MAX_CONCLUSION = 600
+"""Characters at the end of a response that may be its conclusion."""
 
 _BE = r"(?:would|must|should|will|has to|have to|turns? out to|ought to|can only) be"
 # "The answer should be in lowest terms" states a form, not an answer.
@@ -20,6 +21,7 @@ ANCHOR = re.compile(
     r"|^[ \t*_#]{0,8}(?:(?:the|my) )?(?:final )?answer(?:[ \t]{1,8}|[ \t*_]{0,8}\n\s{0,8})(?=\$|\\[(\[])",
     re.IGNORECASE | re.MULTILINE,
 )
+"""The phrase that an answer follows."""
 _LEAD = re.compile(
     r"(?:thus|therefore|then|hence|so|simply|just|indeed|clearly|given(?: below| by| as)?|as follows|(?:the )?following"
     r"|found to be|equal to|(?:the )?(?:final )?answer\s*(?=\n|\*|:))\b[\s:,*_]*|[:\s]+",

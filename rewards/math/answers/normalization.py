@@ -14,6 +14,7 @@ from functools import lru_cache
 from volley.rewards.math.answers.units import spell_out_unit
 
 MAX_CHARS = 256
+"""Characters of an answer. Longer ones are unreadable."""
 
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\uffff]"

@@ -17,16 +17,20 @@ from volley.rewards.math.expressions.grammar import parse
 from volley.rewards.math.expressions.tree import Node, number
 from volley.rewards.math.expressions.vocabulary import FUNCTION_ALIASES, FUNCTIONS, GREEK, WORDS
 
+# (A), A) or A. with or without the content of the choice.
 _CONTENT = r"[^*/^=,!%&|<>].*"
 _CHOICE = re.compile(
     rf"\(([A-J])\)[.:]?(?: +({_CONTENT}))?|\(([a-j])\)[.:]?(?: +(?![-+(\[])({_CONTENT}))?"
     rf"|([A-J])(?:[.:)] *({_CONTENT})|\))?"
 )
+# 5:30, 5:30 pm, 5 p.m.
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?(?::[0-9]{2})? ?(?:([ap])\.? ?m\b\.?)?", re.IGNORECASE)
+# 1011_2, 1011_{two}, 1011 base 2.
 _BASE = re.compile(
     r"\(?([0-9][0-9A-Fa-f]{0,60}|[A-Fa-f][0-9A-Fa-f]{0,60}[0-9][0-9A-Fa-f]{0,60}|[A-F]{2,60}|[a-f]{2,60})\)?"
     rf"(?: ?_ ?\{{? ?(?:base )?| (?:in )?base )([0-9]{{1,2}}|{'|'.join(SMALL_NUMBERS)}) ?\}}?"
 )
+# Words; symbols that only look like words; a list of single letters.
 _LETTER = r"[^\W\d_]"
 _WORD = rf"{_LETTER}(?:{_LETTER}|['.-])*"
 _WORDS = re.compile(rf"{_WORD}(?: (?:{_WORD}|[0-9]{{1,4}}(?:st|nd|rd|th)?))*(?:, {_WORD}(?: {_WORD})*)*")
@@ -36,10 +40,12 @@ _LETTERS = re.compile(r"[A-Z](?:(?:,? and |, ?)[A-Z])+")
 _NAME = "|".join(sorted({*FUNCTIONS, *FUNCTION_ALIASES}, key=len, reverse=True))
 _FACTORS = rf"(?:(?:{_NAME})[a-z]{{0,3}}|[a-z]{{1,3}})"
 _PRODUCT = re.compile(rf"{_FACTORS}(?:[ -]{_FACTORS}){{0,2}}")
+# A description of the answer: "number of ways = 12".
 _LABEL = re.compile(r"(?=[^=]*[A-Za-z]{4})([A-Za-z]+(?:[ -][A-Za-z]+){0,8}) ?=(?!=) ?")
 # ]0, 1[ means (0, 1), and 3 to 4 means 3:4.
 _REVERSED_BRACKETS = re.compile(r"([\[\]])([^\[\]]+,[^\[\]]+)([\[\]])")
 _TO = re.compile(r"([0-9]{1,9}) to ([0-9]{1,9})")
+# Words and signs that do not change the answer.
 _HEDGES = re.compile(
     r"(?:(?i:approximately|about|roughly|exactly|simply|just|only|around|option|choice|equal to) |= ?"
     r"|\\(?:approx|sim)(?![A-Za-z]) ?)"
@@ -47,6 +53,7 @@ _HEDGES = re.compile(
 _NEGATIVE = re.compile(r"^(?:negative|minus) (?=[0-9$.\\])")
 # Words with numbers that are not one quantity, such as 5 feet 6 inches. They are compared by spelling.
 _LITERAL = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z0-9]+(?:[ ,./:'&-]{1,3}[A-Za-z0-9]+)+")
+# { x | x > 1 } is taken as its condition.
 _SET_BUILDER = re.compile(r"\\\{ ?([a-z]) ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\\vert|\||:) ?(.+)\\\}")
 _SET_WORDS = {
     **dict.fromkeys(["all real numbers", "all reals", "real numbers"], r"\mathbb{R}"),
@@ -55,10 +62,11 @@ _SET_WORDS = {
     **dict.fromkeys(["infinity", "positive infinity"], r"\infty"),
     "negative infinity": r"-\infty",
 }
-_SAME_WORDS = {"dne": "does not exist"}
+_SYNONYMS = {"dne": "does not exist"}
 _AND = re.compile(r",? and |, ?")
 _SIGN_WORD = re.compile(r"(?:minus|negative) ")
 _ARTICLE = re.compile(r"(?:the|an?) (?!(?:and|or) )(?=..)")
+# x = $5.
 _NAMED_PRICE = re.compile(rf"([A-Za-z] ?= ?-?)([{''.join(CURRENCIES)}]) ?([0-9].*)")
 _NAMED_TIMES = {"noon": (12 * 60, "p"), "midnight": (0, "a")}
 
@@ -156,7 +164,7 @@ def _words(text: str) -> Answer | None:
         unit = unit_name(rest, True) if rest else ""
         if unit is not None and leading_number(rest) is None:
             return Answer(number(value), unit)
-    words = " and ".join(sorted(_AND.split(_SAME_WORDS.get(words, words))))
+    words = " and ".join(sorted(_AND.split(_SYNONYMS.get(words, words))))
     return Answer(parse(text) if _PRODUCT.fullmatch(text) else None, words=words)
 
 

@@ -8,6 +8,7 @@ from volley.rewards.math.answers.known_units import CURRENCIES
 from volley.rewards.math.answers.units import SCALES, unit_name
 from volley.rewards.math.expressions.tree import Node, number
 
+# Sign, currency, sign, digits, decimals, exponent, currency or percent sign, and the rest: -$1,234.50 dollars.
 _NUMERAL = re.compile(
     rf"([+-]?) ?([{''.join(CURRENCIES)}]?) ?([+-]?)"
     r"([0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])|[0-9]{1,80}(?!,[0-9])|(?=\.[0-9]))"
@@ -15,6 +16,7 @@ _NUMERAL = re.compile(
 )
 _FRACTION = re.compile(r"(-?) ?(?:\\frac ?\{(-?[0-9]{1,80})\} ?\{(-?[0-9]{1,80})\}|([0-9]{1,80}) ?/ ?([0-9]{1,80}))")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+# 0.333...; 30 degrees 15' 20".
 _ELLIPSIS = re.compile(r"(-?)([0-9]{0,40})\.([0-9]{3,40}) ?(?:\.{3}|\\[lc]?dots|…)")
 _MINUTES = re.compile(r"(-?)([0-9]{1,3}) degrees ([0-9]{1,2}) ?'(?: ?([0-9]{1,2}(?:\.[0-9]{1,9})?) ?(?:''|\"))?")
 

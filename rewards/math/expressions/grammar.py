@@ -27,6 +27,7 @@ from volley.rewards.math.expressions.tree import Node, number
 from volley.rewards.math.expressions.vocabulary import LEFT_SIDE_NAME, RELATIONS, SEPARATORS, SET_OPERATORS
 
 MAX_CHARS = 256
+"""Characters of a formula."""
 
 
 @lru_cache(4096)
