@@ -72,6 +72,7 @@ def _is_letters(node: Node) -> bool:
 
 
 def _equal_choice_contents(gold: Answer, given: Answer) -> bool:
+    """Compare what two choices with the same letter say."""
     if gold.tree and given.tree:
         return compare.equal(gold.tree, given.tree)
     return gold.words == given.words
@@ -104,6 +105,7 @@ def _equal_numerals(gold: Answer, given: Answer) -> bool:
 
 
 def _equal_quantities(gold: Answer, given: Answer, tolerance: Fraction) -> bool:
+    """Compare two formulas with compatible units. An unfinished calculation is not equal to its result."""
     assert gold.tree is not None
     assert given.tree is not None
     is_equal = _equal_with_percent_and_degrees(gold, given, tolerance)

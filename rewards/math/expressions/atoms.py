@@ -53,16 +53,19 @@ class AtomParser(Tokens, ABC):
         """Parse relations between separators. A single relation is returned as it is, not as a list of one."""
 
     @abstractmethod
-    def sum(self) -> Node: ...
+    def sum(self) -> Node:
+        """Parse products with signs between them."""
 
     @abstractmethod
-    def power(self) -> Node: ...
+    def power(self) -> Node:
+        """Parse an atom with its exponent and the signs after it."""
 
     @abstractmethod
-    def exponent(self) -> Node: ...
+    def exponent(self) -> Node:
+        """Parse what follows "^": a sign, one atom, and a further exponent (`a^b^c` is `a^(b^c)`)."""
 
     def starts_atom(self, token: str) -> bool:
-        """Return whether a token, which is the next one, begins another atom, so that it is a factor."""
+        """Return whether the next token, which is given, begins another atom. Then that atom is a factor."""
         if token == "" or token in self._closing or token in SEPARATORS or token == "degrees":
             return False
         if token == "U" and follows_bracket(self.text, self.position):
@@ -70,6 +73,7 @@ class AtomParser(Tokens, ABC):
         return token[0].isalnum() or token[0] == "." or token in OPENING_BRACKETS or token in ATOM_COMMANDS
 
     def atom(self) -> Node:
+        """Parse one atom."""
         token = self.take()
         if token[0] in "0123456789.":
             return self._number(token)
@@ -102,6 +106,7 @@ class AtomParser(Tokens, ABC):
         return inside
 
     def _bracketed(self, opening: str) -> Node:
+        """Parse what an opening bracket begins: a set, a tuple, an interval, or a formula in brackets."""
         closing = CLOSING_BRACKETS[opening]
         if opening in SET_BRACKETS and self.peek() in closing:
             self.take()
@@ -123,6 +128,7 @@ class AtomParser(Tokens, ABC):
         return inside
 
     def _number(self, token: str) -> Node:
+        """Parse a number, with a repeating part (0.1\\overline{6}) or a fraction (3 1/4) that follows it."""
         if len(token) > MAX_DIGITS:
             raise NotAFormulaError
         value = Fraction(token.replace(",", ""))
@@ -158,6 +164,7 @@ class AtomParser(Tokens, ABC):
         return self.atom()
 
     def _function(self, word: str) -> Node:
+        """Parse a function after its name: the base of a logarithm, an exponent (sin^2 x), and the argument."""
         base, exponent = None, None
         if word == "log" and self.peek() == "_":
             self.take()
@@ -191,6 +198,7 @@ class AtomParser(Tokens, ABC):
         return argument
 
     def _command(self, word: str) -> Node:
+        """Parse what follows a LaTeX command other than a function."""
         if word in ("frac", "binom", "dbinom", "tbinom"):
             self.enter()
             parts = (self._argument(), self._argument())
@@ -219,6 +227,7 @@ class AtomParser(Tokens, ABC):
         raise NotAFormulaError
 
     def _symbol(self, name: str) -> Node:
+        """Parse the subscript and the primes of a symbol."""
         if match := self.match(_SUBSCRIPT):
             name += "_" + (match[1] or match[2]).replace(" ", "")
         if primes := self.match(_PRIMES):
@@ -237,6 +246,7 @@ class AtomParser(Tokens, ABC):
         return Node("root", (radicand, index))
 
     def _matrix(self) -> Node:
+        """Parse a matrix environment. All rows must have the same length."""
         begin = self.match(_BEGIN)
         if begin is None or begin[1] not in MATRIX_ENVIRONMENTS:
             raise NotAFormulaError

@@ -137,7 +137,6 @@ class _Parser(AtomParser):
         return base
 
     def exponent(self) -> Node:
-        """Parse what follows "^": a sign, one atom, and a further exponent (`a^b^c` is `a^(b^c)`)."""
         if self.peek() in ("-", "+"):
             sign = self.take()
             self.enter()

@@ -1,11 +1,12 @@
 """Limits on the work that one verdict may take: a number of steps, and seconds of processor time.
 
 The size of every intermediate result is bounded (`evaluate`), so the work for one formula is bounded as well. Comparing
-two long lists takes many formulas, so all comparisons of one verdict share a limit in steps. That limit decides whether
-an answer is right in the same way on every machine.
+two long lists takes many formulas, so all comparisons of one verdict share a limit in steps. A step is the same on
+every machine, so whether an answer is right does not depend on the machine.
 
-The limit in seconds is for machines on which even these steps take too long. Its response is unscorable, neither right
-nor wrong. It counts the processor time of the current thread, so other threads and processes cannot change a verdict.
+The limit in seconds is for machines on which even these steps take too long. A response that exceeds it is unscorable,
+neither right nor wrong. The limit counts the processor time of the current thread, so other threads and processes
+cannot change a verdict.
 
 Both limits are checked before each evaluation instead of by a signal, so they work in any thread.
 """
