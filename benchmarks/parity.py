@@ -38,7 +38,7 @@ async def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any
     from volley.learner.signals.batch import Batch
     from volley.learner.signals.rows import Rows
     from volley.rollout.config import RolloutConfig
-    from volley.rollout.engines.vllm import VllmEngine
+    from volley.rollout.engines.vllm import EngineSpec, VllmEngine
     from volley.rollout.types import Completion, as_token_ids
 
     make_model(directory, seed=0, tie_word_embeddings=not options.untied)
@@ -51,7 +51,7 @@ async def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any
 
     learner = LearnerGroup([call], loss, config.max_tokens_per_micro_batch)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    engine = VllmEngine(str(directory), tokenizer, RolloutConfig(enforce_eager=True), options.dtype, 128)
+    engine = VllmEngine(EngineSpec(str(directory), tokenizer, RolloutConfig(enforce_eager=True), options.dtype, 128))
     rng = random.Random(0)
     sequences = [as_token_ids([rng.randrange(1, 20) for _ in range(40)]) for _ in range(16)]
     start = await learner.logprobs(sequences)

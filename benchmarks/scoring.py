@@ -149,7 +149,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
     from volley.cluster.loop.rollout import Rollout
     from volley.rollout.config import RolloutConfig
     from volley.rollout.engines.pool import RolloutPool
-    from volley.rollout.engines.vllm import VllmEngine
+    from volley.rollout.engines.vllm import EngineSpec, VllmEngine
     from volley.rollout.types import Sampling
 
     tune_interpreter()
@@ -158,7 +158,7 @@ async def _step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, n
     with tempfile.TemporaryDirectory() as directory:
         make_model(Path(directory), 0, make_tokenizer(CHARACTERS))
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        engine = VllmEngine(directory, tokenizer, RolloutConfig(), "bf16", max_model_len=256)
+        engine = VllmEngine(EngineSpec(directory, tokenizer, RolloutConfig(), "bf16", max_model_len=256))
     pairs = [(chance.randrange(10, 100), chance.randrange(10, 100)) for _ in range(num_responses // GROUP_SIZE)]
     prompts = [
         Prompt(i, i, f"{a}+{b}=?", as_token_ids(tokenizer.encode(f"{a}+{b}=?", add_special_tokens=False)), "")

@@ -1,4 +1,4 @@
-"""Configuration of data and sampling. Ranges are checked here, where the values are owned."""
+"""Configuration of data, sampling and weight transfer, with the checks of their ranges."""
 
 from dataclasses import dataclass, field
 
@@ -6,35 +6,36 @@ from volley.rollout.errors import ConfigError, require_at_least
 from volley.rollout.types import Sampling
 
 COLUMNS = ("prompt", "answer", "completion", "chosen", "rejected", "label")
-"""Of a data set, as Volley calls them."""
+"""Volley's names for the columns of a data set."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the rows come from and what their columns are called.
-
-    train, test: a .jsonl or .parquet file, a directory of `datasets`, or a Hugging Face data set name
-    (`name`, `name:split` or `name/config:split`). columns: our name -> the data's name, for `prompt`, `answer`,
-    `completion`, `chosen`, `rejected`, `label`. answer_after: keep only what follows the last occurrence of this text
-    in the answer (GSM8K: "####"). prompt_template: text with `{prompt}`; makes a raw prompt of a plain column. as_chat:
-    wrap a text prompt as one user message and apply the model's chat template. system: system message, with chat only.
-    max_prompt_tokens: 0 is what the model's length leaves beside
-    rollout.max_tokens, 4096 at most. on_long: what to do with longer prompts: "drop" (counted) or "refuse".
-    completions: who answers the prompts: "dataset" (chosen and rejected; completion and label; completion), "policy",
-    "both" (SPIN: the data's completion against the policy's own) or "auto": the data set where it has the columns that
-    the loss reads, else the policy.
-    """
+    """Where the rows come from and how prompts are made of them."""
 
     train: str
+    """A .jsonl or .parquet file, a directory of `datasets`, or a Hugging Face data set (`name`, `name:split` or
+    `name/config:split`)."""
     test: str = ""
+    """Like `train`."""
     columns: dict[str, str] = field(default_factory=dict)
+    """Volley's name -> the data's name, for the columns in `COLUMNS`."""
     answer_after: str = ""
+    """Keep only what follows the last occurrence of this text in the answer (GSM8K: "####")."""
     prompt_template: str = ""
+    """Text with `{prompt}`, into which a text prompt is inserted."""
     as_chat: bool = False
+    """Wrap a text prompt as one user message and apply the model's chat template."""
     system: str = ""
+    """System message; only with chats."""
     max_prompt_tokens: int = 0
+    """0: what rollout.max_tokens leaves of the model's length, at most 4096."""
     on_long: str = "drop"
+    """What to do with longer prompts: "drop" (they are counted) or "refuse"."""
     completions: str = "auto"
+    """Who answers the prompts: "dataset" (its chosen and rejected, completion and label, or completion), "policy",
+    "both" (SPIN: the data's completion against the policy's own), or "auto": the data set if it has the columns that
+    the loss reads, otherwise the policy."""
 
     def __post_init__(self) -> None:
         for name in self.columns:
@@ -58,15 +59,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """How weights go over the wire. backend: "gloo" (CPUs), "nccl" (GPUs), or "auto". bucket_bytes: of one message.
-    connect_s, transfer_s, commit_s: how long the group may take to form, a transfer to stand at one place (not to take
-    in all), an engine to load what arrived."""
+    """How weights are sent to the engines."""
 
     backend: str = "auto"
+    """"gloo" (CPUs), "nccl" (GPUs), or "auto"."""
     bucket_bytes: int = 32 << 20
+    """Size of one message."""
     connect_s: float = 60.0
+    """How long the group may take to form."""
     transfer_s: float = 300.0
+    """How long a transfer may make no progress. Its total time is not limited."""
     commit_s: float = 300.0
+    """How long an engine may take to load what it received."""
 
     def __post_init__(self) -> None:
         if self.backend not in ("auto", "gloo", "nccl"):
@@ -78,31 +82,35 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How completions are sampled.
-
-    group_size: completions per prompt (G). max_tokens: completion tokens at most. stop: strings that end one.
-    max_replacements: groups drawn anew at most, per step and as a multiple of groups_per_step, for groups whose
-    rewards are all equal; 0 keeps them in the batch (their advantages are 0). dtype "auto" is the learner's.
-    workers: engines; tensor_parallel: devices that each of them is spread over. min_workers: how many must live for
-    training to go on while lost ones start again.
-    kv_cache_gib (CPU), gpu_memory_utilization (GPU), max_num_seqs: handed to vLLM. enforce_eager: no compilation
-    (starts sooner, runs slower).
-    """
+    """How completions are sampled."""
 
     workers: int = 1
+    """Engines."""
     min_workers: int = 1
+    """Engines that must be alive for training to continue while lost ones restart."""
     tensor_parallel: int = 1
+    """Devices per engine."""
     group_size: int = 8
+    """Completions per prompt (G)."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 512
+    """Upper limit of tokens per completion."""
     stop: tuple[str, ...] = ()
+    """Strings that end a completion."""
     max_replacements: float = 2.0
+    """Upper limit of groups that are drawn to replace groups whose rewards are all equal, per step and as a multiple of
+    groups_per_step. 0 keeps such groups in the batch, with advantages of 0."""
     dtype: str = "auto"
+    """"bf16", "fp32", or "auto": the learner's."""
     max_num_seqs: int = 256
+    """Passed to vLLM."""
     kv_cache_gib: float = 1.0
+    """Size of the KV cache on CPUs. Passed to vLLM."""
     gpu_memory_utilization: float = 0.4
+    """Passed to vLLM."""
     enforce_eager: bool = False
+    """Do not compile the model: starts faster, runs slower."""
 
     def __post_init__(self) -> None:
         at_least = {

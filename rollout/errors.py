@@ -1,6 +1,6 @@
-"""What a user can mend: one sentence (what, where, how), one exit code each.
+"""Errors that a user can fix. Each has one sentence (what, where, how to fix it) and an exit code.
 
-Anything else that goes wrong is a bug or the machine, and propagates with its traceback.
+All other errors are bugs or failures of the machine, and propagate with their traceback.
 """
 
 from collections.abc import Mapping
@@ -13,25 +13,25 @@ class VolleyError(ValueError):
 
 
 class ConfigError(VolleyError):
-    """Usage and configuration: an unknown key, a wrong type, a number out of range, a run directory in use."""
+    """Wrong usage or configuration: an unknown key, a wrong type, a number out of range, a run directory in use."""
 
     exit_code = 2
 
 
 class DataError(VolleyError):
-    """The data set: a missing file or column, a broken line, a null prompt."""
+    """A problem with the data set: a missing file or column, a broken line, a null prompt."""
 
     exit_code = 3
 
 
 class CheckpointError(VolleyError):
-    """A checkpoint that is missing, torn, or of another run."""
+    """A checkpoint that is missing, incomplete, or from another run."""
 
     exit_code = 4
 
 
 class ModelError(VolleyError):
-    """The model directory, or a parity between learner and engine that is out of bounds."""
+    """A problem with the model directory, or learner and engine differ by more than the parity bound."""
 
     exit_code = 5
 
@@ -43,7 +43,7 @@ class RewardError(VolleyError):
 
 
 class LostError(VolleyError):
-    """Something that a run cannot do without is gone: a process, a link. The message names it and the phase."""
+    """The run lost something that it needs, such as a process or a connection. The message names it and the phase."""
 
     exit_code = 1
 
@@ -53,7 +53,7 @@ class EngineLost(LostError):
 
 
 def require_at_least(section: object, bounds: Mapping[str, float], where: str = "") -> None:
-    """Raise `ConfigError` for the first attribute of `section` below its bound; `where` comes before its name."""
+    """Raise `ConfigError` for the first attribute of `section` below its bound. where: prefix of its name."""
     for name, least in bounds.items():
         value = getattr(section, name)
         if value < least:

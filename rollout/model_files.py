@@ -1,7 +1,7 @@
-"""What a model directory says of itself, read without loading the model: fast enough for a check before every run.
+"""Facts about a model, read from its directory without loading it. Fast enough for a check before every run.
 
-Reads `config.json`, the headers of the safetensors files and the tokenizer's vocabulary; never unpickles, never runs
-a model's own code.
+Reads `config.json`, the headers of the safetensors files, and the tokenizer's vocabulary. Never unpickles, and never
+runs the model's own code.
 """
 
 import json
@@ -20,12 +20,12 @@ MAX_HEADER_BYTES = 100 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """num_parameters: elements in the weight files (tied weights once). max_length: tokens of prompt + completion that
-    the model's positions allow. head_dim, num_kv_heads: for the size of the KV cache."""
+    """What the files say about a model."""
 
     path: Path
     architecture: str
     num_parameters: int
+    """Elements in the weight files; tied weights count once."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -33,10 +33,11 @@ class ModelFacts:
     num_kv_heads: int
     head_dim: int
     max_length: int
+    """Upper limit of prompt plus completion, in tokens, from the model's positions."""
 
 
 def resolve_model(name: str) -> Path:
-    """The absolute local directory of `name`: itself, or the hub's snapshot of that name (downloaded on first use)."""
+    """The absolute local directory of `name`: a directory, or the hub's snapshot of that name (downloaded once)."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path.absolute()
@@ -50,18 +51,18 @@ def resolve_model(name: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"model: '{name}' is neither a directory here nor a model that could be fetched from the hub ({reason}); "
+            f"model: '{name}' is neither a local directory nor a model that can be downloaded from the hub ({reason}); "
             "check the name, or give the path of a directory."
         ) from None
 
 
 def inspect_model(path: Path, trust_remote_code: bool = False) -> ModelFacts:
-    """Check the files of a causal language model; raises `ModelError` naming what is wrong and how to mend it."""
+    """Check the files of a causal language model. Raises `ModelError`, which says what is wrong and how to fix it."""
     config = _read_config(path)
     if config.get("auto_map") and not trust_remote_code:
         raise ModelError(
-            f"model: '{path}' wants to run code of its own (auto_map in config.json); set trust_remote_code: true in "
-            "the recipe if you have read that code and trust it."
+            f"model: '{path}' runs its own code (auto_map in config.json); set trust_remote_code: true in the recipe if "
+            "you have read that code and trust it."
         )
     num_parameters = _count_parameters(path)
     config = config.get("text_config", config)
@@ -97,12 +98,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"model: '{file}' is not readable JSON ({error}); copy the model again.") from None
     if not isinstance(config, dict):
-        raise ModelError(f"model: '{file}' holds no JSON object; copy the model again.")
+        raise ModelError(f"model: '{file}' is not a JSON object; copy the model again.")
     return config
 
 
 def weights_fingerprint(facts: ModelFacts) -> str:
-    """128 bits of the content of the model's weights and configuration."""
+    """A 128-bit hash of the model's weights and configuration."""
     digest = xxhash.xxh3_128((facts.path / "config.json").read_bytes())
     for file in sorted(facts.path.glob("*.safetensors")):
         with file.open("rb") as stream:
@@ -136,13 +137,13 @@ def _count_parameters(path: Path) -> int:
 
 
 def _parameters_of(file: Path) -> int:
-    """Elements in one safetensors file, after checking that the file is as long as its header says."""
+    """Elements in one safetensors file, after a check that the file has the length given in its header."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise ModelError(f"model: '{file}' is cut off or not a safetensors file; copy it again.")
+            raise ModelError(f"model: '{file}' is truncated or not a safetensors file; copy it again.")
         try:
             header = json.loads(stream.read(length))
             tensors = [entry for name, entry in header.items() if name != "__metadata__"]
@@ -163,7 +164,9 @@ def _check_tokenizer(path: Path, vocab_size: int) -> None:
     if not file.is_file():
         if any((path / name).is_file() for name in ("tokenizer_config.json", "tokenizer.model", "vocab.json")):
             return
-        raise ModelError(f"model: '{path}' has no tokenizer (tokenizer.json); save the tokenizer beside the model.")
+        raise ModelError(
+            f"model: '{path}' has no tokenizer (tokenizer.json); save the tokenizer in the model's directory."
+        )
     try:
         tokenizer = json.loads(file.read_text())
         vocabulary = tokenizer["model"]["vocab"]

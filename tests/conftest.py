@@ -78,9 +78,9 @@ def vllm_engine(tiny_model: Path, run: Run) -> Iterator[Any]:
     from transformers import AutoTokenizer
 
     from volley.rollout.config import RolloutConfig
-    from volley.rollout.engines.vllm import VllmEngine
+    from volley.rollout.engines.vllm import EngineSpec, VllmEngine
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    engine = VllmEngine(str(tiny_model), tokenizer, RolloutConfig(), "bf16", max_model_len=128)
+    engine = VllmEngine(EngineSpec(str(tiny_model), tokenizer, RolloutConfig(), "bf16", max_model_len=128))
     yield engine
     run(engine.close())

@@ -34,8 +34,9 @@ def start_rank(spec: RankSpec, place: RankPlace | None = None) -> "LearnerRank":
 
 def start_engine(parts: Parts) -> "VllmEngine":
     """Load the model into an engine."""
-    from volley.rollout.engines.vllm import VllmEngine, dtype_of
+    from volley.rollout.engines.vllm import EngineSpec, VllmEngine, dtype_of
 
     recipe = parts.recipe
     dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
-    return VllmEngine(str(parts.model.path), parts.tokenizer, recipe.rollout, dtype, parts.max_model_len, recipe.seed)
+    model, length = str(parts.model.path), parts.max_model_len
+    return VllmEngine(EngineSpec(model, parts.tokenizer, recipe.rollout, dtype, length, recipe.seed))

@@ -37,7 +37,7 @@ class WorkerActor:
     """A `RolloutWorker` as an actor; asynchronous, so all calls run on one event loop."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        from volley.rollout.engines.vllm import dtype_of
+        from volley.rollout.engines.vllm import EngineSpec, dtype_of
 
         recipe = spec.recipe
 
@@ -46,16 +46,9 @@ class WorkerActor:
 
             dtype = dtype_of(recipe.rollout, recipe.learner.dtype)
             tune_interpreter()
+            engine = EngineSpec(spec.model, spec.tokenizer, recipe.rollout, dtype, spec.max_model_len, recipe.seed)
             return AsyncVllmEngine(
-                spec.model,
-                spec.tokenizer,
-                recipe.rollout,
-                dtype,
-                spec.max_model_len,
-                seed=recipe.seed,
-                transport=spec.transport,
-                ray_metrics=spec.exports_metrics,
-                address=address,
+                engine, transport=spec.transport, exports_metrics=spec.exports_metrics, address=address
             )
 
         address = ray.util.get_node_ip_address()

@@ -1,1 +1,1 @@
-"""Rows, prompts, chat templates and the files of saved samples."""
+"""Rows, prompts, chat templates, and the files of saved samples."""

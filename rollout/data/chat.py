@@ -1,7 +1,7 @@
-"""Chat messages: are they well formed, and what text do they become under the model's chat template.
+"""Chat messages: check them, and render them with the model's chat template.
 
-The tokenizer is whatever `transformers` loaded; it is handed in, so nothing heavy is imported here. Left out: messages
-with images or sound, and tools.
+The tokenizer, loaded by `transformers`, is an argument, so nothing heavy is imported here. Left out: messages with
+images or sound, and tools.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from volley.rollout.errors import DataError, ModelError
 
 
 def check_messages(value: Any, where: str) -> list[dict[str, Any]]:
-    """`value` as chat messages of a prompt, the last one not the assistant's. `where`: the place named in errors.
+    """`value` as the chat messages of a prompt, of which the last is not the assistant's. where: place, for errors.
 
-    Raises `DataError` for anything else than a list of `{role: text, content: text, ...}`.
+    Raises `DataError` unless it is a list of `{role: text, content: text, ...}`.
     """
     if not isinstance(value, list):
         raise DataError(
@@ -25,8 +25,8 @@ def check_messages(value: Any, where: str) -> list[dict[str, Any]]:
     messages = [_check_message(message, f"{where}: chat message {i + 1}") for i, message in enumerate(value)]
     if messages[-1]["role"] == "assistant":
         raise DataError(
-            f"{where}: the last chat message is the assistant's, so there is nothing to answer; a prompt ends with the "
-            "user's message (move the assistant's into a column of its own, 'completion')."
+            f"{where}: the last chat message is the assistant's, so there is nothing to answer; a prompt must end with "
+            "the user's message (move the assistant's message to a separate column, 'completion')."
         )
     return messages
 
@@ -44,21 +44,21 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, Any]], where: str) -> str:
-    """The text of `messages` up to where the assistant begins, with every special token of the template spelled out
-    (so it is to be tokenised without adding special tokens again).
+    """The text of `messages` up to the start of the assistant's response.
 
-    Raises `ModelError` if the tokenizer has no chat template, `DataError` if the template refuses the messages.
+    It contains every special token of the template, so tokenise it without adding special tokens. Raises `ModelError`
+    if the tokenizer has no chat template, `DataError` if the template rejects the messages.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ModelError(
             f"model: its tokenizer has no chat template, but the prompt of {where} is a chat; use a model that has one "
-            "(its name often ends in Instruct), or write prompts as text and leave data.as_chat out."
+            "(its name often ends in Instruct), or write prompts as text and remove data.as_chat."
         )
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program that came with the model, and may raise anything
+    except Exception as error:  # a template is a program that comes with the model and may raise anything
         raise DataError(
-            f"{where}: the model's chat template does not take these messages ({error}); change their roles or order."
+            f"{where}: the model's chat template rejects these messages ({error}); change their roles or order."
         ) from None
 
 
@@ -81,17 +81,17 @@ def completion_text(value: Any, where: str) -> str:
 
 
 def with_split_conversations(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A row whose `chosen` and `rejected` are whole conversations, as many preference data sets have them, with what
-    both share as its `prompt` and the last messages as its answers; any other row as it is.
+    """Split the `chosen` and `rejected` of a row if they are whole conversations, as in many preference data sets.
 
-    Raises `DataError` where the two conversations differ in more than their last message.
+    The shared messages become the `prompt`, the last messages the two responses. Other rows are returned unchanged.
+    Raises `DataError` if the two conversations differ in more than their last message.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if not (isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1):
         return row
     if chosen[:-1] != rejected[:-1]:
         raise DataError(
-            f"{where}: chosen and rejected are conversations that differ in more than their last message, so there is "
-            "no one prompt that both answer; let them share all but the last message."
+            f"{where}: chosen and rejected are conversations that differ in more than their last message, so they do "
+            "not answer the same prompt; they must share all messages but the last."
         )
     return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}

@@ -1,9 +1,9 @@
 """Prompts ready for the engine, in an order that is a pure function of (seed, epoch, index).
 
-Chat messages (and text, with `as_chat`) go through the model's chat template and are tokenised without adding special
-tokens, because the template spells them out. Text is left alone and tokenised by the tokenizer's own defaults. All
-prompts are tokenised at the start to find the over-long ones, and again, one by one, when they are asked for: what
-stays in memory is the rows and a number each.
+Chat messages (and text, with `as_chat`) are rendered with the model's chat template and tokenised without adding
+special tokens, because the template contains them. Other text is unchanged and tokenised with the tokenizer's defaults.
+All prompts are tokenised at the start, to find the over-long ones, and again one by one when they are requested. Only
+the rows and a number per row stay in memory.
 """
 
 import copy
@@ -26,17 +26,21 @@ BATCH_SIZE = 1024
 
 
 class PromptSet:
-    """The prompts of `rows` under a tokenizer (of `transformers`).
+    """The prompts of a data set."""
 
-    num_dropped_long: rows left out because they are too long. fingerprint: sha256 over all that decides what
-    `prompt_at` gives, but for seed and tokenizer: the rows, how they are rendered, and which were left out.
-
-    Raises `DataError` for a prompt that is neither text nor a chat, an answer without `data.answer_after`, a prompt of
-    more than `data.max_prompt_tokens` tokens (0: any number is right) where `data.on_long` is "refuse", or when no
-    prompt is left; `ModelError` for a chat without a chat template.
-    """
+    num_dropped_long: int
+    """Rows left out because they are too long."""
+    fingerprint: str
+    """SHA-256 of everything that determines `prompt_at` except seed and tokenizer: the rows, how they are rendered, and
+    which were left out."""
 
     def __init__(self, rows: Rows, tokenizer: Any, data: DataConfig, seed: int) -> None:
+        """tokenizer: of `transformers`.
+
+        Raises `DataError` for a prompt that is neither text nor a chat, for an answer without `data.answer_after`, for
+        a prompt of more than `data.max_prompt_tokens` tokens (0: no limit) if `data.on_long` is "refuse", and if no
+        prompt is left. Raises `ModelError` for a chat without a chat template.
+        """
         self._rows = rows
         self._tokenizer = tokenizer
         self._data = data
@@ -48,11 +52,11 @@ class PromptSet:
         return len(self._kept)
 
     def where(self, index: int) -> str:
-        """The place of row `index`, for error messages."""
+        """The location of row `index`, for error messages."""
         return self._rows.where(index)
 
     def prompt_at(self, ordinal: int) -> Prompt:
-        """The prompt at place `ordinal % len` in the order of epoch `ordinal // len`."""
+        """The prompt at position `ordinal % len` in the order of epoch `ordinal // len`."""
         epoch, place = divmod(ordinal, len(self))
         index = self._kept[epoch_order(self._seed, epoch, len(self))[place]]
         return dataclasses.replace(self._render([index])[0], ordinal=ordinal)
@@ -67,7 +71,7 @@ class PromptSet:
                 ordinal += 1
 
     def without(self, indices: Collection[int]) -> "PromptSet":
-        """The same prompts but for these rows, counted as too long; raises `DataError` when none is left."""
+        """The same prompts without these rows, which count as too long; raises `DataError` if none is left."""
         other = copy.copy(self)
         other._keep([index for index in self._kept if index not in indices])
         return other
@@ -75,9 +79,9 @@ class PromptSet:
     def _keep(self, indices: Sequence[int]) -> None:
         if not indices:
             raise DataError(
-                f"{self._rows.spec}: all of its {len(self._rows)} rows are too long (data.max_prompt_tokens is "
-                f"{self._data.max_prompt_tokens}, and the model has a limit of its own), so none is left; shorten the "
-                "texts or raise the limit."
+                f"{self._rows.spec}: all {len(self._rows)} rows are too long (data.max_prompt_tokens is "
+                f"{self._data.max_prompt_tokens}, and the model has its own limit), so none is left; shorten the texts "
+                "or raise the limit."
             )
         self._kept = array("q", indices)
         self.num_dropped_long = len(self._rows) - len(indices)
@@ -99,7 +103,7 @@ class PromptSet:
         return kept
 
     def _render(self, indices: Sequence[int]) -> list[Prompt]:
-        """The prompts of these rows, all with ordinal 0."""
+        """The prompts of these rows, with ordinal 0."""
         rendered = [self._text(index) for index in indices]
         token_ids: list[Sequence[int]] = [()] * len(indices)
         for is_chat in (False, True):
@@ -118,12 +122,12 @@ class PromptSet:
 
     def _prompt(self, index: int, text: str, token_ids: Sequence[int], messages: Sequence[dict[str, Any]]) -> Prompt:
         if not token_ids:
-            raise DataError(f"{self.where(index)}: the prompt becomes no tokens at all; give it text that has some.")
+            raise DataError(f"{self.where(index)}: the prompt has no tokens; give it some text, or remove the row.")
         row = {name: value for name, value in self._rows.values[index].items() if name not in ("prompt", "answer")}
         return Prompt(0, index, text, as_token_ids(token_ids), self._answer(index), row, tuple(messages))
 
     def _text(self, index: int) -> tuple[str, Sequence[dict[str, Any]]]:
-        """The text of a prompt, and the chat that it was made from, () for none."""
+        """The text of a prompt, and the chat from which it was rendered; () for none."""
         data, value, where = self._data, self._rows.values[index].get("prompt"), self.where(index)
         if isinstance(value, str):
             if not value.strip():
@@ -135,7 +139,7 @@ class PromptSet:
         else:
             messages = check_messages(value, where)
             if data.prompt_template:
-                raise DataError(f"{where}: the prompt is a chat, so data.prompt_template cannot apply; leave it out.")
+                raise DataError(f"{where}: the prompt is a chat, so data.prompt_template does not apply; remove it.")
         if data.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": data.system}, *messages]
         return render_chat(self._tokenizer, messages, where), messages
@@ -150,17 +154,17 @@ class PromptSet:
         _, found, after = answer.rpartition(self._data.answer_after)
         if not found:
             raise DataError(
-                f"{self.where(index)}: the answer does not contain '{self._data.answer_after}' (data.answer_after), so "
-                "there is nothing to take; repair the row, or leave data.answer_after out."
+                f"{self.where(index)}: the answer does not contain '{self._data.answer_after}' (data.answer_after); "
+                "fix the row, or remove data.answer_after."
             )
         return after.strip()
 
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, num_rows: int) -> Sequence[int]:
-    """A permutation of range(num_rows), the same for ever: sorted by the hash of (seed, epoch, row).
+    """A permutation of range(num_rows), sorted by the hash of (seed, epoch, row).
 
-    The library's `random.shuffle` promises no such stability over versions.
+    It never changes, whereas `random.shuffle` may differ between versions of Python.
     """
 
     def key(row: int) -> bytes:

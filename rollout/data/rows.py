@@ -1,7 +1,7 @@
-"""Rows from wherever they lie: JSONL, Parquet, a directory of `datasets`, or the Hugging Face hub.
+"""Reads the rows of a data set from JSONL, Parquet, a directory of `datasets`, or the Hugging Face hub.
 
-Every row is a plain JSON object with our column names (`prompt`, `answer`, `completion`) beside its own other columns,
-and knows its place (file:line) for error messages. All rows are held in memory.
+Every row is a plain JSON object with Volley's column names (`prompt`, `answer`, `completion`) and its other columns,
+and has a location (file:line) for error messages. All rows are held in memory.
 """
 
 import hashlib
@@ -23,33 +23,38 @@ BATCH_ROWS = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """values: one mapping a row. lines: line number of each row in its file, None where rows have no lines.
-    fingerprint: sha256 over the content of all rows under our column names; equal for equal rows in equal order,
-    whatever the file's format."""
+    """The rows of a data set."""
 
     spec: str
+    """Where they come from, as the user wrote it."""
     values: Sequence[Mapping[str, Any]]
+    """One mapping per row."""
     lines: Sequence[int] | None
+    """Line number of each row in its file; None if rows have no lines."""
     fingerprint: str
+    """SHA-256 of the content of all rows under Volley's column names: equal for equal rows in equal order, whatever the
+    file format."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     def where(self, index: int) -> str:
-        """The place of a row as a user finds it: `file:line`, or `file row N` counted from 1."""
+        """The location of a row for the user: `file:line`, or `file row N` counted from 1."""
         return _place(self.spec, index, self.lines)
 
 
 def read_rows(spec: str, columns: Mapping[str, str], needed: Sequence[str]) -> Rows:
-    """Read all rows of `spec`: a .jsonl or .parquet file, a directory that `datasets` wrote or can read, or a hub name
-    `org/name[/config]`; directories and hub names take `:split` at the end.
+    """Read all rows of `spec`.
 
-    columns: our name -> the data's name (by default they are the same); one column of the data may serve several of
-    ours. Other columns keep their names, except that a column which is called like one of ours, but was mapped from
-    another, is left out. Whole conversations as chosen and rejected are split into prompt and answers (see
-    `volley.rollout.data.chat`). needed: our names that every row must have, not null.
+    spec: a .jsonl or .parquet file, a directory that `datasets` wrote or can read, or a hub name `org/name[/config]`;
+    directories and hub names may end in `:split`.
+    columns: Volley's name -> the data's name; by default they are equal. One column of the data may serve several of
+    Volley's. Other columns keep their names; a column that has one of Volley's names, which was mapped to another
+    column, is left out. Whole conversations in chosen and rejected are split into prompt and responses (see
+    `volley.rollout.data.chat`).
+    needed: Volley's names of the columns that every row must have and that must not be null.
 
-    Raises `DataError`, naming the place, for a missing file, an unreadable row, no rows, a missing column or a null.
+    Raises `DataError` with the location for a missing file, an unreadable row, no rows, a missing column or a null.
     """
     raw, lines = _read_raw(spec)
     sources = {name: columns.get(name, name) for name in COLUMNS}
@@ -63,20 +68,20 @@ def read_rows(spec: str, columns: Mapping[str, str], needed: Sequence[str]) -> R
         digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
         values.append(value)
     if not values:
-        raise DataError(f"{spec}: there are no rows in it; a data set needs at least one.")
+        raise DataError(f"{spec}: it has no rows; a data set needs at least one.")
     return Rows(spec, values, lines, digest.hexdigest())
 
 
 def column_names(spec: str, columns: Mapping[str, str]) -> set[str]:
-    """Of the first row of `spec`, under our names. Raises as `read_rows` does."""
+    """The columns of the first row of `spec`, under Volley's names. Raises like `read_rows`."""
     raw, _ = _read_raw(spec)
     sources = {name: columns.get(name, name) for name in COLUMNS}
     return set(with_split_conversations(_rename(next(iter(raw), {}), sources), spec))
 
 
 def stream_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of `spec` (as `read_rows` takes it) under their own column names, each with its place. Of a file no more
-    than a part is in memory at a time. Raises `DataError` as `read_rows` does."""
+    """The rows of `spec` (see `read_rows`) under their own column names, each with its location. Only a part of a file
+    is in memory at a time. Raises `DataError` like `read_rows`."""
     raw, lines = _read_raw(spec)
     for index, row in enumerate(raw):
         yield _place(spec, index, lines), row
@@ -97,8 +102,8 @@ def _missing(where: str, name: str, source: str, row: Mapping[str, Any]) -> Data
         return DataError(f"{where}: '{source}' is null; give it a value, or remove the row.")
     there = ", ".join(map(str, row)) or "none"
     return DataError(
-        f"{where}: there is no column '{source}' for the {name}; the columns there are: {there}. Name the right one in "
-        f"the recipe with data.columns: {{{name}: COLUMN}}."
+        f"{where}: there is no column '{source}' for the {name}; the columns are: {there}. Name the right one in the "
+        f"recipe with data.columns: {{{name}: COLUMN}}."
     )
 
 
@@ -109,23 +114,23 @@ def _read_raw(spec: str) -> tuple[Iterable[dict[str, Any]], Sequence[int] | None
         return _read_directory(path, "", spec), None
     if path.suffix in JSON_LINES or path.suffix == ".parquet" or path.is_file():
         if not path.is_file():
-            raise DataError(f"{spec}: there is no such file; give the path of a .jsonl or .parquet file.")
+            raise DataError(f"{spec}: no such file; give the path of a .jsonl or .parquet file.")
         if path.suffix == ".parquet":
             return _read_parquet(path, spec), None
         if path.suffix in JSON_LINES:
             lines = array("q")
             return _read_json_lines(path, spec, lines), lines
-        raise DataError(f"{spec}: files of type '{path.suffix}' are not read; convert it to .jsonl or .parquet.")
+        raise DataError(f"{spec}: files of type '{path.suffix}' are not supported; convert it to .jsonl or .parquet.")
     name, _, split = spec.rpartition(":") if ":" in spec else (spec, "", "")
     if Path(name).expanduser().is_dir():
         return _read_directory(Path(name).expanduser(), split, spec), None
     if not name or name.startswith((".", "/", "~")):
-        raise DataError(f"{spec}: there is no such file or directory; check the path.")
+        raise DataError(f"{spec}: no such file or directory; check the path.")
     return _read_hub(name, split, spec), None
 
 
 def _read_json_lines(path: Path, spec: str, lines: "array[int]") -> Iterator[dict[str, Any]]:
-    """One object a line; blank lines are skipped."""
+    """One object per line; blank lines are skipped."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -143,7 +148,7 @@ def _parse_line(line: bytes, where: str, encoding: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise DataError(f"{where}: the line is not UTF-8 text; save the file as UTF-8.") from None
     except UnicodeEncodeError:
-        raise DataError(f"{where}: the line has half a character in it (a lone \\ud...); repair its text.") from None
+        raise DataError(f"{where}: the line contains half a character (a lone \\ud...); fix its text.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: broken JSON ({error}); every line must hold one JSON object.") from None
     if not isinstance(row, dict):
@@ -156,12 +161,12 @@ def _read_parquet(path: Path, spec: str) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        # As a file, not a path: a path such as `day=1/x.parquet` would add columns of its own.
+        # Opened as a file, because a path such as `day=1/x.parquet` would add columns.
         with path.open("rb") as stream:
             for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(BATCH_ROWS):
                 yield from _plain_rows(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{spec}: it is not a readable Parquet file ({_first_line(error)}); write it again.") from None
+        raise DataError(f"{spec}: not a readable Parquet file ({_first_line(error)}); write it again.") from None
 
 
 def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
@@ -170,7 +175,7 @@ def _table_rows(table: Any) -> Iterator[dict[str, Any]]:
 
 
 def _plain_rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Rows of an Arrow batch; what JSON cannot hold (dates, bytes, decimals) becomes text."""
+    """Rows of an Arrow batch; values without a JSON type (dates, bytes, decimals) become text."""
     for row in batch.to_pylist():
         yield json.loads(json.dumps(row, default=str))
 
@@ -179,7 +184,7 @@ def _read_directory(path: Path, split: str, spec: str) -> Iterator[dict[str, Any
     import datasets
 
     saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    # `datasets` copies data files into a cache; rows end up in memory here, so that copy need not stay.
+    # `datasets` copies data files into a cache. The rows are in memory afterwards, so the copy is not kept.
     with tempfile.TemporaryDirectory(prefix="volley-data-") as cache:
         try:
             if saved:
@@ -188,26 +193,26 @@ def _read_directory(path: Path, split: str, spec: str) -> Iterator[dict[str, Any
                 loaded = datasets.load_dataset(str(path), cache_dir=cache)
         except Exception as error:
             raise DataError(
-                f"{spec}: the directory is not a data set that can be read ({_first_line(error)}); give a directory "
-                "written by datasets.save_to_disk or one of .jsonl or .parquet files, or name one file."
+                f"{spec}: the directory is not a readable data set ({_first_line(error)}); give a directory written by "
+                "datasets.save_to_disk, a directory of .jsonl or .parquet files, or one file."
             ) from None
         yield from _table_rows(_arrow(loaded, split, spec))
 
 
 def _read_hub(name: str, split: str, spec: str) -> Iterator[dict[str, Any]]:
-    """From the hub, or with HF_HUB_OFFLINE=1 from the copy that an earlier call left in the cache."""
+    """Read from the hub, or with HF_HUB_OFFLINE=1 from the cache of an earlier call."""
     import datasets
     import huggingface_hub
 
     repository, config = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
         if not huggingface_hub.constants.HF_HUB_OFFLINE:
-            # Fails at once where `load_dataset` would try again for half a minute.
+            # This fails at once, while `load_dataset` would retry for half a minute.
             huggingface_hub.HfApi().dataset_info(repository, timeout=10)
         loaded = datasets.load_dataset(repository, config or None)
     except Exception as error:
         raise DataError(
-            f"data: '{spec}' is neither a file or directory here nor a data set that the Hugging Face hub gives "
+            f"data: '{spec}' is neither a local file or directory nor a data set on the Hugging Face hub "
             f"({_first_line(error)}); check the name, or give the path of a .jsonl or .parquet file."
         ) from None
     return _table_rows(_arrow(loaded, split, spec))
@@ -218,14 +223,14 @@ def _arrow(loaded: Any, split: str, spec: str) -> Any:
     if isinstance(loaded, dict):
         names = list(loaded)
         if split not in names and (split or len(names) != 1):
-            problem = f"there is no split '{split}'" if split else "it has several splits and none is named"
+            problem = f"there is no split '{split}'" if split else "the data set has several splits and none is named"
             raise DataError(
                 f"{spec}: {problem}; the splits are {', '.join(names)}: name one as "
                 f"'{spec.removesuffix(':' + split) if split else spec}:{names[0]}'."
             )
         loaded = loaded[split or names[0]]
     elif split:
-        raise DataError(f"{spec}: the data set has no splits; leave ':{split}' out.")
+        raise DataError(f"{spec}: the data set has no splits; remove ':{split}'.")
     return loaded.with_format("arrow")[:]
 
 

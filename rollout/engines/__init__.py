@@ -1,1 +1,1 @@
-"""What samples: the engine protocol, vLLM in process and in worker processes, and the pool over several engines."""
+"""Sampling: the engine protocol, vLLM in this process and in workers, and the pool of several engines."""

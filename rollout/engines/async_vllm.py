@@ -1,9 +1,10 @@
-"""vLLM with its core in processes of its own (`AsyncLLM`): what a rollout worker of a cluster holds.
+"""vLLM with its core in other processes (`AsyncLLM`): the engine of a cluster's rollout worker.
 
-New weights come through vLLM's weight-transfer API: `connect` to the learner's group, `receive` while requests go on,
-`commit`, which alone pauses them: they freeze, keep what they have, and go on under the new weights.
+New weights arrive through vLLM's weight-transfer API in three steps: `connect` to the learner's group, `receive` while
+requests continue, and `commit`. Only `commit` pauses requests; they keep their tokens and continue under the new
+weights.
 
-Left out: what `vllm_engine` leaves out; pipeline and data parallelism inside one engine.
+Left out: what `volley.rollout.engines.vllm` leaves out; pipeline and data parallelism inside one engine.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ import psutil
 import torch
 import xxhash
 
-from volley.rollout.config import RolloutConfig
 from volley.rollout.engines.vllm import (
+    EngineSpec,
     WeightsGeneration,
     engine_args,
     logprob_params,
@@ -35,10 +36,9 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker in the engine's processes: what the weight-transfer API does not tell."""
+    """Methods added to vLLM's worker in the engine's processes, for what the weight-transfer API does not report."""
 
     weight_transfer_engine: Any
-
     model_runner: Any
 
     def volley_is_receiving(self) -> bool:
@@ -55,9 +55,11 @@ class WorkerExtension:
 
 
 def digest_of(model: torch.nn.Module) -> str:
-    """Of a model's parameters, name by name. XXH3 takes a tenth of the time of the SHA-256 that vLLM's
-    `compute_weight_checksums` computes on the host (measured); on an accelerator the words of a tensor are folded by
-    XOR where they lie, which sees any one flipped bit and copies nothing."""
+    """A hash of a model's parameters, name by name.
+
+    XXH3 takes a tenth of the time of the SHA-256 of vLLM's `compute_weight_checksums` (measured). On an accelerator the
+    words of a tensor are combined by XOR in place, which detects any single flipped bit and copies nothing.
+    """
     total = xxhash.xxh3_64()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().contiguous().view(-1).view(torch.uint8)
@@ -72,14 +74,16 @@ def digest_of(model: torch.nn.Module) -> str:
 
 
 def unname_shared_memory() -> None:
-    """Take the names of the semaphores and segments away through which this process and its children talk, now that all
-    of them have them open: then they go with the last of these processes, however it ends. Else each killed engine
-    leaves them behind (with two tensor-parallel ranks 700 MB), because Ray kills with an actor the process that Python
-    has for removing them. Linux; elsewhere nothing happens."""
+    """Unlink the semaphores and shared memory that this process and its children have open.
+
+    The system then frees them with the last of these processes, however it ends. Otherwise every killed engine would
+    leave them behind (700 MB with two tensor-parallel ranks), because Ray kills Python's clean-up process together with
+    the actor. Linux only; elsewhere this does nothing.
+    """
     held = set()
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(OSError):
-            # By device and inode: the C library maps a semaphore under another name than it gives it.
+            # Compared by device and inode, because the C library maps a semaphore under a different name.
             for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
                 device, inode = line.split()[3:5]
                 held.add((tuple(int(part, 16) for part in device.split(":")), int(inode)))
@@ -92,26 +96,18 @@ def unname_shared_memory() -> None:
 
 
 class AsyncVllmEngine(ReceiverEnd):
-    """Construct and use it on one event loop. transport: the weight-transfer backend ("gloo", "nccl"). ray_metrics:
-    show vLLM's own metrics in Ray's, as `ray_vllm_*`. address: of this machine, for weight transfers.
-
-    version: of the weights being served, -1 while an update that failed half-way makes them unknown. num_steps: engine
-    steps seen so far; a number that stands still with requests in flight is an engine that hangs.
-    """
+    """The engine of a rollout worker, with vLLM's core in other processes. Create and use it on one event loop."""
 
     def __init__(
         self,
-        model_dir: str,
-        tokenizer: Any,
-        config: RolloutConfig,
-        dtype: str,
-        max_model_len: int,
+        spec: EngineSpec,
         *,
-        seed: int = 0,
         transport: str = "gloo",
-        ray_metrics: bool = False,
+        exports_metrics: bool = False,
         address: str = "127.0.0.1",
     ) -> None:
+        """transport: the weight-transfer backend, "gloo" or "nccl". exports_metrics: show vLLM's own metrics among
+        Ray's, as `ray_vllm_*`. address: of this machine, for weight transfers."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -119,59 +115,60 @@ class AsyncVllmEngine(ReceiverEnd):
 
         register()
         self.version = 0
+        """Weight version being served; -1 while a failed update leaves the weights unknown."""
         self.num_steps = 0
-        self._tokenizer = tokenizer
+        """Engine steps so far. If it does not change while requests are in flight, the engine hangs."""
+        self._tokenizer = spec.tokenizer
         self._transport = transport
         self._address = address
         self._is_updating = False
         self._generation = WeightsGeneration()
         self._num_requests = 0
-        self._num_ranks = config.tensor_parallel
+        self._num_ranks = spec.config.tensor_parallel
         self._tasks: set[asyncio.Task[Any]] = set()
-        args = engine_args(model_dir, config, dtype, max_model_len, seed)
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
-                **args,
-                tensor_parallel_size=config.tensor_parallel,
-                distributed_executor_backend=_executor(config.tensor_parallel),
+                **engine_args(spec),
+                tensor_parallel_size=self._num_ranks,
+                distributed_executor_backend=_executor(self._num_ranks),
                 weight_transfer_config={"backend": transport},
                 worker_extension_cls="volley.rollout.engines.async_vllm.WorkerExtension",
             ),
-            stat_loggers=_ray_stat_loggers() if ray_metrics else None,
+            stat_loggers=_ray_stat_loggers() if exports_metrics else None,
         )
         unname_shared_memory()
         self._count_steps()
 
     @property
     def capacity(self) -> int:
-        """Samples that its KV cache serves at once, if they fill on average half of the length they may have."""
+        """Samples that fit into the KV cache at once, if they use half of the maximum length on average."""
         config = self._engine.vllm_config
         num_tokens = config.cache_config.num_gpu_blocks * config.cache_config.block_size
         return max(1, min(config.scheduler_config.max_num_seqs, 2 * num_tokens // config.model_config.max_model_len))
 
     @property
     def is_dead(self) -> bool:
-        """Whether its processes are gone."""
+        """Whether its processes have ended."""
         return bool(self._engine.errored)
 
     async def process_ids(self) -> list[int]:
-        """Of the processes that hold the model."""
+        """The processes that hold the model."""
         return list(await self._engine.collective_rpc("volley_process_id"))
 
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
-        """As `Engine.submit`."""
+        """See `Engine.submit`."""
         return [
             self._spawn(self._sample(token_ids, sampling_params(sampling, (seed + i) % 2**63), bool(sampling.stop)))
             for i in range(sampling.num_samples)
         ]
 
     async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
-        """As `Engine.logprobs`."""
+        """See `Engine.logprobs`."""
         outputs = await asyncio.gather(*(self._last(ids, logprob_params()) for ids in sequences))
         return [read_prompt_logprobs(ids, output) for (output, _), ids in zip(outputs, sequences, strict=True)]
 
     async def connect(self, request: JoinRequest) -> None:
-        """As `ReceiverEnd.connect`."""
+        """See `ReceiverEnd.connect`."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         info = request.init_info(self._transport, self._address)
@@ -179,7 +176,7 @@ class AsyncVllmEngine(ReceiverEnd):
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(info))
 
     async def receive(self, metas: Sequence[TensorMeta]) -> str:
-        """As `ReceiverEnd.receive`. Over gloo the engine keeps generating, and an error leaves its weights unchanged.
+        """See `ReceiverEnd.receive`. Over gloo the engine keeps generating, and an error leaves its weights unchanged.
         The other transports load while they receive: they pause the engine, and an error leaves weights that must not
         be served (version -1)."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -194,7 +191,7 @@ class AsyncVllmEngine(ReceiverEnd):
                 self._generation = self._generation.next(self._generation.version)
                 await self._pause()
                 self.version = -1
-            # What was received whole but never committed, because another engine was lost, is simply sent again.
+            # A complete update that was never committed, because another engine was lost, is received again.
             if not self._is_updating:
                 await self._engine.start_weight_update()
                 self._is_updating = True
@@ -210,7 +207,7 @@ class AsyncVllmEngine(ReceiverEnd):
         return str(checksums.pop())
 
     async def commit(self, version: int) -> LoadedWeights:
-        """As `ReceiverEnd.commit`."""
+        """See `ReceiverEnd.commit`."""
         self._generation = self._generation.next(version)
         await self._pause()
         self.version = -1
@@ -220,13 +217,13 @@ class AsyncVllmEngine(ReceiverEnd):
         return LoadedWeights(int(await self._engine.get_weight_version()), " ".join(digests))
 
     async def resume(self) -> int:
-        """As `ReceiverEnd.resume`."""
+        """See `ReceiverEnd.resume`."""
         self.version = self._generation.version
         await self._engine.resume_generation()
         return self.version
 
     async def close(self) -> None:
-        """As `Engine.close`."""
+        """See `Engine.close`."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -234,23 +231,23 @@ class AsyncVllmEngine(ReceiverEnd):
 
     @contextmanager
     def _transport_errors(self) -> Iterator[None]:
-        """What goes wrong inside the engine's processes comes as a plain exception; the death of one stays as it is."""
+        """Turn an error in the engine's processes into a `TransportError`; the end of a process is raised unchanged."""
         try:
             yield
         except Exception as error:
             if self.is_dead:
                 raise
-            # vLLM closes the session of an update that failed.
+            # vLLM closes the session of a failed update.
             self._is_updating = False
             lines = [line for line in str(error).splitlines() if "TransportError" in line] or [str(error)]
             raise TransportError(lines[-1].rpartition("TransportError: ")[2].strip("'\"()")) from None
 
     async def _pause(self) -> None:
-        """As `AsyncLLM.pause_generation`, without the 20 ms that it sleeps for tidiness."""
+        """Like `AsyncLLM.pause_generation`, without its sleep of 20 ms."""
         await self._engine.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
 
     def _count_steps(self) -> None:
-        """Every message of the core passes here, also those that end no request."""
+        """Count the messages of vLLM's core, including those that finish no request."""
         process = self._engine.output_processor.process_outputs
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -260,7 +257,7 @@ class AsyncVllmEngine(ReceiverEnd):
         self._engine.output_processor.process_outputs = counted
 
     async def _last(self, token_ids: TokenIds, params: Any) -> tuple[Any, WeightsGeneration]:
-        """The final output, and when the engine was handed the request."""
+        """The final output, and the generation in which the engine received the request."""
         self._num_requests += 1
         generation = self._generation
         outputs: AsyncIterator[Any] = self._engine.generate(
@@ -289,9 +286,12 @@ def _ray_stat_loggers() -> list[Any]:
 
 
 def _executor(num_ranks: int) -> Any:
-    """Several ranks are processes of this one: inside an actor vLLM would ask Ray for places of its own. On a CPU vLLM
-    puts even a single rank into a process, to bind its threads; ours are bound by whoever starts the worker, so the
-    rank can live with the core and no step has to cross from one to the other."""
+    """vLLM's executor backend.
+
+    Several ranks run as child processes, because inside an actor vLLM would request resources from Ray. On CPUs vLLM
+    would start a process even for a single rank, to bind its threads. Here the launcher binds them, so the rank runs in
+    the process of vLLM's core, which saves a message per step.
+    """
     if num_ranks > 1:
         return "mp"
     if torch.cuda.is_available():

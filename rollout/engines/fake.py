@@ -1,7 +1,7 @@
 """An engine without a model: for tests and benchmarks of everything around the real one.
 
-Completions are a pure function of (token ids, seed, sample number); how long each takes is a function the caller
-gives, in seconds of the event loop's clock. `fail_at` makes the engine die at that request.
+Completions are a pure function of (token ids, seed, sample number). The caller gives a function for how long each
+takes, in seconds of the event loop's clock.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from volley.rollout.types import Completion, LoadedWeights, Logprobs, Sampling, 
 
 
 class FakeEngine(ReceiverEnd):
-    """answer: (prompt token ids, 64-bit random number) -> (token ids, text). delay: random number -> seconds."""
+    """An engine without a model."""
 
     def __init__(
         self,
@@ -27,6 +27,8 @@ class FakeEngine(ReceiverEnd):
         fail_at: int = 0,
         capacity: float = math.inf,
     ) -> None:
+        """answer: (prompt token ids, 64-bit random number) -> (token ids, text). delay: random number -> seconds.
+        fail_at: number of the request at which the engine fails; 0 for none."""
         self.version = self._committed = 0
         self.capacity = capacity
         self.num_requests = 0
@@ -41,7 +43,7 @@ class FakeEngine(ReceiverEnd):
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         self.num_requests += 1
         if self.num_requests == self._fail_at:
-            raise RuntimeError(f"the fake engine died at request {self._fail_at}, as it was told to")
+            raise RuntimeError(f"the fake engine failed at request {self._fail_at}, as configured")
         tasks = [
             asyncio.get_running_loop().create_task(
                 self._sample(tuple(token_ids.tolist()), sampling, seed, i, self.version)
@@ -71,11 +73,11 @@ class FakeEngine(ReceiverEnd):
         self.loaded.append(dict(weights))
         self.version = version
 
-    # What a `RolloutWorker` asks of its engine beside that.
+    # What a `RolloutWorker` needs of its engine besides `Engine`.
 
     @property
     def num_steps(self) -> int:
-        """Ever more, as if it never froze."""
+        """Increases with every call, because it never hangs."""
         self._num_steps += 1
         return self._num_steps
 

@@ -1,7 +1,7 @@
 """Several engines as one: each request goes to the engine with the fewest samples in flight, oldest first.
 
-An engine may be lost at any moment. What it had not finished is asked of the others, sample by sample and with the same
-seeds, and so is lost for nobody; with no engine left it waits for the next one that is added.
+An engine may be lost at any time. Its unfinished samples are sent to the other engines one by one, with the same seeds,
+so callers do not notice. Without any engine left they wait until one is added.
 """
 
 import asyncio
@@ -18,21 +18,23 @@ from volley.rollout.types import Completion, Sampling, TokenIds
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Samples of one prompt that go to one engine together; futures: one for each."""
+    """Samples of one prompt that are sent to one engine together."""
 
     token_ids: TokenIds
     sampling: Sampling
     seed: int
     futures: list["asyncio.Future[Completion]"]
+    """One per sample."""
 
 
 class RolloutPool:
-    """num_resent: samples that were asked for again because their engine was lost."""
+    """An `Engine` that distributes requests over engines, which may come and go."""
 
     def __init__(self, engines: Iterable[Engine] = ()) -> None:
         self._loads: dict[Engine, int] = dict.fromkeys(engines, 0)
         self._waiting: deque[_Job] = deque()
         self.num_resent = 0
+        """Samples that were sent again because their engine was lost."""
 
     @property
     def engines(self) -> Sequence[Engine]:
@@ -40,7 +42,7 @@ class RolloutPool:
 
     @property
     def num_waiting(self) -> int:
-        """Samples that no engine has taken yet."""
+        """Samples that no engine has received yet."""
         return sum(len(job.futures) for job in self._waiting)
 
     @property
@@ -49,7 +51,7 @@ class RolloutPool:
         return sum(self._loads.values())
 
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list["asyncio.Future[Completion]"]:
-        """As `Engine.submit`."""
+        """See `Engine.submit`."""
         loop = asyncio.get_running_loop()
         job = _Job(token_ids, sampling, seed, [loop.create_future() for _ in range(sampling.num_samples)])
         self._waiting.append(job)
@@ -57,12 +59,12 @@ class RolloutPool:
         return job.futures
 
     def add(self, engine: Engine) -> None:
-        """Let an engine take part from now on."""
+        """Start to use an engine."""
         self._loads[engine] = 0
         self._dispatch()
 
     def remove(self, engine: Engine) -> None:
-        """Send nothing more to an engine; what it has in flight is its own affair."""
+        """Stop to use an engine; its samples in flight are not cancelled."""
         self._loads.pop(engine, None)
 
     async def close(self) -> None:
@@ -73,12 +75,12 @@ class RolloutPool:
                 future.cancel()
 
     def _dispatch(self, freed: Engine | None = None) -> None:
-        """Give waiting jobs, in their order, to engines with room; a group larger than any room goes to an idle one.
-        freed: the only engine that may have got room, where that is known."""
+        """Send waiting jobs, in order, to engines with free capacity; a group larger than any capacity goes to an idle
+        engine. freed: the only engine that may have gained capacity, if known."""
         while self._waiting and self._loads:
             engine = min(self._loads, key=self._loads.__getitem__) if freed is None else freed
             job = self._waiting[0]
-            if all(future.done() for future in job.futures):  # cancelled meanwhile
+            if all(future.done() for future in job.futures):  # cancelled while waiting
                 self._waiting.popleft()
                 continue
             room = engine.capacity - self._loads[engine]
@@ -92,7 +94,7 @@ class RolloutPool:
             inner = engine.submit(job.token_ids, job.sampling, job.seed)
         except EngineLost:
             self.remove(engine)
-            self._again(job, range(len(job.futures)))
+            self._resend(job, range(len(job.futures)))
             return
         self._loads[engine] += len(inner)
         for sample, (future, outer) in enumerate(zip(inner, job.futures, strict=True)):
@@ -108,7 +110,7 @@ class RolloutPool:
                 outer.cancel()
             elif isinstance(done.exception(), EngineLost):
                 self.remove(engine)
-                self._again(job, [sample])
+                self._resend(job, [sample])
             elif done.exception() is not None:
                 outer.set_exception(done.exception())  # type: ignore[arg-type]
             else:
@@ -116,8 +118,8 @@ class RolloutPool:
         if self._waiting:
             self._dispatch(engine if engine in self._loads else None)
 
-    def _again(self, job: _Job, samples: Iterable[int]) -> None:
-        """Ask anew for single samples; they have waited longest, so they come first."""
+    def _resend(self, job: _Job, samples: Iterable[int]) -> None:
+        """Send single samples again, before all others, because they have waited longest."""
         one = replace(job.sampling, num_samples=1)
         jobs = [_Job(job.token_ids, one, job.seed + i, [job.futures[i]]) for i in samples if not job.futures[i].done()]
         self.num_resent += len(jobs)

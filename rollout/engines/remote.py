@@ -1,9 +1,9 @@
-"""An engine that lives in another process, as the loop sees it: `Engine` on this side, a `RolloutWorker` on the other.
+"""An engine in another process: an `Engine` on this side, a `RolloutWorker` on the other.
 
-Every request that was handed over either finishes or fails with `EngineLost`, whose message says which worker, which
-phase, and what was waited for. A worker is lost when a call to it fails, when it says that its engine died, when it
-does not answer, and when its engine makes no step for `stall_s` although requests are in flight: a frozen engine
-answers every cheaper probe.
+Every submitted request either finishes or fails with `EngineLost`, whose message names the worker, the phase, and what
+the call was waiting for. A worker counts as lost when a call to it fails, when it reports that its engine died, when it
+does not answer, or when its engine makes no step for `stall_s` while requests are in flight. The step counter is
+needed because a hung engine still answers every cheaper probe.
 """
 
 import asyncio
@@ -24,12 +24,11 @@ Ts = TypeVarTuple("Ts")
 POLL_S = 1.0
 IDLE_POLL_S = 10.0
 ANSWER_S = 30.0
-"""How long a worker may take to answer a call that costs it nothing."""
+"""How long a worker may take to answer a call that needs no work."""
 
 
 class RemoteEngine:
-    """name: said in every error. call: (method, *arguments) -> its result, on the worker. stall_s: see above.
-    on_lost: called once, with this engine and the reason."""
+    """Samples through a `RolloutWorker` in another process."""
 
     def __init__(
         self,
@@ -39,6 +38,8 @@ class RemoteEngine:
         on_lost: "Callable[[RemoteEngine, str], None]" = lambda engine, reason: None,
         num_ranks: int = 1,
     ) -> None:
+        """name: appears in every error. call: calls (method, *arguments) on the worker. stall_s: see the module.
+        on_lost: called once, with this engine and the reason. num_ranks: processes of the engine."""
         self.name = name
         self.version = 0
         self.capacity: float = 1
@@ -63,7 +64,7 @@ class RemoteEngine:
         self.process_ids, self.capacity = info.process_ids, info.capacity
 
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
-        """As `Engine.submit`; what is submitted in one turn of the event loop travels together."""
+        """See `Engine.submit`. Requests submitted in one turn of the event loop are sent together."""
         if self.lost:
             raise EngineLost(self.lost)
         loop = asyncio.get_running_loop()
@@ -80,7 +81,7 @@ class RemoteEngine:
         return futures
 
     async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
-        """As `Engine.logprobs`."""
+        """See `Engine.logprobs`."""
         return list(await self._ask("logprobs", self._stall_s, "logprobs", sequences))
 
     async def transfer(
@@ -102,7 +103,7 @@ class RemoteEngine:
         return value
 
     def lose(self, reason: str) -> None:
-        """Give the worker up: everything in flight fails with `EngineLost`."""
+        """Treat the worker as lost: everything in flight fails with `EngineLost`."""
         if self.lost:
             return
         self.lost = f"rollout worker {self.name}: {reason}"
@@ -115,7 +116,7 @@ class RemoteEngine:
         self._on_lost(self, self.lost)
 
     async def close(self) -> None:
-        """Stop asking; whoever started the worker ends it."""
+        """Stop polling. The code that started the worker also ends it."""
         self._stop()
         for future in self._futures.values():
             future.cancel()
@@ -148,7 +149,7 @@ class RemoteEngine:
                 return
             finished_samples = collected.finished()
             for finished in finished_samples:
-                # Not there when it came before: a delivery may repeat itself.
+                # A sample may be delivered twice; the second time its future is gone.
                 future = self._futures.pop((finished.number, finished.sample), None)
                 if future is None or future.done():
                     continue

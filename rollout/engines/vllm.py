@@ -1,12 +1,12 @@
-"""vLLM in this process behind the `Engine` protocol, and what it shares with the engine of a cluster's worker.
+"""vLLM in this process behind the `Engine` protocol, and the functions that it shares with `async_vllm`.
 
-One thread owns the engine; the event loop hands it requests and gets completions back. A request takes part from the
-first engine step after the loop's turn in which it was submitted, and an idle engine forgets its prefix cache before it
-starts again: so what is computed depends on the requests and the weights, never on the clock.
+One thread owns the engine; the event loop passes it requests and receives completions. A request takes part from the
+first engine step after the turn of the event loop in which it was submitted, and an idle engine clears its prefix cache
+before it starts again. What is computed therefore depends on the requests and the weights, never on timing.
 
-vLLM is asked for `processed_logprobs`: log-probs of the distribution that it really sampled from.
+Log-probs are vLLM's `processed_logprobs`: those of the distribution that it sampled from.
 
-Left out: LoRA, speculative decoding, multi-modal prompts; engines of other processes (`async_vllm_engine`).
+Left out: LoRA, speculative decoding, multi-modal prompts; engines in other processes (see `async_vllm`).
 """
 
 import asyncio
@@ -30,22 +30,39 @@ T = TypeVar("T")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
-def engine_args(model_dir: str, config: RolloutConfig, dtype: str, max_model_len: int, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine loads and how it runs."""
+
+    model_dir: str
+    tokenizer: Any
+    """Of `transformers`; decodes the completions."""
+    config: RolloutConfig
+    dtype: str
+    """"bf16" or "fp32"."""
+    max_model_len: int
+    """Upper limit of prompt plus completion, in tokens."""
+    seed: int = 0
+
+
+def engine_args(spec: EngineSpec) -> dict[str, Any]:
+    """The arguments that both of vLLM's engines take."""
+    config = spec.config
     return {
-        "model": model_dir,
-        "dtype": DTYPES[dtype],
-        "seed": seed,
-        "max_model_len": max_model_len,
+        "model": spec.model_dir,
+        "dtype": DTYPES[spec.dtype],
+        "seed": spec.seed,
+        "max_model_len": spec.max_model_len,
         "max_num_seqs": config.max_num_seqs,
-        # Whole prompts fit into a step beside a full batch of decoding sequences.
-        "max_num_batched_tokens": max(2 * max_model_len, 16 * config.max_num_seqs, 2048),
-        # vLLM 0.32 rewinds the generator of a request whose prompt it cuts in two; a generator of the CPU cannot be.
+        # Whole prompts fit into a step together with a full batch of decoding sequences.
+        "max_num_batched_tokens": max(2 * spec.max_model_len, 16 * config.max_num_seqs, 2048),
+        # vLLM 0.32 rewinds the random generator of a request whose prompt it splits, which a CPU generator cannot do.
         "enable_chunked_prefill": None if torch.cuda.is_available() else False,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enforce_eager": config.enforce_eager,
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
-        # It lets the batch of a step depend on when the last one was done, and so its rounding on the clock.
+        # With it the batch of a step, and therefore rounding, would depend on when the last step finished.
         "async_scheduling": False,
         "generation_config": "vllm",
         "disable_log_stats": True,
@@ -64,14 +81,14 @@ def sampling_params(sampling: Sampling, seed: int) -> Any:
         seed=seed,
         logprobs=0,
         flat_logprobs=True,
-        # Text is decoded once at the end, unless stop strings have to be looked for on the way.
+        # Text is decoded once at the end, unless vLLM has to watch for stop strings.
         detokenize=bool(sampling.stop),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
 def logprob_params() -> Any:
-    """Of a request that only asks for its prompt's log-probs, at temperature 1."""
+    """Parameters of a request that only returns its prompt's log-probs, at temperature 1."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -95,8 +112,11 @@ class WeightsGeneration:
 
 
 def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered: WeightsGeneration) -> Completion:
-    """entered: when the engine was handed the request. One that waited in it while weights were loaded may have found
-    blocks of that time in the prefix cache, so its first version is no later than that."""
+    """The completion in vLLM's output.
+
+    entered: the generation in which the engine received the request. A request that waited there while weights were
+    loaded may have used prefix-cache blocks of the old weights, so its first version is no later than that one.
+    """
     token_ids = list(output.token_ids)
     spans = output.weight_versions
     return Completion.single(
@@ -110,11 +130,12 @@ def read_completion(output: Any, tokenizer: Any, has_stop_strings: bool, entered
 
 
 def _version(label: str) -> int:
-    """vLLM calls the weights that it was started with "default"."""
+    """vLLM's label for the initial weights is "default"."""
     return 0 if label == "default" else int(label)
 
 
 def read_prompt_logprobs(token_ids: TokenIds, output: Any) -> Logprobs:
+    """The log-probs of all tokens but the first in vLLM's output."""
     ids = token_ids.tolist()
     return np.array([output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))], np.float32)
 
@@ -124,19 +145,14 @@ def _load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) 
 
 
 class VllmEngine:
-    """The engine in this process. Start the learner first: vLLM joins its process group of one.
+    """The engine in this process. Start the learner first, because vLLM joins its process group."""
 
-    max_model_len: prompt + completion tokens at most. dtype: "bf16" or "fp32". num_threads: of the engine's own
-    thread. Raises what vLLM raises when the model does not load.
-    """
-
-    def __init__(
-        self, model_dir: str, tokenizer: Any, config: RolloutConfig, dtype: str, max_model_len: int, seed: int = 0
-    ) -> None:
+    def __init__(self, spec: EngineSpec) -> None:
+        """Raises what vLLM raises when the model does not load."""
         self.version = 0
-        # It queues by itself, and a synchronous run wants all requests in one engine step.
+        # vLLM has its own queue, and a synchronous run needs all requests in one engine step.
         self.capacity = math.inf
-        self._tokenizer = tokenizer
+        self._tokenizer = spec.tokenizer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._turn = asyncio.Lock()
         self._generation = WeightsGeneration()
@@ -148,8 +164,7 @@ class VllmEngine:
         self._num_requests = 0
         self._pump_task: asyncio.Task[None] | None = None
         self._interrupt = False
-        args = engine_args(model_dir, config, dtype, max_model_len, seed)
-        self._engine = self._thread.submit(self._start, args).result()
+        self._engine = self._thread.submit(self._start, engine_args(spec)).result()
 
     @staticmethod
     def _start(args: dict[str, Any]) -> Any:
@@ -161,6 +176,7 @@ class VllmEngine:
         return LLMEngine.from_engine_args(EngineArgs(**args))
 
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
+        """See `Engine.submit`."""
         return [
             self._enqueue(
                 token_ids,
@@ -173,14 +189,16 @@ class VllmEngine:
         ]
 
     async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
+        """See `Engine.logprobs`."""
+
         def ask(ids: TokenIds) -> asyncio.Future[Logprobs]:
             return self._enqueue(ids, logprob_params(), lambda output, _: read_prompt_logprobs(ids, output))
 
         return list(await asyncio.gather(*map(ask, sequences)))
 
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take new weights (names and tensors of a Hugging Face checkpoint). Requests in flight freeze meanwhile, keep
-        what they have, and go on under the new weights; their completions record both versions."""
+        """Load new weights (names and tensors of a Hugging Face checkpoint). Requests in flight pause, keep their
+        tokens, and continue under the new weights; their completions record both versions."""
 
         def load() -> None:
             self._generation = self._generation.next(version)
@@ -191,6 +209,7 @@ class VllmEngine:
         self.version = version
 
     async def close(self) -> None:
+        """See `Engine.close`."""
         if self._pump_task is not None:
             self._pump_task.cancel()
             await asyncio.gather(self._pump_task, return_exceptions=True)
@@ -216,7 +235,7 @@ class VllmEngine:
         return future
 
     async def _pump(self) -> None:
-        """Runs the engine as long as anything is asked of it."""
+        """Run the engine while any request is unfinished."""
         try:
             while self._futures:
                 for request_id, result in await self._in_turn(self._run):
@@ -233,14 +252,14 @@ class VllmEngine:
                 future.set_exception(error)
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
-        """Run `work` in the engine's thread, between its steps; waiting callers are served in order."""
+        """Run `work` in the engine's thread between two steps; callers are served in order."""
         self._interrupt = True
         async with self._turn:
             self._interrupt = False
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _run(self) -> list[tuple[str, Any]]:
-        """In the engine's thread: take the queued requests, then step until something ended or somebody waits."""
+        """In the engine's thread: take the queued requests, then step until a request ends or a caller waits."""
         engine = self._engine
         self._abort_cancelled()
         if not engine.has_unfinished_requests():

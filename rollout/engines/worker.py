@@ -79,7 +79,7 @@ class RolloutWorker:
         return Collected.pack(list(self._finished.values()), self._engine.num_steps, self._dead)
 
     async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
-        """As `Engine.logprobs`."""
+        """See `Engine.logprobs`."""
         return list(await self._engine.logprobs(sequences))
 
     async def transfer(self, verb: str, *arguments: Any) -> VerbResult:

@@ -188,7 +188,7 @@ def test_column_names_can_be_given(tmp_path: Path, capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["missing.jsonl"], 3, "missing.jsonl: there is no such file"),
+        (["missing.jsonl"], 3, "missing.jsonl: no such file"),
         (["DATA", "--response", "text"], 3, "there is no column 'text' for the response; available columns: respo"),
         (["DATA", "--answer", "gold"], 3, "no column 'gold' for the answer"),
         (["DATA", "--label", "gold"], 3, "no column 'gold' for the label"),

@@ -47,7 +47,9 @@ def test_rendering_opens_the_answer(char_tokenizer: Any) -> None:
 def test_a_template_may_refuse(char_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(char_tokenizer)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match=r"f:1: the model's chat template does not take .*\(roles must alternate\)"):
+    with pytest.raises(
+        DataError, match=r"f:1: the model's chat template rejects these messages .*\(roles must alternate\)"
+    ):
         render_chat(tokenizer, [USER], "f:1")
 
 

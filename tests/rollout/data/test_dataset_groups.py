@@ -47,7 +47,7 @@ def test_long_rows_are_refused(tmp_path: Path, char_tokenizer: Any) -> None:
     rows = [{"prompt": "ab", "completion": "x" * length} for length in (3, 4)]
     with pytest.raises(DataError, match=r"rows.jsonl:2: prompt and completion have 7 tokens, but the model takes 6;"):
         demonstrations(tmp_path, char_tokenizer, rows, max_length=6, on_long="refuse")
-    with pytest.raises(DataError, match="all of its 2 rows are too long"):
+    with pytest.raises(DataError, match="all 2 rows are too long"):
         demonstrations(tmp_path, char_tokenizer, rows, max_length=3)
 
 

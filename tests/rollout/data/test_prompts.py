@@ -143,7 +143,7 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path, char_tokenizer: An
     assert sorted(kept.prompt_at(i).index for i in range(3)) == [0, 2, 4]
     fewer = kept.without({2})
     assert (len(fewer), fewer.num_dropped_long, len(kept)) == (2, 3, 3)
-    with pytest.raises(DataError, match=r"all of its 5 rows are too long \(data.max_prompt_tokens is 5"):
+    with pytest.raises(DataError, match=r"all 5 rows are too long \(data.max_prompt_tokens is 5"):
         kept.without({0, 2, 4})
 
 
@@ -195,7 +195,7 @@ def test_a_prompt_without_tokens(tmp_path: Path, char_tokenizer: Any) -> None:
 
     tokenizer = copy.deepcopy(char_tokenizer)
     tokenizer.backend_tokenizer.normalizer = Replace("x", "")
-    with pytest.raises(DataError, match=r"rows.jsonl:1: the prompt becomes no tokens"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the prompt has no tokens"):
         prompts(tmp_path, tokenizer, [{"prompt": "x"}])
 
 

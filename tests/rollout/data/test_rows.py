@@ -115,8 +115,8 @@ def test_gsm8k_is_read_whole(gsm8k_each: Path) -> None:
         ('{"prompt": ' + "9" * 5000 + "}", "broken JSON"),
         ('{"prompt": null}', "'prompt' is null"),
         ('{"prompt": "\\ud83d"}', "half a character"),
-        ('{"question": "a", "answer": "b"}', "the columns there are: question, answer"),
-        ("{}", "the columns there are: none"),
+        ('{"question": "a", "answer": "b"}', "the columns are: question, answer"),
+        ("{}", "the columns are: none"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
@@ -145,7 +145,7 @@ def test_null_and_missing_in_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pa.parquet.write_table(pa.Table.from_pylist([{"prompt": "a"}, {"prompt": None}]), path)
     assert message(str(path)).startswith(f"{path} row 2: 'prompt' is null")
-    assert "the columns there are: prompt" in message(str(path), needed=("answer",))
+    assert "the columns are: prompt" in message(str(path), needed=("answer",))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
@@ -155,23 +155,23 @@ def test_no_rows(tmp_path: Path, name: str) -> None:
         pa.parquet.write_table(pa.Table.from_pylist([], schema=pa.schema([("prompt", pa.string())])), path)
     else:
         path.write_text("\n")
-    assert "there are no rows in it" in message(str(path))
+    assert "it has no rows" in message(str(path))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    assert "there is no such file" in message(str(tmp_path / "a.jsonl"))
-    assert "there is no such file" in message("train.parquet")
-    assert "there is no such file or directory" in message(str(tmp_path / "nothing"))
-    assert "there is no such file or directory" in message("./nothing:train")
+    assert "no such file" in message(str(tmp_path / "a.jsonl"))
+    assert "no such file" in message("train.parquet")
+    assert "no such file or directory" in message(str(tmp_path / "nothing"))
+    assert "no such file or directory" in message("./nothing:train")
 
 
 def test_what_is_not_data(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     assert "not a readable Parquet file" in message(str(tmp_path / "a.parquet"))
     (tmp_path / "a.csv").write_text("prompt\na\n")
-    assert "files of type '.csv' are not read" in message(str(tmp_path / "a.csv"))
+    assert "files of type '.csv' are not supported" in message(str(tmp_path / "a.csv"))
     (tmp_path / "empty").mkdir()
-    assert "is not a data set that can be read" in message(str(tmp_path / "empty"))
+    assert "is not a readable data set" in message(str(tmp_path / "empty"))
 
 
 def test_splits_have_to_be_named(tmp_path: Path) -> None:
@@ -198,5 +198,5 @@ except DataError as error:
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.startswith("data: 'no-one/no-such-data/main:train' is neither a file or directory here")
+    assert done.stdout.startswith("data: 'no-one/no-such-data/main:train' is neither a local file or directory")
     assert done.stdout.count("\n") == 1

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from volley.rollout.config import RolloutConfig, TransferConfig
 from volley.rollout.engines.async_vllm import SHARED_MEMORY, AsyncVllmEngine
+from volley.rollout.engines.vllm import EngineSpec
 from volley.rollout.transport.protocol import JoinRequest
 from volley.rollout.transport.stream import Group, TensorMeta, TransportError, combined, layout, listen, send
 from volley.rollout.types import Completion, LoadedWeights, Sampling, TokenIds, as_token_ids
@@ -150,7 +151,8 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
     async def everything() -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         named = set(SHARED_MEMORY.iterdir())
-        engine = AsyncVllmEngine(str(tiny_model), tokenizer, RolloutConfig(enforce_eager=True), "bf16", 128)
+        spec = EngineSpec(str(tiny_model), tokenizer, RolloutConfig(enforce_eager=True), "bf16", 128)
+        engine = AsyncVllmEngine(spec)
         assert not {path.name for path in set(SHARED_MEMORY.iterdir()) - named if path.name.startswith("sem.mp-")}
         try:
             first = await sample(engine, Sampling(3, 1.0, max_tokens=12))
