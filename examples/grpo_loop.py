@@ -35,7 +35,7 @@ from volley.rewards.math import verify
 from volley.rollout.config import DataConfig, RolloutConfig
 from volley.rollout.data.prompts import PromptSet
 from volley.rollout.data.rows import read_rows
-from volley.rollout.engines.vllm import VllmEngine
+from volley.rollout.engines.vllm import EngineSpec, VllmEngine
 from volley.rollout.types import Completion, Prompt, Sampling, Score, ScoredGroup
 
 MAX_MODEL_LEN = 256
@@ -80,7 +80,8 @@ async def train(options: argparse.Namespace) -> AsyncIterator[dict[str, float]]:
     config = LearnerConfig(dtype="fp32", zero_stage=1, lr=options.lr, warmup_steps=5)
     # The learner first: vLLM joins its process group.
     learner = LearnerRank(RankSpec(config, loss, options.model, options.steps, sampling.temperature, seed=0))
-    engine = VllmEngine(str(options.model), tokenizer, RolloutConfig(enforce_eager=True), "fp32", MAX_MODEL_LEN)
+    spec = EngineSpec(str(options.model), tokenizer, RolloutConfig(enforce_eager=True), "fp32", MAX_MODEL_LEN)
+    engine = VllmEngine(spec)
     for step in range(options.steps):
         ordinals = range(step * options.groups, (step + 1) * options.groups)
         groups = await asyncio.gather(*(sample(engine, prompts.prompt_at(i), sampling) for i in ordinals))

@@ -61,8 +61,8 @@ def inspect_model(path: Path, trust_remote_code: bool = False) -> ModelFacts:
     config = _read_config(path)
     if config.get("auto_map") and not trust_remote_code:
         raise ModelError(
-            f"model: '{path}' runs its own code (auto_map in config.json); set trust_remote_code: true in the recipe if "
-            "you have read that code and trust it."
+            f"model: '{path}' runs its own code (auto_map in config.json); set trust_remote_code: true in the recipe "
+            "if you have read that code and trust it."
         )
     num_parameters = _count_parameters(path)
     config = config.get("text_config", config)

@@ -123,8 +123,8 @@ def smaller_vocabulary(place: Path) -> None:
 MODELS: list[tuple[Change, str]] = [
     (lambda place: (place / "model" / "config.json").unlink(), "no config.json"),
     (lambda place: (place / "model" / "model.safetensors").unlink(), "is missing"),
-    (cut_weights, "is truncated"),
-    (half_a_header, "cut off"),
+    (cut_weights, "is truncated: its header"),
+    (half_a_header, "is truncated or not a safetensors file"),
     (pickle_weights, "only pickled weights"),
     (smaller_vocabulary, "only has 10 embeddings"),
     (rewrite_config({"auto_map": {"AutoModelForCausalLM": "x.Y"}}), "trust_remote_code"),
