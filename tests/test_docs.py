@@ -13,7 +13,14 @@ from volley.learner.losses import LOSSES
 from volley.rewards.config import RewardConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").glob("*.md")])
+PAGES = sorted(
+    [
+        *(ROOT / "benchmarks").glob("*.md"),
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "deploy").glob("*.md"),
+    ]
+)
 PATH = re.compile(r"`((?:rollout|rewards|learner|cluster|recipes|benchmarks|deploy|docs|tests|examples)/[\w./-]*)`")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[\w-]*)?\)")
 
