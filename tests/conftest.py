@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests share."""
+"""Fixtures shared by the tests of several packages."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-# Before anything imports torch: threads that sleep when idle, and no hub.
+# Must be set before torch is imported: idle threads sleep, and nothing is downloaded from the hub.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -21,8 +21,10 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 @pytest.fixture(scope="session")
 def char_tokenizer() -> Any:
-    """One token per character (printable ASCII and newline; anything else is <unk>), `<eos>`, no chat template. Shared:
-    copy it before changing it."""
+    """A tokenizer with one token per character (printable ASCII and newline; others are <unk>) and no chat template.
+
+    It is shared by all tests: copy it before changing it.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +59,7 @@ def gsm8k_each(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Run]:
-    """Runs a coroutine on the one event loop of the session, on which the shared engine lives."""
+    """Run a coroutine on the event loop of the session, which the shared engine also uses."""
     with asyncio.Runner() as runner:
         yield runner.run
 
@@ -74,7 +76,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vllm_engine(tiny_model: Path, run: Run) -> Iterator[Any]:
-    """The one real vLLM engine of the session, bf16, in this process."""
+    """The real vLLM engine of the session (bf16, in this process)."""
     from transformers import AutoTokenizer
 
     from volley.rollout.config import RolloutConfig

@@ -1,4 +1,4 @@
-"""A headless Chromium that is driven over its DevTools protocol, for the tests of Ray's dashboard."""
+"""A headless Chromium controlled over the DevTools protocol, for the tests of Ray's dashboard."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
 class Page:
-    """The browser's one page."""
+    """The only page of the browser."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -34,12 +34,12 @@ class Page:
                     return dict(answer["result"])
 
     async def text(self) -> str:
-        """What a reader sees."""
+        """The visible text."""
         answer = await self.send("Runtime.evaluate", expression="document.body ? document.body.innerText : ''")
         return str(answer["result"].get("value", ""))
 
-    async def shows(self, wanted: tuple[str, ...], timeout_s: float = 60) -> str:
-        """The page's text, once all of `wanted` stand in it."""
+    async def wait_for_text(self, wanted: tuple[str, ...], timeout_s: float = 60) -> str:
+        """Wait until the page contains all of `wanted`. Returns the page's text."""
         deadline = time.monotonic() + timeout_s
         while missing := [each for each in wanted if each not in (text := await self.text())]:
             assert time.monotonic() < deadline, (missing, text[:3000])
@@ -52,7 +52,7 @@ class Page:
 
 @asynccontextmanager
 async def browser(directory: Path) -> AsyncIterator[Page]:
-    """Chromium with its profile in `directory`, ended afterwards."""
+    """Start Chromium with its profile in `directory`, and kill it afterwards."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000", "--remote-debugging-port=0"]
     process = subprocess.Popen(
         [CHROMIUM, *flags, f"--user-data-dir={directory}", "about:blank"],

@@ -1,4 +1,4 @@
-"""Fixtures of the whole runs."""
+"""Fixtures for tests of whole runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from volley.cluster.cli.main import main
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a model, problems, and room for runs/."""
+    """A directory with a model and problems, in which runs are started."""
     root = tmp_path_factory.mktemp("workspace")
     make_model(root / "model", seed=0)
     write_problems(root / "data", seed=0)
@@ -20,7 +20,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Of `volley train recipe.yaml` with overrides: the exit code and the one sentence; nothing is written."""
+    """Run `volley train recipe.yaml` with overrides; returns the exit code and the error, after checking its form."""
 
     def refuse(*overrides: str) -> tuple[int, str]:
         code = main(["train", "recipe.yaml", *overrides])
@@ -28,7 +28,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
         lines = [line for line in captured.err.splitlines() if line.startswith("volley: ")]
         assert "Traceback" not in captured.err
         assert len(lines) == 1, captured.err
-        assert not Path("runs").exists(), "something was written"
+        assert not Path("runs").exists(), "the refused run wrote files"
         return code, lines[0]
 
     return refuse

@@ -1,8 +1,8 @@
-"""What a run leaves on the machine: processes, listening sockets, shared memory. For the tests here.
+"""Find what a run leaves behind on the machine: processes, listening sockets and shared memory.
 
-A process is the run's by a variable in its environment, by its working directory, or by its parents: Ray and vLLM write
-their titles over their environment, and a daemon may have lost its parents. Sockets are known by inode, so that a port
-that somebody else takes later is no leftover.
+A process belongs to a run if it has the run's environment variable, its working directory, or an ancestor in the run.
+All three are needed: Ray and vLLM overwrite their environment with their titles, and daemons lose their parents.
+Sockets are identified by inode, because another process may reuse a port later.
 """
 
 import os
@@ -12,48 +12,50 @@ from pathlib import Path
 
 import psutil
 
-MARK = "VOLLEY_TEST_RUN"
+VARIABLE = "VOLLEY_TEST_RUN"
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class Traces:
-    """Of one run, gathered while it lives. directory: that all its processes work in or below, and nobody else.
-    variables: to start it with. family: every process it was seen to have."""
+class ResourceTracker:
+    """Tracks the resources of one run while it is alive."""
 
     def __init__(self, directory: Path) -> None:
-        self.variables = {MARK: uuid.uuid4().hex}
-        self.family: dict[int, psutil.Process] = {}
-        self._mark = f"{MARK}={self.variables[MARK]}".encode()
+        """directory: the working directory of the run; its processes run in it or below, and no others do."""
+        self.variables = {VARIABLE: uuid.uuid4().hex}
+        """Environment variables to start the run with."""
+        self.processes: dict[int, psutil.Process] = {}
+        """All processes of the run that were observed."""
+        self._entry = f"{VARIABLE}={self.variables[VARIABLE]}".encode()
         self._directory = str(directory.resolve())
         self._sockets: set[str] = set()
         self._segments: set[str] = set()
         self._segments_before = set(os.listdir(SHARED_MEMORY))
 
-    def look(self) -> None:
-        """Remember what the run has now."""
+    def update(self) -> None:
+        """Record the current processes of the run."""
         parents, known = {}, {process.pid for process in self.alive()}
-        there = {process.pid: process for process in psutil.process_iter()}
-        for pid, process in there.items():
+        current = {process.pid: process for process in psutil.process_iter()}
+        for pid, process in current.items():
             with suppress(OSError, psutil.Error):
                 parents[pid] = process.ppid()
-                if self._is_marked(pid):
+                if self._is_own(pid):
                     known.add(pid)
         while new := {pid for pid, parent in parents.items() if parent in known and pid not in known}:
             known |= new
         for pid in known:
-            if pid in there and not (pid in self.family and self.family[pid].is_running()):
-                self.family[pid] = there[pid]
+            if pid in current and not (pid in self.processes and self.processes[pid].is_running()):
+                self.processes[pid] = current[pid]
 
-    def _is_marked(self, pid: int) -> bool:
+    def _is_own(self, pid: int) -> bool:
         with suppress(OSError):
-            works_in = os.readlink(f"/proc/{pid}/cwd")
-            if works_in == self._directory or works_in.startswith(f"{self._directory}/"):
+            directory = os.readlink(f"/proc/{pid}/cwd")
+            if directory == self._directory or directory.startswith(f"{self._directory}/"):
                 return True
-        return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return self._entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
-    def look_closely(self) -> None:
-        """As `look`, and at the processes' sockets and segments; slower."""
-        self.look()
+    def update_all(self) -> None:
+        """Record processes, sockets and shared memory; slower than `update`."""
+        self.update()
         listening = listening_sockets()
         for process in self.alive():
             held = held_by(process.pid)
@@ -62,19 +64,19 @@ class Traces:
 
     def alive(self) -> list[psutil.Process]:
         found = []
-        for process in self.family.values():
+        for process in self.processes.values():
             with suppress(psutil.Error):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
-    def left(self) -> list[str]:
-        """What is there still, in words. New segments are the run's unless another process holds them."""
-        self.look()
+    def remaining(self) -> list[str]:
+        """Describe what still exists. New shared memory belongs to the run unless another process uses it."""
+        self.update()
         found = [f"process {process.pid} {title_of(process)[:100]}" for process in self.alive()]
         found += [f"listening at {where}" for inode, where in listening_sockets().items() if inode in self._sockets]
-        there = {f"{SHARED_MEMORY}/{name}" for name in os.listdir(SHARED_MEMORY)}
-        new = there - {f"{SHARED_MEMORY}/{name}" for name in self._segments_before}
+        segments = {f"{SHARED_MEMORY}/{name}" for name in os.listdir(SHARED_MEMORY)}
+        new = segments - {f"{SHARED_MEMORY}/{name}" for name in self._segments_before}
         if new - self._segments:
             for pid in psutil.pids():
                 new -= held_by(pid) - self._segments
@@ -82,7 +84,7 @@ class Traces:
 
 
 def listening_sockets() -> dict[str, str]:
-    """{inode as /proc names it: local address} of all TCP sockets that listen."""
+    """All listening TCP sockets: inode in the format of /proc -> local address."""
     found = {}
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -94,7 +96,7 @@ def listening_sockets() -> dict[str, str]:
 
 
 def held_by(pid: int) -> set[str]:
-    """Sockets and segments of shared memory that a process has open or mapped."""
+    """Sockets and shared memory segments that a process has open or mapped."""
     found = set()
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):

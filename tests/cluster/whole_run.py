@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them, for the tests here: write a recipe, run `volley`, read what it left."""
+"""Helpers for tests of whole runs: write a recipe, run `volley` as a user does, and read its output files."""
 
 import json
 import os
@@ -18,18 +18,18 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.cluster.leftovers import Traces, title_of
+from tests.cluster.leftovers import ResourceTracker, title_of
 from volley.rollout.data.parquet import read_groups
 
 VOLLEY = str(Path(sys.executable).with_name("volley"))
 STEPS = 25
 WORKER, ENGINE, RANK = "ray::WorkerActor", "VLLM::EngineCore", "ray::RankActor"
 SCORER = "ray::ScoringActor"
-TIMES = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share", "push_seconds"}
+TIMINGS = {"wall_s", "samples_per_s", "peak_memory_bytes", "rollout_idle_share", "learner_idle_share", "push_seconds"}
 
 
 def recipe(workspace: Path, name: str, **changes: Any) -> Path:
-    """A small synchronous fp32 recipe; `changes` are merged in by section."""
+    """Write a small synchronous fp32 recipe. `changes` are merged into it by section."""
     content: dict[str, Any] = {
         "name": name,
         "model": "model",
@@ -79,8 +79,8 @@ def rows(workspace: Path, name: str, file: str = "metrics.jsonl") -> list[dict[s
     return [json.loads(line) for line in (workspace / "runs" / name / file).read_text().splitlines()]
 
 
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in TIMES and not key.startswith("seconds/")}
+def without_timings(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMINGS and not key.startswith("seconds/")}
 
 
 def rounding(workspace: Path, name: str) -> str:
@@ -89,20 +89,20 @@ def rounding(workspace: Path, name: str) -> str:
 
 
 def first_difference(workspace: Path, name: str, whole: str) -> str:
-    """Empty when two runs have the same metrics, evaluations and weights, else where they part."""
+    """The first difference of two runs in metrics, evaluations or weights; "" if they are equal."""
     for file in ("metrics.jsonl", "evaluations.jsonl"):
         ours, theirs = rows(workspace, name, file), rows(workspace, whole, file)
         assert len(ours) == len(theirs)
-        for a, b in zip(map(timeless, ours), map(timeless, theirs), strict=True):
+        for a, b in zip(map(without_timings, ours), map(without_timings, theirs), strict=True):
             if a != b:
-                parts = {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
-                return f"{file}, step {a['step']}: {parts}"
+                different = {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+                return f"{file}, step {a['step']}: {different}"
     models = [load_file(workspace / "runs" / run / "model" / "model.safetensors") for run in (name, whole)]
     return next((f"weight {key}" for key in models[0] if not (models[0][key] == models[1][key]).all()), "")
 
 
 def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: int, *flags: str) -> None:
-    """Start a run and SIGKILL it as soon as `num_steps` steps stand in its metrics."""
+    """Start a run and SIGKILL it as soon as its metrics contain `num_steps` steps."""
     process = subprocess.Popen(
         [VOLLEY, "train", str(path), *flags],
         cwd=workspace,
@@ -118,15 +118,16 @@ def kill_after(workspace: Path, path: Path, name: str, num_steps: int, num_all: 
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(rows(workspace, name)) < num_all, "the run was over before the signal came"
+    assert len(rows(workspace, name)) < num_all, "the run finished before it was killed"
 
 
 class Run:
-    """A run on Ray under way, and its processes. around: a command that the run is started by."""
+    """A running training on Ray, and its processes."""
 
     def __init__(
         self, workspace: Path, name: str, flags: tuple[str, ...] = (), around: tuple[str, ...] = (), **changes: Any
     ) -> None:
+        """around: a command that starts the run, such as `nice`."""
         self.workspace, self.name = workspace, name
         base: dict[str, Any] = {
             "steps": STEPS,
@@ -143,11 +144,11 @@ class Run:
             base[key] = {**base[key], **value} if isinstance(base.get(key), dict) else value
         self.path = recipe(workspace, name, **base)
         self.log = workspace / f"{name}.log"
-        self.traces = Traces(workspace)
+        self.resources = ResourceTracker(workspace)
         self.process = subprocess.Popen(
             [*around, VOLLEY, "train", str(self.path), *flags],
             cwd=workspace,
-            env={**environment(), **self.traces.variables, **variables},
+            env={**environment(), **self.resources.variables, **variables},
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
         )
@@ -162,48 +163,49 @@ class Run:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             time.sleep(0.05)
-        self.traces.look_closely()
+        self.resources.update_all()
 
     def find(self, title: str) -> list[psutil.Process]:
-        self.traces.look()
-        return [p for p in self.traces.alive() if title_of(p).startswith(title)]
+        self.resources.update()
+        return [p for p in self.resources.alive() if title_of(p).startswith(title)]
 
-    def wait_until_said(self, pattern: str, times: int = 1, timeout_s: float = 200) -> None:
-        """Until its log has what the pattern matches so many times."""
+    def wait_for_log(self, pattern: str, times: int = 1, timeout_s: float = 200) -> None:
+        """Wait until the log matches the pattern `times` times."""
         deadline = time.monotonic() + timeout_s
         while len(re.findall(pattern, self.log.read_text())) < times:
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            self.traces.look()
+            self.resources.update()
             time.sleep(0.2)
 
     def stop(self, timeout_s: float = 100) -> int:
-        """Have it end after the step that it is in."""
-        self.traces.look_closely()
+        """Send SIGINT, which ends the run after the current step. Returns the exit code."""
+        self.resources.update_all()
         self.process.send_signal(signal.SIGINT)
         return self.end(timeout_s)
 
     def end(self, timeout_s: float = 200) -> int:
+        """Wait for the run to end. Returns the exit code."""
         deadline = time.monotonic() + timeout_s
-        self.traces.look_closely()
+        self.resources.update_all()
         while self.process.poll() is None:
             if time.monotonic() > deadline:
-                pytest.fail(f"it hangs: {self.log.read_text()[-3000:]}")
+                pytest.fail(f"the run hangs: {self.log.read_text()[-3000:]}")
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(3)
-            self.traces.look_closely()
+            self.resources.update_all()
         return int(self.process.returncode)
 
     def kill(self) -> None:
         """SIGKILL the driver."""
-        self.traces.look_closely()
+        self.resources.update_all()
         self.process.kill()
         self.process.wait()
 
     def assert_nothing_left(self) -> None:
-        """No process, listening socket or segment of shared memory; also of workers that were started late."""
+        """Assert that no process, listening socket or shared memory is left, including those of late workers."""
         deadline = time.monotonic() + 60
-        while left := self.traces.left():
+        while left := self.resources.remaining():
             assert time.monotonic() < deadline, left
             time.sleep(0.5)
 
@@ -225,8 +227,8 @@ def running(workspace: Path, name: str, *flags: str, around: tuple[str, ...] = (
     try:
         yield run
     finally:
-        run.traces.look()
+        run.resources.update()
         run.process.kill()
-        for process in run.traces.family.values():
+        for process in run.resources.processes.values():
             with suppress(psutil.Error):
                 process.kill()

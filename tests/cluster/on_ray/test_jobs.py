@@ -18,7 +18,7 @@ import pytest
 from ray._common.utils import get_default_ray_temp_dir
 
 from tests.cluster.browser import CHROMIUM, browser
-from tests.cluster.leftovers import Traces, title_of
+from tests.cluster.leftovers import ResourceTracker, title_of
 from tests.cluster.whole_run import ENGINE, RANK, VOLLEY, WORKER, environment, recipe, rows
 from volley.cluster.on_ray import probe
 from volley.rollout.errors import ConfigError
@@ -146,14 +146,14 @@ def test_submitted_run_is_watched_and_stopped_with_a_checkpoint(head: Path, work
         (job,) = re.findall(r"submitted (\S+);", submitted.stdout)
         asyncio.run(look_at_dashboard(head, tmp_path, job))
     # Jobs run in copies of their directory, below the directory of the head's session.
-    traces = Traces(Path(get_default_ray_temp_dir()) / "session_latest")
-    assert all(of_run(traces, kind) for kind in (WORKER, ENGINE, RANK))
+    resources = ResourceTracker(Path(get_default_ray_temp_dir()) / "session_latest")
+    assert all(of_run(resources, kind) for kind in (WORKER, ENGINE, RANK))
     started = time.monotonic()
     stopped = volley(head, workspace, "stop", "job")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert time.monotonic() - started < 60
     deadline = time.monotonic() + 60
-    while left := of_run(traces, WORKER, ENGINE, RANK):
+    while left := of_run(resources, WORKER, ENGINE, RANK):
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
     last = rows(workspace, "job")[-1]["step"]
@@ -215,17 +215,17 @@ async def look_at_dashboard(home: Path, directory: Path, job: str) -> None:
     async with browser(directory / "profile") as page:
         await page.send("Network.setCookie", name="ray-authentication-token", value=token, url=DASHBOARD)
         await page.send("Page.navigate", url=f"{DASHBOARD}/#/jobs")
-        await page.shows((job, "RUNNING"))
+        await page.wait_for_text((job, "RUNNING"))
         await page.screenshot(directory / "jobs.png")
         await page.send("Page.navigate", url=f"{DASHBOARD}/#/actors")
-        await page.shows(("job:learner-0", "job:rollout-0.0", "job:rollout-1.0", "ALIVE"))
+        await page.wait_for_text(("job:learner-0", "job:rollout-0.0", "job:rollout-1.0", "ALIVE"))
         await page.screenshot(directory / "actors.png")
 
 
-def of_run(traces: Traces, *kinds: str) -> list[str]:
+def of_run(resources: ResourceTracker, *kinds: str) -> list[str]:
     """The run's live processes of these kinds."""
-    traces.look()
-    return [title_of(each) for each in traces.alive() if title_of(each).startswith(kinds)]
+    resources.update()
+    return [title_of(each) for each in resources.alive() if title_of(each).startswith(kinds)]
 
 
 NAMES = (

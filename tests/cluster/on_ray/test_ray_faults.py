@@ -35,7 +35,7 @@ def test_lost_rollout_workers_are_replaced_and_no_sample_is_lost(workspace: Path
             for victim in victims[:num_lost]:
                 os.kill(victim.pid, number)
             restarts += num_lost
-            run.wait_until_said(r"rollout worker [01]\.[1-9]\d* serves version", restarts)
+            run.wait_for_log(r"rollout worker [01]\.[1-9]\d* serves version", restarts)
             run.wait_for(run.steps() + 5)
             last = rows(workspace, name)[-1]
             assert (last["rollout_restarts"], last["rollout_workers"]) == (restarts, 2)
@@ -131,7 +131,7 @@ def test_engine_lost_during_a_push_is_replaced(workspace: Path, tmp_path: Path) 
                 time.sleep(0.01)
             engine.send_signal(number)
             in_push.unlink()
-            run.wait_until_said(rf"rollout worker 0\.{restarts} serves version \d+")
+            run.wait_for_log(rf"rollout worker 0\.{restarts} serves version \d+")
         assert run.end() == 0, run.log.read_text()[-3000:]
         log = run.log.read_text()
         for generation in (0, 1):
