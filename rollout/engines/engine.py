@@ -8,16 +8,22 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from volley.rollout.transport.protocol import ReceiverEnd
 from volley.rollout.types import Completion, Logprobs, Sampling, TokenIds
 
 
 class Engine(Protocol):
     """Samples completions under versioned weights."""
 
-    version: int
-    """Weight version being served; 0 for the initial weights."""
-    capacity: float
-    """Samples that it works on at once; do not send it more."""
+    @property
+    def version(self) -> int:
+        """Weight version being served; 0 for the initial weights."""
+        ...
+
+    @property
+    def capacity(self) -> float:
+        """Samples that it works on at once; do not send it more."""
+        ...
 
     def submit(self, token_ids: TokenIds, sampling: Sampling, seed: int) -> list[asyncio.Future[Completion]]:
         """Queue one prompt; returns `sampling.num_samples` futures, each done when its completion ends.
@@ -34,4 +40,22 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Fail the requests in flight and free the engine."""
+        ...
+
+
+class WorkerEngine(Engine, ReceiverEnd, Protocol):
+    """The engine of a rollout worker: it receives weights, and others can tell whether it is alive."""
+
+    @property
+    def num_steps(self) -> int:
+        """Engine steps so far. If it does not change while requests are in flight, the engine hangs."""
+        ...
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its processes have ended."""
+        ...
+
+    async def process_ids(self) -> list[int]:
+        """The processes that hold the model."""
         ...

@@ -8,8 +8,10 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from volley.rollout.engines.engine import WorkerEngine
 from volley.rollout.engines.messages import Collected, Finished, RequestBatch
 from volley.rollout.transport.protocol import VerbResult
 from volley.rollout.transport.stream import TransportError
@@ -27,26 +29,31 @@ class WorkerInfo:
 
     process_ids: tuple[int, ...]
     """The worker's own, then those of its engine."""
-    capacity: int
+    capacity: float
     """Samples that run at once."""
 
 
 class RolloutWorker:
     """Holds an engine and serves the calls of a `RemoteEngine`."""
 
-    def __init__(self, build: Callable[[], Any]) -> None:
+    def __init__(self, build: Callable[[], WorkerEngine]) -> None:
         """build: creates the engine; it is called on the worker's event loop."""
         self._build = build
-        self._engine: Any = None
+        self._loaded: WorkerEngine | None = None
         self._unconfirmed: dict[int, int] = {}  # number -> samples whose receipt is not confirmed yet
         self._finished: dict[tuple[int, int], Finished] = {}
         self._arrival: asyncio.Future[None] | None = None
         self._dead = ""
 
+    @property
+    def _engine(self) -> WorkerEngine:
+        assert self._loaded is not None, "the worker was not started"
+        return self._loaded
+
     async def start(self) -> WorkerInfo:
         """Load the model. May be called again."""
-        if self._engine is None:
-            self._engine = self._build()
+        if self._loaded is None:
+            self._loaded = self._build()
         return WorkerInfo((os.getpid(), *await self._engine.process_ids()), self._engine.capacity)
 
     async def submit(self, requests: RequestBatch) -> None:
@@ -56,7 +63,7 @@ class RolloutWorker:
                 self._unconfirmed[request.number] = request.sampling.num_samples
                 futures = self._engine.submit(request.token_ids, request.sampling, request.seed)
                 for sample, future in enumerate(futures):
-                    future.add_done_callback(lambda done, n=request.number, i=sample: self._finish(n, i, done))
+                    future.add_done_callback(partial(self._finish, request.number, sample))
 
     async def collect(self, confirmed: Sequence[tuple[int, int]], wait_s: float) -> Collected:
         """The finished samples that are not confirmed yet; waits up to `wait_s` seconds for the first one.
@@ -91,8 +98,8 @@ class RolloutWorker:
 
     async def close(self) -> None:
         """Free the engine."""
-        if self._engine is not None:
-            await self._engine.close()
+        if self._loaded is not None:
+            await self._loaded.close()
 
     def _finish(self, number: int, sample: int, done: "asyncio.Future[Completion]") -> None:
         if done.cancelled():

@@ -29,13 +29,13 @@ def test_good_messages_pass_unchanged() -> None:
         ([USER, ASSISTANT], "the last chat message is the assistant's"),
     ],
 )
-def test_bad_messages_are_named(value: Any, problem: str) -> None:
+def test_errors_name_the_message(value: Any, problem: str) -> None:
     with pytest.raises(DataError, match=r"^f:1") as caught:
         check_messages(value, "f:1")
     assert problem in str(caught.value)
 
 
-def test_rendering_opens_the_answer(char_tokenizer: Any) -> None:
+def test_rendered_chat_ends_where_the_assistant_starts(char_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(char_tokenizer)
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -44,7 +44,7 @@ def test_rendering_opens_the_answer(char_tokenizer: Any) -> None:
     assert render_chat(tokenizer, [USER], "f:1") == "<user>hi<assistant>"
 
 
-def test_a_template_may_refuse(char_tokenizer: Any) -> None:
+def test_a_template_can_reject_messages(char_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(char_tokenizer)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(

@@ -51,7 +51,7 @@ def test_long_rows_are_refused(tmp_path: Path, char_tokenizer: Any) -> None:
         demonstrations(tmp_path, char_tokenizer, rows, max_length=3)
 
 
-def test_an_end_token_that_is_there_is_not_doubled(tmp_path: Path, char_tokenizer: Any) -> None:
+def test_an_existing_end_token_is_not_added_again(tmp_path: Path, char_tokenizer: Any) -> None:
     rows = [{"prompt": "ab", "completion": [{"role": "assistant", "content": "x<eos>"}]}]
     group = demonstrations(tmp_path, char_tokenizer, rows).group_at(0, 0)
     assert group.completions[0].token_ids[1:].tolist() == [char_tokenizer.eos_token_id]

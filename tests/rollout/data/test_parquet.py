@@ -74,7 +74,7 @@ def test_a_file_holds_the_groups_flat(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extracted", ["18", "", None])
-def test_an_answer_that_is_not_told_is_not_one_that_is_missing(tmp_path: Path, extracted: str | None) -> None:
+def test_unreported_and_missing_answers_differ(tmp_path: Path, extracted: str | None) -> None:
     base = group(0, (0.0,))
     scored = ScoredGroup(base.prompt, base.completions, (Score(0.0, {}, "", 0.0, extracted),))
     write_groups(tmp_path / "a.parquet", [scored], 1)
@@ -82,7 +82,7 @@ def test_an_answer_that_is_not_told_is_not_one_that_is_missing(tmp_path: Path, e
     assert (score.extracted, score.is_answerless) == (extracted, extracted == "")
 
 
-def test_files_without_segments_are_read_as_single_turns(tmp_path: Path) -> None:
+def test_files_of_earlier_versions_are_read_as_single_turns(tmp_path: Path) -> None:
     """Files of earlier versions."""
     path = tmp_path / "old.parquet"
     write_groups(path, [group(0), group(1)], 12)
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert len(read_groups(path)) == 1
 
 
-def test_half_characters_from_a_reward_do_not_stop_the_run(tmp_path: Path) -> None:
+def test_lone_surrogates_of_a_reward_are_replaced(tmp_path: Path) -> None:
     base = group(0, (1.0,))
     odd = ScoredGroup(base.prompt, base.completions, (Score(1.0, {}, "bad \ud83d", 1.0, "\udc00"),))
     write_groups(tmp_path / "a.parquet", [odd], 1)
@@ -123,7 +123,7 @@ def test_half_characters_from_a_reward_do_not_stop_the_run(tmp_path: Path) -> No
     assert (score.unscorable, score.extracted) == ("bad ?", "?")
 
 
-def test_what_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a readable file of samples"):
         read_groups(tmp_path / "none.parquet")
     whole = tmp_path / "whole.parquet"

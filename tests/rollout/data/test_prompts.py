@@ -87,7 +87,7 @@ def test_in_order_over_many_batches(tmp_path: Path, char_tokenizer: Any) -> None
     assert [p.ordinal for p in found] == [p.index for p in found] == list(range(2500))
 
 
-def test_raw_text_gets_the_tokenizers_own_special_tokens_and_a_chat_none(tmp_path: Path, chat_tokenizer: Any) -> None:
+def test_special_tokens_are_added_to_text_and_not_to_chats(tmp_path: Path, chat_tokenizer: Any) -> None:
     from tokenizers.processors import TemplateProcessing
 
     chat_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -153,7 +153,7 @@ def test_long_prompts_are_refused(tmp_path: Path, char_tokenizer: Any) -> None:
         prompts(tmp_path, char_tokenizer, rows, max_prompt_tokens=5, on_long="refuse")
 
 
-def test_fingerprint_follows_what_is_given_out(tmp_path: Path, chat_tokenizer: Any) -> None:
+def test_fingerprint_changes_with_the_prompts(tmp_path: Path, chat_tokenizer: Any) -> None:
     rows = [{"prompt": "x" * length} for length in (3, 9, 5)]
     first = prompts(tmp_path, chat_tokenizer, rows)
     assert prompts(tmp_path, chat_tokenizer, rows, seed=9).fingerprint == first.fingerprint
@@ -176,7 +176,7 @@ def test_fingerprint_follows_what_is_given_out(tmp_path: Path, chat_tokenizer: A
         ({"prompt": [{"role": "user", "content": "x"}]}, {"prompt_template": "{prompt}"}, "the prompt is a chat"),
     ],
 )
-def test_bad_rows_are_named(
+def test_errors_name_the_row(
     tmp_path: Path, chat_tokenizer: Any, row: dict[str, Any], data: dict[str, Any], problem: str
 ) -> None:
     good = {"prompt": "p", "answer": "#### 1"} if "answer_after" in data else {"prompt": "p"}

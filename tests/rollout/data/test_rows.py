@@ -119,7 +119,7 @@ def test_gsm8k_is_read_whole(gsm8k_each: Path) -> None:
         ("{}", "the columns are: none"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+def test_errors_name_the_broken_line(tmp_path: Path, line: str, problem: str) -> None:
     text = message(write_lines(tmp_path / "a.jsonl", {"prompt": "fine"}, "", line, {"prompt": "fine"}))
     assert text.startswith(f"{tmp_path}/a.jsonl:3: ")
     assert problem in text
@@ -158,14 +158,14 @@ def test_no_rows(tmp_path: Path, name: str) -> None:
     assert "it has no rows" in message(str(path))
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     assert "no such file" in message(str(tmp_path / "a.jsonl"))
     assert "no such file" in message("train.parquet")
     assert "no such file or directory" in message(str(tmp_path / "nothing"))
     assert "no such file or directory" in message("./nothing:train")
 
 
-def test_what_is_not_data(tmp_path: Path) -> None:
+def test_unsupported_files(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     assert "not a readable Parquet file" in message(str(tmp_path / "a.parquet"))
     (tmp_path / "a.csv").write_text("prompt\na\n")
@@ -174,7 +174,7 @@ def test_what_is_not_data(tmp_path: Path) -> None:
     assert "is not a readable data set" in message(str(tmp_path / "empty"))
 
 
-def test_splits_have_to_be_named(tmp_path: Path) -> None:
+def test_a_split_must_be_named(tmp_path: Path) -> None:
     some = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict(train=some, test=some).save_to_disk(tmp_path / "d")
     some.save_to_disk(tmp_path / "one")
@@ -187,7 +187,7 @@ def test_splits_have_to_be_named(tmp_path: Path) -> None:
     assert "has no splits" in message(f"{tmp_path}/one:train")
 
 
-def test_hub_out_of_reach_is_one_sentence() -> None:
+def test_an_unreachable_hub_gives_one_sentence() -> None:
     program = """
 from volley.rollout.errors import DataError
 from volley.rollout.data.rows import read_rows

@@ -1,4 +1,4 @@
-"""What every engine must keep: the fake one, the same at the far end of a wire, and real vLLM in this process."""
+"""The contract of every engine: the fake one, the same behind a remote engine, and real vLLM in this process."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ async def sample(engine: Engine, sampling: Sampling, seed: int = 3) -> list[Comp
     return list(await asyncio.gather(*engine.submit(PROMPT, sampling, seed)))
 
 
-def test_as_many_samples_as_asked_for_and_all_of_them_whole(engine: Engine, run: Run) -> None:
+def test_number_and_fields_of_samples(engine: Engine, run: Run) -> None:
     for completion in run(sample(engine, Sampling(5, 1.0, max_tokens=8))):
         assert 1 <= len(completion.token_ids) == len(completion.logprobs) <= 8
         assert all(value <= 0 for value in completion.logprobs)
@@ -47,7 +47,7 @@ def test_as_many_samples_as_asked_for_and_all_of_them_whole(engine: Engine, run:
         assert completion.first_version <= completion.last_version == engine.version
 
 
-def test_the_same_seed_gives_the_same_samples_and_another_gives_others(engine: Engine, run: Run) -> None:
+def test_samples_depend_on_the_seed_only(engine: Engine, run: Run) -> None:
     first = run(sample(engine, Sampling(4, 1.0, max_tokens=12), seed=1))
     assert first == run(sample(engine, Sampling(4, 1.0, max_tokens=12), seed=1))
     assert first != run(sample(engine, Sampling(4, 1.0, max_tokens=12), seed=2))
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_samples_and_another_gives_others(engine: E
 
 
 def test_sample_i_has_the_seed_plus_i(engine: Engine, run: Run) -> None:
-    """What lets a lost engine's samples be asked of another one by one."""
+    """Therefore a lost engine's samples can be sent to another engine one by one."""
     group = run(sample(engine, Sampling(3, 1.0, max_tokens=4), seed=10))
     alone = [run(sample(engine, Sampling(1, 1.0, max_tokens=4), seed=10 + i))[0] for i in range(3)]
     assert [tuple(completion.token_ids) for completion in alone] == [
@@ -74,7 +74,7 @@ def test_logprobs_of_all_tokens_but_the_first(engine: Engine, run: Run) -> None:
     assert [(len(values), values.dtype) for values in found] == [(3, np.float32), (1, np.float32)]
 
 
-def test_cancelled_requests_leave_it_serving(engine: Engine, run: Run) -> None:
+def test_an_engine_continues_after_cancelled_requests(engine: Engine, run: Run) -> None:
     async def cancel_then_sample() -> list[Completion]:
         for future in engine.submit(PROMPT, Sampling(4, 1.0, max_tokens=30), 1):
             future.cancel()

@@ -1,4 +1,4 @@
-"""The pool: least loaded first, no more than an engine takes, and nothing lost with an engine."""
+"""The pool: least loaded engine first, capacities respected, and nothing lost with an engine."""
 
 import asyncio
 
@@ -51,7 +51,7 @@ def test_requests_go_to_the_least_loaded_engine() -> None:
     asyncio.run(everything())
 
 
-def test_no_engine_gets_more_than_it_takes_and_the_oldest_go_first() -> None:
+def test_capacity_is_respected_and_the_oldest_requests_start_first() -> None:
     async def everything() -> None:
         engine = MortalEngine(capacity=8)
         pool = RolloutPool([engine])
@@ -69,14 +69,14 @@ def test_no_engine_gets_more_than_it_takes_and_the_oldest_go_first() -> None:
     asyncio.run(everything())
 
 
-def test_a_group_larger_than_any_engine_still_goes_out() -> None:
+def test_a_group_larger_than_any_capacity_is_sent() -> None:
     assert len(asyncio.run(sample(RolloutPool([MortalEngine(capacity=2)]), 3, size=5))) == 3
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(1, 20))
-def test_engines_that_die_lose_nothing_and_change_nothing(lives: list[int], prompts: int) -> None:
-    """The samples are those of one engine that never dies, whoever dies when; the last one lives."""
+def test_lost_engines_change_no_sample(lives: list[int], prompts: int) -> None:
+    """Whichever engines are lost and when, the samples equal those of one engine that is never lost."""
 
     async def everything() -> None:
         expected = await sample(RolloutPool([MortalEngine()]), prompts)
@@ -112,7 +112,7 @@ def test_other_errors_of_an_engine_are_not_retried() -> None:
         asyncio.run(everything())
 
 
-def test_cancelled_requests_are_cancelled_in_the_engine_and_never_start_when_they_waited() -> None:
+def test_cancelled_requests_stop_or_never_start() -> None:
     async def everything() -> None:
         engine = MortalEngine(capacity=4, delay=0.05)
         pool = RolloutPool([engine])

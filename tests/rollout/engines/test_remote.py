@@ -1,4 +1,4 @@
-"""A worker asked from afar, without Ray between: what happens when calls fail, repeat, hang, or an engine freezes."""
+"""A remote engine and its worker without Ray: calls that fail, repeat or hang, and engines that hang."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ from volley.rollout.types import LoadedWeights, Sampling, as_token_ids
 
 
 class Wire:
-    """Carries calls to a worker in this process. before, after: what goes wrong on the way there and back."""
+    """Carries calls to a worker in this process. before: called before each call, to make it fail or hang."""
 
     def __init__(self, delay: float = 0.002) -> None:
         self.engine = FakeEngine(lambda ids, number: ([number % 50], str(number)), lambda number: delay)
@@ -43,7 +43,7 @@ def futures(engine: RemoteEngine, prompts: int, size: int = 3) -> list[asyncio.F
     return [future for p in range(prompts) for future in engine.submit(as_token_ids([p]), Sampling(size), 10 * p)]
 
 
-def test_samples_are_those_of_the_engine_itself_and_travel_in_batches() -> None:
+def test_samples_equal_the_engines_and_travel_in_batches() -> None:
     async def everything() -> None:
         wire = Wire()
         engine = wire.remote()
@@ -82,7 +82,7 @@ def test_repeated_calls_change_nothing() -> None:
 
 
 def test_a_completion_delivered_twice_counts_once() -> None:
-    """Every answer of `collect` brings once more what an earlier one brought, under other requests' eyes."""
+    """Every answer of `collect` repeats all earlier ones."""
 
     async def everything() -> None:
         wire = Wire()
@@ -111,7 +111,7 @@ def test_a_completion_delivered_twice_counts_once() -> None:
     asyncio.run(everything())
 
 
-def test_version_and_digest_are_those_that_the_engine_says() -> None:
+def test_version_and_digest_come_from_the_engine() -> None:
     async def everything() -> None:
         wire = Wire()
         engine = wire.remote()
@@ -125,7 +125,7 @@ def test_version_and_digest_are_those_that_the_engine_says() -> None:
     asyncio.run(everything())
 
 
-def test_an_engine_that_waits_between_commit_and_resume_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_between_commit_and_resume_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_engine, "POLL_S", 0.05)
 
     class Paused(FakeEngine):
@@ -168,7 +168,7 @@ def test_a_failed_call_loses_the_worker_with_its_name_and_phase() -> None:
     asyncio.run(everything())
 
 
-def test_an_engine_that_makes_no_step_is_lost_and_one_that_works_long_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_steps_is_lost_and_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_engine, "POLL_S", 0.05)
 
     class Frozen(FakeEngine):
@@ -205,7 +205,7 @@ def test_a_worker_that_does_not_answer_is_lost() -> None:
     asyncio.run(everything())
 
 
-def test_the_death_of_the_engine_inside_the_worker_is_seen() -> None:
+def test_a_dead_engine_inside_the_worker_is_detected() -> None:
     class Dying(FakeEngine):
         async def _sample(self, *args: object) -> Any:
             self.is_dead = True

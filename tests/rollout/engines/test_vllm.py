@@ -55,13 +55,13 @@ def test_logprobs_are_those_of_the_sampling_distribution(
     assert torch.cat(gaps).mean() < 0.01
 
 
-def test_top_p_renormalises_what_it_keeps(vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]) -> None:
+def test_top_p_renormalises_logprobs(vllm_engine: Any, run: Run, reference: Callable[..., torch.Tensor]) -> None:
     for completion in run(sample(vllm_engine, Sampling(4, 1.0, top_p=0.5, max_tokens=20))):
         whole = reference(np.concatenate([PROMPT, completion.token_ids]), 1.0)[len(PROMPT) - 1 :]
         assert torch.all(torch.tensor(completion.logprobs) > whole + 0.3)
 
 
-def test_the_same_request_gives_the_same_samples_and_another_seed_others(vllm_engine: Any, run: Run) -> None:
+def test_samples_repeat_with_the_seed(vllm_engine: Any, run: Run) -> None:
     sampling = Sampling(4, 1.0, max_tokens=20)
     first, again = (run(sample(vllm_engine, sampling, seed=5)) for _ in range(2))
     assert first == again
@@ -69,8 +69,8 @@ def test_the_same_request_gives_the_same_samples_and_another_seed_others(vllm_en
     assert run(sample(vllm_engine, sampling, seed=6)) != first
 
 
-def test_more_prompt_tokens_than_one_step_takes(vllm_engine: Any, run: Run) -> None:
-    # vLLM's CPU runner dies of a seeded request whose prompt it cut in two; 96 x 100 tokens are more than its 4,096.
+def test_more_prompt_tokens_than_fit_into_a_step(vllm_engine: Any, run: Run) -> None:
+    # vLLM's CPU runner fails on a seeded request whose prompt it splits; 96 x 100 tokens exceed its limit of 4,096.
     draw = random.Random(0)
     prompts = [as_token_ids([draw.randrange(8, 18) for _ in range(100)]) for _ in range(96)]
 
@@ -84,21 +84,21 @@ def test_more_prompt_tokens_than_one_step_takes(vllm_engine: Any, run: Run) -> N
     assert np.array_equal(together[40][0].token_ids, alone.token_ids)
 
 
-def test_greedy_is_greedy_and_truncation_is_marked(vllm_engine: Any, run: Run) -> None:
+def test_greedy_sampling_and_truncation(vllm_engine: Any, run: Run) -> None:
     (one,), (two,) = (run(sample(vllm_engine, Sampling(1, 0.0, max_tokens=5), seed)) for seed in (1, 2))
     assert np.array_equal(one.token_ids, two.token_ids)
     assert len(one.token_ids) == 5
     assert one.truncated
 
 
-def test_a_stop_string_ends_a_completion_and_is_not_in_its_text(vllm_engine: Any, run: Run) -> None:
+def test_stop_strings_end_completions_and_are_removed(vllm_engine: Any, run: Run) -> None:
     completions = run(sample(vllm_engine, Sampling(16, 1.0, max_tokens=60, stop=("5",)), seed=3))
     stopped = [completion for completion in completions if not completion.truncated]
     assert stopped
     assert all("5" not in completion.text for completion in completions)
 
 
-def test_an_end_token_is_part_of_the_tokens_and_not_of_the_text(vllm_engine: Any, run: Run) -> None:
+def test_the_end_token_is_in_the_tokens_and_not_in_the_text(vllm_engine: Any, run: Run) -> None:
     completions = run(sample(vllm_engine, Sampling(32, 1.0, max_tokens=80), seed=4))
     ended = [completion for completion in completions if not completion.truncated]
     assert ended
@@ -144,8 +144,8 @@ def test_teacher_forced_logprobs(vllm_engine: Any, run: Run, reference: Callable
         assert (reference(ids, 1.0) - torch.tensor(ours)).abs().mean() < 0.01
 
 
-def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path) -> None:
-    """AsyncLLM: samples, takes weights over gloo while requests are in flight, survives a push that breaks, closes."""
+def test_the_async_engine_samples_and_takes_weights(tiny_model: Path) -> None:
+    """AsyncLLM samples, loads weights over gloo while requests are in flight, survives a broken push, and closes."""
     from transformers import AutoTokenizer
 
     async def everything() -> None:
@@ -165,7 +165,7 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             assert engine.version == 0
             assert np.array_equal(await engine.logprobs([PROMPT]), before)
             received, sent = await push(engine, weights)
-            # Nothing has changed yet; and what is not committed may be sent again.
+            # Nothing has changed yet, and a push that was not committed may be repeated.
             assert (engine.version, received) == (0, sent)
             assert (await push(engine, weights))[0] == sent
             steps = engine.num_steps
@@ -176,7 +176,7 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             completions = await asyncio.gather(*futures)
             assert (0, 7) in {(c.first_version, c.last_version) for c in completions}
             assert not np.array_equal(before, await engine.logprobs([PROMPT]))
-            # The same weights once more under another version are the same to the digest; others are not.
+            # The digest depends on the weights and not on the version.
             await push(engine, weights)
             again = await commit_and_submit(engine, 8)
             assert (loaded.version, again.version) == (7, 8)
@@ -184,7 +184,7 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
             name = next(iter(weights))
             await push(engine, {**weights, name: weights[name] + 1})
             assert (await commit_and_submit(engine, 9)).digest != loaded.digest
-            # What cannot be loaded leaves an engine that serves nothing.
+            # If the weights cannot be loaded, the engine serves nothing.
             await push(engine, {**weights, name: weights[name][:-1]})
             with pytest.raises(Exception, match=r"commit|call to|shape|size|failed"):
                 await engine.commit(10)
@@ -199,7 +199,7 @@ def test_the_engine_in_a_child_process_keeps_the_same_protocol(tiny_model: Path)
 
 
 async def commit_and_submit(engine: AsyncVllmEngine, version: int) -> LoadedWeights:
-    """Commit, with a request before and one while the engine loads: they see the prefix cache of different loads."""
+    """Commit with one request before and one during the load; they use the prefix cache of different loads."""
     salts: list[str] = []
     generate = engine._engine.generate
 
@@ -227,7 +227,7 @@ async def commit_and_submit(engine: AsyncVllmEngine, version: int) -> LoadedWeig
 
 
 async def push(engine: AsyncVllmEngine, weights: dict[str, torch.Tensor], breaks: bool = False) -> tuple[str, str]:
-    """Connect and send once; the checksums of what was received and sent. breaks: the sender leaves half-way."""
+    """Connect and send once; returns the checksums received and sent. breaks: the sender leaves midway."""
     listener = listen("127.0.0.1")
     port = listener.getsockname()[1]
     config = TransferConfig(bucket_bytes=1 << 20, connect_s=10.0, transfer_s=5.0)
