@@ -1,19 +1,18 @@
-"""Compare the held-out accuracy of all methods, and the effect of staleness, on the demo's additions.
+"""Do all methods learn, and does staleness cost anything? Held-out accuracy on the demo's additions, equal samples.
 
     .venv/bin/python benchmarks/learning.py methods [--steps 80] [--seeds 3]
     .venv/bin/python benchmarks/learning.py staleness [--steps 80] [--seeds 3]
     .venv/bin/python benchmarks/learning.py speed [--steps 16] [--seeds 1]
 
-All runs start from the demo's warmed-up model (created by `make demo`) and use 256 samples per step. SPIN also uses one
-worked addition for each of its 256 samples. Prints one row per run, then a table of means.
-
-- methods: policy-gradient and online preference methods, each with a learning rate that was tuned on another seed.
-- staleness: GRPO on a private Ray cluster with one rollout worker and one learner rank on one core each: synchronous,
-  and with a maximum staleness of one and two versions. The last one also runs with truncated importance sampling
-  instead of clipping against the rollout policy. Also prints the speed-up of a median step over the synchronous run,
-  and its share of the bound (g + t) / max(g, t), where g and t are the seconds of generation and training.
-- speed: the same speed-up for a model of 18 M parameters that hardly changes, so that all three runs do the same work
-  and the cores do more than run the driver and vLLM's front end.
+Everything starts from the demo's warmed-up model (made by `make demo`) and takes 256 samples a step; SPIN shows the
+policy one worked addition beside each of its 256 own answers. methods: the policy-gradient and the online preference
+family, each at a learning rate found on another seed. staleness: GRPO on a private Ray cluster with one rollout worker
+and one learner rank of one core each, synchronous and with one and two versions of staleness, the last one also with
+truncated importance sampling instead of clipping against the rollout; and how much faster a median step is than the
+synchronous one, as a share of the bound (g + t) / max(g, t) of that run's seconds of generating and learning. speed:
+the same figure for a model of 18 M parameters that hardly moves, so that all three have the same work, and the two
+cores have more to do than what comes with it (the driver, vLLM's front end). Prints a row per run, then a table of
+means.
 """
 
 import argparse
@@ -109,7 +108,7 @@ def recipe(directory: Path, steps: int, seed: int, changes: dict[str, Any]) -> d
 
 
 def same_work(directory: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with a larger model that stays random, and a reward that differs within almost every group."""
+    """The recipe with a larger model, random for ever, and a reward that every group is divided by."""
     make_model(directory / "larger", 0, **LARGER)
     (directory / "mine.py").write_text(
         "def even(response, **row):\n    return float(sum(map(ord, response)) % 2 == 0)\n"
@@ -150,7 +149,7 @@ def main() -> None:
 
 
 def print_accuracies(results: dict[str, list[list[float]]], seeds: int, steps: int) -> None:
-    print(f"\nheld-out pass@1, mean and range over {seeds} seeds: start, half-way, after {steps} steps")
+    print(f"\nheld-out pass@1, mean and range of {seeds} seeds: start, half-way, after {steps} steps")
     for name, runs in results.items():
         cells = []
         for values in zip(*runs, strict=True):
@@ -159,13 +158,13 @@ def print_accuracies(results: dict[str, list[list[float]]], seeds: int, steps: i
 
 
 def print_speed(speed: dict[str, list[Diagnosis]]) -> None:
-    """Speed-up over the synchronous run of the same seed."""
-    print("\nspeed-up of a median step over the synchronous run, its bound, share of the bound")
+    """Against the synchronous run of the same seed."""
+    print("\nspeed-up of a median step over the synchronous one, the bound of that one's times, share of it reached")
     for name, runs in speed.items():
         cells = []
-        for synchronous, run in zip(speed["max_staleness 0"], runs, strict=True):
-            speed_up = synchronous.step / run.step
-            cells.append(f"{speed_up:.2f} of {synchronous.bound:.2f} ({speed_up / synchronous.bound:.0%})")
+        for in_turn, run in zip(speed["max_staleness 0"], runs, strict=True):
+            faster = in_turn.step / run.step
+            cells.append(f"{faster:.2f} of {in_turn.bound:.2f} ({faster / in_turn.bound:.0%})")
         print(f"{name:20} " + "   ".join(cells))
 
 

@@ -1,20 +1,20 @@
-"""Compare response lengths of DPO and SimPO at equal accuracy, on pairs whose chosen response is usually longer.
+"""DPO and SimPO where the chosen are longer: which one's answers are shorter at equal accuracy?
 
     .venv/bin/python benchmarks/length.py [--seeds 0 1 2] [--longer 0.75] [--words 1] [--beta 10] [--gamma 1]
                                           [--out DIR]
 
-A tiny Llama adds two-digit numbers column by column, with errors, and then appends filler words. There are `--words`
-different filler words; with 1 they are easy to predict, like phrases. After each one the model continues with
-probability 0.95. Pairs are made from its own samples, a correct one against a wrong one; the correct one is longer in a
-share of `--longer`. Accuracy and tokens are measured every ten steps with four samples for each of 96 held-out prompts.
-A warm-up and samples in DIR are reused, so use one DIR per choice of words and share. beta and gamma belong to SimPO.
+A tiny Llama adds two-digit numbers column by column, with errors, and then thinks on in words that say nothing: of
+`--words` different ones, so that with 1 they are as easy to foretell as phrases are; after each it goes on with
+probability 0.95. Its own answers make the pairs, a right one against a wrong one, of which in a share of `--longer` the
+right one is the longer. Accuracy and tokens are of four samples to each of 96 held-out prompts, every ten steps. A
+warm-up and samples that lie in DIR are used again, so a DIR is for one choice of words and share. beta and gamma are
+SimPO's.
 
-Before training, the benchmark prints how strongly the pairs push the model to continue, as a multiple of the push on a
-content token. A response with a filler words continues a times and ends once. With probability p of continuing, the
-gradient of its log-prob with respect to the logit of continuing is (1 - p) a - p. DPO (arXiv 2305.18290, equation 7)
-takes the difference of chosen and rejected, so the ends cancel, and weights all pairs equally at first. SimPO (arXiv
-2405.14734, equation 6) divides each side by its number of tokens and weights a pair by sigmoid(gamma - beta d), where d
-is the difference of the mean log-probs.
+Before training: how hard the pairs push the model to go on at first, as a multiple of what a token of content gets. An
+answer of a words goes on a times and ends once, so the gradient of its log-prob for the logit of going on, whose chance
+is p, is (1 - p) a - p. DPO (arXiv 2305.18290, equation 7) takes chosen minus rejected of that, so that the ends cancel,
+and all pairs weigh the same at first. SimPO (arXiv 2405.14734, equation 6) divides each by its answer's tokens, and
+weighs a pair by sigmoid(gamma - beta d), d the difference of its mean log-probs.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from solutions import logprobs
 from volley.cluster.cli.demo import make_model, make_tokenizer, worked_answer, write_problems
 
 LETTERS = "abcdefgh"
-CONTINUE_PROBABILITY = 0.95
-WRONG_SHARE = 0.4
+GOES_ON = 0.95
+SPOILT_SHARE = 0.4
 MAX_TOKENS = 120
 RATE = 3e-5
 LEARNER = {"dtype": "fp32", "zero_stage": 1, "warmup_steps": 5, "max_tokens_per_micro_batch": 8192}
@@ -49,15 +49,15 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def filler(rng: random.Random, words: str) -> str:
-    text = ""
-    while rng.random() < CONTINUE_PROBABILITY and len(text) < MAX_TOKENS // 2:
-        text += rng.choice(words)
-    return text
+def rambling(rng: random.Random, words: str) -> str:
+    said = ""
+    while rng.random() < GOES_ON and len(said) < MAX_TOKENS // 2:
+        said += rng.choice(words)
+    return said
 
 
 def warm_up(out: Path, words: str) -> Path:
-    """The initial model: SFT on worked additions, 40 % of them wrong, each followed by filler words."""
+    """The model that will be asked: SFT on worked additions, four in ten spoilt, each with some rambling."""
     write_problems(out, seed=0)
     model = out / "runs" / "sft" / "model"
     if not model.exists():
@@ -66,9 +66,9 @@ def warm_up(out: Path, words: str) -> Path:
         shown = []
         for problem in read(out / "train.jsonl"):
             a, b = map(int, problem["prompt"][:-2].split("+"))
-            text = worked_answer(a, b, rng if rng.random() < WRONG_SHARE else None)
+            text = worked_answer(a, b, rng if rng.random() < SPOILT_SHARE else None)
             shown.append(
-                {"prompt": problem["prompt"], "completion": text.replace("</think>", filler(rng, words) + "</think>")}
+                {"prompt": problem["prompt"], "completion": text.replace("</think>", rambling(rng, words) + "</think>")}
             )
         write(out / "shown.jsonl", shown)
         recipe = {"model": str(out / "start"), "steps": 350, "groups_per_step": 128, "loss": "sft"}
@@ -79,7 +79,7 @@ def warm_up(out: Path, words: str) -> Path:
 
 
 def make_pairs(out: Path, model: Path, seed: int, longer_share: float) -> list[Row]:
-    """At most one pair from each group of eight samples."""
+    """One pair of each group of eight samples that has one."""
     recipe = {"model": str(model), "seed": seed, "steps": 10, "publish_every": 10, "groups_per_step": 128}
     recipe |= {"loss": "grpo", "rewards": ["math"], "data": {"train": "train.jsonl"}, "save_rollouts": True}
     recipe |= {"rollout": {"group_size": 8, "max_tokens": MAX_TOKENS, "max_replacements": 0}}
@@ -106,14 +106,12 @@ def make_pairs(out: Path, model: Path, seed: int, longer_share: float) -> list[R
     return pairs
 
 
-def pushes_to_continue(pairs: list[Row], model: Path, beta: float, gamma: float) -> tuple[float, float]:
-    """The mean push of DPO and of SimPO over all pairs (see above)."""
+def pushes_to_go_on(pairs: list[Row], model: Path, beta: float, gamma: float) -> tuple[float, float]:
+    """DPO's and SimPO's (see above), in the mean over pairs."""
     dpo, simpo, content = [], [], []
     for pair, sides in zip(pairs, logprobs(model, pairs), strict=True):
         bare = [re.sub("</?(think|answer)>", "#", pair[side]) for side in ("chosen", "rejected")]
-        chosen, rejected = (
-            (1 - CONTINUE_PROBABILITY) * sum(map(text.count, LETTERS)) - CONTINUE_PROBABILITY for text in bare
-        )
+        chosen, rejected = ((1 - GOES_ON) * sum(map(text.count, LETTERS)) - GOES_ON for text in bare)
         (chosen_sum, chosen_tokens), (rejected_sum, rejected_tokens) = sides
         difference = chosen_sum / chosen_tokens - rejected_sum / rejected_tokens
         weight = 1 / (1 + math.exp(beta * difference - gamma))
@@ -124,7 +122,7 @@ def pushes_to_continue(pairs: list[Row], model: Path, beta: float, gamma: float)
 
 
 def tokens_at(accuracy: float, curve: list[tuple[float, float]]) -> float:
-    """Tokens at which a curve of (accuracy, tokens) first reaches an accuracy, with linear interpolation."""
+    """Where a curve of (accuracy, tokens) first reaches an accuracy, on straight lines between its points."""
     for (before, some), (after, more) in itertools.pairwise(curve):
         if before < accuracy <= after:
             return some + (more - some) * (accuracy - before) / (after - before)
@@ -138,9 +136,9 @@ def compare(out: Path, options: argparse.Namespace) -> None:
         pairs = make_pairs(out, model, seed, options.longer)
         write(out / "pairs.jsonl", pairs)
         chosen, rejected = (statistics.fmean(len(pair[side]) for pair in pairs) for side in ("chosen", "rejected"))
-        print(f"seed {seed}: {len(pairs)} pairs, chosen is {chosen - rejected:+.1f} characters longer")
-        dpo, simpo = pushes_to_continue(pairs, model, options.beta, options.gamma)
-        print(f"push to continue, relative to a content token: DPO {dpo:.2f}, SimPO {simpo:.2f}")
+        print(f"seed {seed}: {len(pairs)} pairs, {chosen - rejected:+.1f} characters from rejected to chosen")
+        dpo, simpo = pushes_to_go_on(pairs, model, options.beta, options.gamma)
+        print(f"push to go on, as a multiple of a content token's: DPO {dpo:.2f}, SimPO {simpo:.2f}")
         curves = {}
         for loss in losses:
             name = str(loss["name"])
@@ -154,24 +152,22 @@ def compare(out: Path, options: argparse.Namespace) -> None:
                 out, "-".join(map(str, [*loss.values(), seed])), {**recipe, "learner": {**LEARNER, "lr": RATE}}
             )
             curves[name] = [(each["pass@1_of_4"], each["response_length_mean_of_4"]) for each in found]
-            cells = ", ".join(f"{accuracy:.3f} / {tokens:.1f}" for accuracy, tokens in curves[name])
-            print(f"{name:6} pass@1 / tokens, every 10 steps: {cells}", flush=True)
+            told = ", ".join(f"{accuracy:.3f} / {tokens:.1f}" for accuracy, tokens in curves[name])
+            print(f"{name:6} pass@1 / tokens, every 10 steps: {told}", flush=True)
         reached = min(max(accuracy for accuracy, _ in curve) for curve in curves.values())
-        cells = ", ".join(f"{name} {tokens_at(reached, curve):.1f}" for name, curve in curves.items())
-        print(f"tokens when pass@1 first reaches {reached:.3f}: {cells}", flush=True)
+        told = ", ".join(f"{name} {tokens_at(reached, curve):.1f}" for name, curve in curves.items())
+        print(f"tokens where pass@1 is first {reached:.3f}: {told}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--longer", type=float, default=0.75, help="share of pairs whose chosen side is longer")
-    parser.add_argument(
-        "--words", type=int, default=1, choices=range(1, len(LETTERS) + 1), help="number of filler words"
-    )
+    parser.add_argument("--longer", type=float, default=0.75, help="share of pairs whose chosen side is the longer")
+    parser.add_argument("--words", type=int, default=1, choices=range(1, len(LETTERS) + 1), help="how many different")
     parser.add_argument("--beta", type=float, default=10.0)
     parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, help="keep the files in this directory")
+    parser.add_argument("--out", type=Path, help="a directory to keep")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()

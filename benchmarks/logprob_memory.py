@@ -1,11 +1,10 @@
-"""Compare the peak memory of token log-probs (forward and backward) of Volley and of the naive implementation.
+"""Peak memory of token log-probs, forward and backward: `logprobs` against the naive way, in one run.
 
-The naive implementation is `log_softmax(head(hidden).float())` with a gather over all tokens. Volley's also computes
-the entropy, which the learner needs. Each variant runs in a separate process and reports the increase of its peak
-resident memory over weights, hidden states and their gradients. CPU only.
-
-With chunks smaller than about 100 MiB the result for Volley is too high, because the C library's allocator keeps freed
-blocks of up to 32 MiB (compare with MALLOC_MMAP_THRESHOLD_=4000000 in the environment).
+The naive way is `log_softmax(head(hidden).float())` and a gather over all tokens. Ours also gives the entropy, as the
+learner asks for it. Each variant runs in a process of its own and reports how far its peak resident memory rose above
+what weights, hidden states and their gradients took already. CPU only. With chunks under about 100 MiB the number is
+too high for ours, because the C library's allocator keeps freed blocks of up to 32 MiB (MALLOC_MMAP_THRESHOLD_=4000000
+in the environment shows it).
 
     python benchmarks/logprob_memory.py --tokens 2048 --vocab 150000 --hidden 256
 """
@@ -18,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-# The reported peak of a child process is at least that of its parent, so the parent imports nothing large.
+# A process is reported to have peaked at least as high as the one that started it, so nothing large is imported here.
 
 
 def main() -> None:
@@ -43,9 +42,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2048, help="completion tokens of a micro-batch")
     parser.add_argument("--vocab", type=int, default=150_000)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument(
-        "--dtype", choices=("bf16", "fp32"), default="bf16", help="dtype of the head and the hidden states"
-    )
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the head and the hidden states")
     parser.add_argument("--chunk-mib", type=int, default=128, help="learner.logprob_chunk_bytes in MiB")
     parser.add_argument("--variant", choices=("naive", "chunked"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -75,9 +72,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
         return chunked_logprobs(hidden, head, targets, 1.0, args.chunk_mib << 20, args.vocab)[0]
 
     run = {"naive": naive, "chunked": chunked}[args.variant]
-    run(
-        hidden[:1], targets[:1]
-    ).sum().backward()  # Loads kernels and allocates gradients before the measurement starts.
+    run(hidden[:1], targets[:1]).sum().backward()  # Loads kernels, and makes the gradients' memory part of the start.
     start_bytes, start_s = _peak_bytes(), time.perf_counter()
     logprobs = run(hidden, targets)
     logprobs.sum().backward()

@@ -1,15 +1,14 @@
-"""Measure the preference methods: accuracy on real pairs, overfitting on small data, and memory.
+"""The preference family where it can be seen: on real pairs, on little data, in memory.
 
-    .venv/bin/python benchmarks/preference.py gsm8k [--steps 100]    all offline methods on real solutions
-    .venv/bin/python benchmarks/preference.py small [--epochs 20]    DPO and IPO on 200 pairs for many epochs
-    .venv/bin/python benchmarks/preference.py memory                 the cost of a reference model
+    .venv/bin/python benchmarks/preference.py gsm8k [--steps 100]    every offline method on real solutions
+    .venv/bin/python benchmarks/preference.py small [--epochs 20]    DPO and IPO on 200 pairs, over and over
+    .venv/bin/python benchmarks/preference.py memory                 what a reference model costs
 
-gsm8k: pairs of a correct and an incorrect solution from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as labels for
-KTO), with three-fold cross-validation over questions. A small Llama is first trained with SFT on the correct solutions
-of the training folds. Accuracy on held-out pairs uses the quantity that the loss compares: for DPO, IPO and KTO the
-log-ratio to the initial model (all pairs are ties at first and count half), for SimPO and ORPO the mean log-prob.
-
-small: uses the demo's model and additions; run `make demo` first.
+gsm8k: solutions of a question, correct against incorrect, from VOLLEY_TEST_DATA/gsm8k/model_solutions.jsonl (as
+labels for KTO); one question in three is held out, each in turn. A small Llama, first taught the train side's correct
+solutions by SFT. Accuracy on held-out pairs by what the loss compares: the log-ratio to the start for DPO, IPO and KTO,
+where all pairs are ties at first and count half, and the mean log-prob for SimPO and ORPO. small: the demo's model and
+additions (after `make demo`).
 """
 
 import argparse
@@ -37,12 +36,12 @@ WARM = ROOT / "runs" / "demo-warm-up" / "model"
 PROBLEMS = ROOT / "runs" / "demo" / "data"
 RATES = {"dpo": 3e-4, "ipo": 3e-5, "kto": 1e-4, "simpo": 5e-5, "orpo": 1e-3}
 OPTIONS: dict[str, dict[str, float]] = {"orpo": {"odds_weight": 4.0}}
-"""Options for gsm8k in addition to the learning rate. With ORPO's default weight of 0.1 only the likelihood changed."""
+"""gsm8k: beside the rate. ORPO's odds ratio at a tenth of its NLL, the default, moved the likelihood alone."""
 SOLUTIONS_LEARNER = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
 
 
 def train(directory: Path, name: str, recipe: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train in `directory`. Returns the metrics and evaluations of the run."""
+    """Metrics and evaluations of a run in `directory`."""
     path = directory / f"{name}.yaml"
     path.write_text(json.dumps({"name": name, "save_rollouts": False, **recipe}))
     volley = Path(sys.executable).with_name("volley")
@@ -61,7 +60,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def gsm8k(options: argparse.Namespace, out: Path) -> None:
-    """Train with each loss on each fold. The totals cover all folds, so every pair is held out once."""
+    """Each loss on each fold, and then over all folds, so that every pair is held out once."""
     names = options.only or list(RATES)
     outcomes: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     print(f"{'':7}{'lr':>8}{'fold':>5}{'held-out accuracy':>24}{'loss':>18}   (start -> after {options.steps} steps)")
@@ -75,7 +74,7 @@ def gsm8k(options: argparse.Namespace, out: Path) -> None:
             sft = {"model": str(directory / "start"), "steps": options.warm_up, "loss": "sft", "groups_per_step": 16}
             sft |= {"data": {"train": "shown-train.jsonl"}, "learner": {**SOLUTIONS_LEARNER, "lr": 3e-3}}
             rows, _ = train(directory, "sft", sft)
-            print(f"{sizes}, SFT: {rows[0]['loss']:.2f} -> {rows[-1]['loss']:.2f} nats per token", flush=True)
+            print(f"{sizes}, SFT: {rows[0]['loss']:.2f} -> {rows[-1]['loss']:.2f} nats a token", flush=True)
         pairs = [json.loads(line) for line in (directory / "pairs-test.jsonl").read_text().splitlines()]
         before = pair_accuracy(start, start, pairs)
         for name in names:
@@ -124,7 +123,7 @@ def small(epochs: int) -> None:
 
 
 def memory() -> None:
-    """Peak resident memory of one update in a separate process, with and without a reference model."""
+    """Peak resident memory of one update, each in a process of its own, with and without a second model."""
     with tempfile.TemporaryDirectory() as out:
         model = Path(out) / "model"
         make_model(model, 0, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
@@ -139,10 +138,10 @@ def memory() -> None:
             )
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
-            label = f"{name}, log-probs precomputed" if recorded else name
+            label = f"{name}, log-probs recorded" if recorded else name
             peaks[label] = float(done.stdout.split()[-1])
             print(f"{label:26}{peaks[label] / 2**20:8.0f} MiB", flush=True)
-        print(f"DPO with a reference model uses {(peaks['dpo'] - peaks['orpo']) / size:.2f} model sizes more than ORPO")
+        print(f"DPO with a copy over ORPO: {(peaks['dpo'] - peaks['orpo']) / size:.2f} models")
 
 
 def one_update(model: str, name: str, recorded: bool) -> None:
@@ -195,16 +194,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--only", nargs="+", default=[], help="gsm8k: names of losses")
-    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2], help="gsm8k: folds to hold out")
-    parser.add_argument("--lr", type=float, default=0.0, help="gsm8k: learning rate for all losses")
-    parser.add_argument("--warm-up", type=int, default=100, help="gsm8k: number of SFT steps")
-    parser.add_argument(
-        "--max-characters", type=int, default=1000, help="gsm8k: maximum length of question and solution"
-    )
-    parser.add_argument("--out", type=Path, help="gsm8k: keep the files in this directory and reuse its warm-up")
+    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2], help="gsm8k: thirds held out in turn")
+    parser.add_argument("--lr", type=float, default=0.0, help="gsm8k: instead of each loss's own")
+    parser.add_argument("--warm-up", type=int, default=100, help="gsm8k: SFT steps before")
+    parser.add_argument("--max-characters", type=int, default=1000, help="gsm8k: of question and solution")
+    parser.add_argument("--out", type=Path, help="gsm8k: a directory to keep; a warm-up that is there is used again")
     options = parser.parse_args()
     if options.what == "gsm8k" and "VOLLEY_TEST_DATA" not in os.environ:
-        parser.error("set VOLLEY_TEST_DATA to the directory that contains gsm8k/model_solutions.jsonl.")
+        parser.error("gsm8k reads gsm8k/model_solutions.jsonl in the directory that VOLLEY_TEST_DATA names; set it.")
     {
         "gsm8k": lambda: in_directory(options),
         "small": lambda: small(options.epochs),

@@ -1,9 +1,10 @@
-"""Compare a weight push over gloo with one raw broadcast of the same bytes, to one and three receivers on one machine.
+"""A push over gloo against one raw broadcast of the same bytes, to one and to three receivers on one machine.
 
     .venv/bin/python benchmarks/push.py [--mib 500] [--rounds 5]
 
-The push does the work of a learner and its engines: it copies tensors into the stream, broadcasts buckets and computes
-checksums on both sides. The raw broadcast sends one existing tensor. Both alternate; the results are medians.
+The push is what a learner and its engines do on the wire: tensors copied into the stream, buckets broadcast, checksums
+on both sides; the raw one is a single broadcast of a tensor that is there already. They alternate; medians, of the
+ratio too.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def receiver(rank: int, num_ranks: int, port: int, mib: int, rounds: int, barrie
 
 
 def measure(num_receivers: int, mib: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each raw broadcast and of the push that follows it."""
+    """Seconds of each raw broadcast and of the push after it."""
     listener = listen("127.0.0.1")
     port, num_ranks = listener.getsockname()[1], num_receivers + 1
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Helpers to compare losses with TRL's: trainers for one small model, log-probs, and rows of the table."""
+"""What a comparison with TRL's losses is made of: trainers around one small model, log-probs, a row of the table."""
 
 import math
 from dataclasses import dataclass
@@ -29,16 +29,14 @@ TRAINING = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of the table."""
+    """One row. Values are NaN where only gradients are to be compared. agrees: what is expected."""
 
     loss: str
     setting: str
     values: tuple[float, float]
-    """TRL's and Volley's loss; NaN if only gradients are compared."""
     value_difference: float
     gradient_difference: float
     agrees: bool
-    """Whether the two are expected to be equal."""
     note: str
     clip_share: float | None = None
 
@@ -50,7 +48,7 @@ class Comparison:
 
 
 class Bench:
-    """A checkpoint, and trainers that are created from it."""
+    """A checkpoint and the trainers made of it."""
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoTokenizer
@@ -60,7 +58,7 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(directory / "model")
 
     def trainer(self, kind: Any, config: Any, rows: list[dict[str, Any]], **parts: Any) -> Any:
-        """A trainer whose policy differs from the checkpoint, which is its reference."""
+        """A trainer whose policy was moved away from the checkpoint, which its reference is."""
         from datasets import Dataset
         from transformers import AutoModelForCausalLM
 
@@ -70,7 +68,7 @@ class Bench:
         )
         move(made.model, 1, 0.05)
         made.model.train()
-        # TRL's training loop would set this.
+        # What TRL's training loop would have set.
         made.current_gradient_accumulation_steps = 1
         return made
 
@@ -87,7 +85,7 @@ def move(model: Any, seed: int, spread: float) -> None:
 
 
 def logprobs(model: Any, ids_NL: Tensor, attention_NL: Tensor) -> Tensor:
-    """Log-probs of all tokens except the first, [N, L - 1]."""
+    """Of every token but the first, [N, L - 1]."""
     logits = model(input_ids=ids_NL, attention_mask=attention_NL).logits[:, :-1]
     return logits.log_softmax(-1).gather(-1, ids_NL[:, 1:, None]).squeeze(-1)
 
@@ -104,7 +102,7 @@ def compare(
     clip_share: float | None = None,
     only_gradients: bool = False,
 ) -> Comparison:
-    """Compare two losses and their gradients with respect to the model's parameters."""
+    """A row from two losses whose graphs end in the model's parameters."""
     parameters = list(model.parameters())
     theirs_G, ours_G = (
         torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters, retain_graph=True)])
@@ -124,7 +122,7 @@ def compare(
 
 
 def evaluate(loss: Loss, micro: MicroBatch[Any]) -> tuple[Tensor, float | None]:
-    """The normalized loss of an update, and the share of clipped tokens."""
+    """The loss as an update has it, and the share of clipped tokens."""
     result = loss.loss_sum(micro)
     num_pairs = len(micro.signal.pairs_P2) if isinstance(micro.signal, PairTensors) else 0
     counts = int(micro.mask_NT.sum()), len(micro.mask_NT), num_pairs
@@ -135,7 +133,7 @@ def evaluate(loss: Loss, micro: MicroBatch[Any]) -> tuple[Tensor, float | None]:
 def sequence_micro(
     trainer: Any, ids_NL: Tensor, attention_NL: Tensor, mask_NL: Tensor, signal: SignalTensors
 ) -> MicroBatch[Any]:
-    """A micro-batch over all tokens except the first; the mask selects the completions."""
+    """A micro-batch over all tokens but the first, of which the mask picks the completions'."""
     reference = getattr(trainer, "ref_model", None)
     logprobs_NT = logprobs(trainer.model, ids_NL, attention_NL)
     with torch.no_grad():

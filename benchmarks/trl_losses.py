@@ -1,29 +1,22 @@
-"""Compare the value and gradient of every loss with TRL 1.16, on the same weights and tokens.
+"""Every loss against TRL 1.16: value and gradient, on the same weights and the same tokens.
 
     .venv/bin/python benchmarks/trl_losses.py
 
-The benchmark uses real TRL trainers with a tiny model (float32, the dtype of TRL's fused head) on additions. It takes
-one batch from each trainer's data loader; for online methods this includes TRL's generation, rewards and advantages.
-The reference, the sampling policy and the trained policy differ by noise on the weights, so that no ratio is 1. TRL's
-loss is the result of its `compute_loss`. Volley's loss uses the same tokens, log-probs from a log_softmax of the same
-model, and advantages from `Loss.advantages` with the rewards of the batch's completions.
+Real TRL trainers around a tiny model (float32, as TRL's fused head computes in it) on additions; one batch of each
+trainer's own data loader, and for the online methods of its own generation, rewards and advantages. The reference, the
+policy that sampled and the policy that learns differ by noise on the weights, so that no ratio is 1. TRL's loss is what
+its `compute_loss` returns. Ours reads the same tokens: log-probs by a log_softmax of the same model, advantages by
+`Loss.advantages` from the rewards of the batch's completions.
 
-Where conventions differ, one row shows the difference, and another row a setting in which both must agree to 1e-5:
+Where conventions differ, one row shows by how much, and another the setting in which both must agree to 1e-5: in value
+(over TRL's, or over 0.01 where centred advantages cancel to less) and in the gradient of all parameters (norm of the
+difference over the norm). Exits with 1 where a row that must agree does not, where one that should differ does not, or
+where clipping takes none or all of the tokens.
 
-- in value, relative to TRL's, or to 0.01 if centred advantages cancel to less;
-- in the gradient of all parameters: norm of the difference over the norm.
-
-The exit code is 1 if a row that must agree does not, if a row that should differ does not, or if clipping affects no
-token or all of them.
-
-Not compared:
-
-- REINFORCE++, which TRL does not have.
-- PPO: its trainer computes the loss inside its training loop and not in `compute_loss`, with a KL term in the reward, a
-  separate value model and clipped values, none of which Volley has. This is from TRL's documentation up to 1.9; version
-  1.16 was not checked. The tests of PPO derive it a second time.
-- Corrections for stale samples, which TRL computes only with vLLM.
-- Lower precisions.
+Leaves out: REINFORCE++, which TRL does not have; PPO, whose trainer computes its loss within its own training loop and
+not in `compute_loss`, with a KL in the reward, a value model of its own and clipped values, none of which ours has
+(this from its documentation up to 1.9; 1.16's was not looked at; `tests/learner/test_ppo.py` derives PPO a second
+time); guards against stale samples, which TRL computes for vLLM only; lower precisions.
 """
 
 import importlib.util
@@ -53,7 +46,7 @@ GROUP, PROMPTS, MAX_TOKENS, BETA = 4, 4, 12, 0.04
 
 
 def reward_of(ids: Sequence[int]) -> float:
-    """An arbitrary function of the tokens that differs between completions."""
+    """Any function of the tokens that tells completions apart."""
     return sum(ids) % 7 / 7
 
 
@@ -62,7 +55,7 @@ def rewards(prompts: list[str], completions: list[str], completion_ids: list[lis
 
 
 def advantages_of(loss: Loss, batch: dict[str, Tensor]) -> Tensor:
-    """Advantages from the rewards of the batch's completions. TRL has shuffled the groups."""
+    """From the rewards of the batch's completions, whose groups TRL has shuffled."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for n, ids in enumerate(batch["prompt_ids"].tolist()):
         groups.setdefault(tuple(ids), []).append(n)
@@ -75,11 +68,8 @@ def advantages_of(loss: Loss, batch: dict[str, Tensor]) -> Tensor:
 
 
 def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: str, **how: Any) -> Comparison:
-    """Compare a policy loss.
-
-    how: `agrees`, and `is_fresh`: the trained policy is the sampling policy, and only gradients are compared, after
-    undoing the means (over sequences in TRL, over tokens in Volley).
-    """
+    """A policy loss. how: agrees; is_fresh: the policy is the one that sampled, and the gradients are compared after
+    undoing the means, over sequences there and over tokens here."""
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     is_rloo, is_fresh = name == "rloo", how.get("is_fresh", False)
@@ -87,7 +77,7 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
     shared = bench.options(
         per_device_train_batch_size=GROUP * PROMPTS,
         num_generations=GROUP,
-        # With one update per batch TRL assumes that the policy is the one that sampled.
+        # Two updates per batch, or TRL takes the policy for the one that sampled.
         num_iterations=2,
         seed=3,
         **{"max_completion_length": MAX_TOKENS, **options},
@@ -118,11 +108,11 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
     )
     if is_fresh:
         ours, clip_share = ours * mask_NT.sum() / len(mask_NT), None
-    setting = ", ".join(f"{key}={value}" for key, value in options.items())
-    setting += ", fresh samples" * is_fresh
+    said = ", ".join(f"{key}={value}" for key, value in options.items())
+    said += ", fresh samples" * is_fresh
     return compare(
         name,
-        setting,
+        said,
         trainer.model,
         theirs,
         ours,
@@ -136,7 +126,7 @@ def online(bench: Bench, name: str, options: dict[str, Any], loss: Loss, note: s
 def policy_losses(bench: Bench) -> Iterator[Comparison]:
     make, kl = LOSSES, {"beta": BETA}
     plain, grpo = {"use_bias_correction_kl": False, **kl}, make["grpo"](**kl)
-    note = "TRL averages per sequence first; ours averages over all tokens (see grpo.py)"
+    note = "TRL takes each sequence's mean first; ours is over all tokens (said in grpo.py)"
     yield online(bench, "grpo", {"loss_type": "grpo", **plain}, grpo, note, agrees=False)
     note = "TRL multiplies the KL by the ratio (arXiv 2512.02556); ours is equation 4 of GRPO"
     yield online(bench, "grpo", {"loss_type": "dapo", **kl}, grpo, note, agrees=False)
@@ -149,11 +139,11 @@ def policy_losses(bench: Bench) -> Iterator[Comparison]:
     options, cap = {"loss_type": "cispo", "epsilon_high": 1.1}, make["cispo"](cap=1.1)
     yield online(bench, "cispo", options, cap, "TRL's epsilon_high is the cap itself, not 1 + epsilon_high")
     rloo, off = make["rloo"](), {"beta": 0.0}
-    note = "TRL's ratio, clipping and mean are per sequence; ours are per token (see rloo.py)"
+    note = "TRL's ratio and clipping are of whole sequences, and its mean over them; ours are tokens' (said in rloo.py)"
     yield online(bench, "rloo", off, rloo, note, agrees=False)
     options = {"max_completion_length": 1, **off}
-    yield online(bench, "rloo", options, rloo, "with one token, sequence and token are the same")
-    note = "gradients; ours is multiplied by tokens / sequences; all ratios are 1 on fresh samples"
+    yield online(bench, "rloo", options, rloo, "one token: a sequence is its token")
+    note = "gradient, ours times tokens / sequences; on fresh samples all ratios are 1"
     yield online(bench, "rloo", off, rloo, note, is_fresh=True)
 
 
@@ -197,11 +187,11 @@ def referenced_pairs(bench: Bench, name: str, options: dict[str, Any], loss: Los
         PairTensors(chosen_first(len(batch["input_ids"]))),
     )
     theirs = trainer.compute_loss(trainer.model, batch)
-    setting = ", ".join(f"{key}={value}" for key, value in options.items())
-    return compare(name, setting, trainer.model, theirs, evaluate(loss, micro)[0], note, **how)
+    said = ", ".join(f"{key}={value}" for key, value in options.items())
+    return compare(name, said, trainer.model, theirs, evaluate(loss, micro)[0], note, **how)
 
 
-def unreferenced_pairs(name: str, trainer: Any, loss: Loss, setting: str, note: str, **how: Any) -> Comparison:
+def unreferenced_pairs(name: str, trainer: Any, loss: Loss, said: str, note: str, **how: Any) -> Comparison:
     batch = first_batch(trainer)
     padding = {"padding_value": trainer.processing_class.pad_token_id}
     whole = trainer.concatenated_inputs(batch, is_encoder_decoder=False, device=torch.device("cpu"), **padding)
@@ -213,7 +203,7 @@ def unreferenced_pairs(name: str, trainer: Any, loss: Loss, setting: str, note: 
         PairTensors(chosen_first(len(whole["concatenated_labels"]))),
     )
     theirs = trainer.compute_loss(trainer.model, batch)
-    return compare(name, setting, trainer.model, theirs, evaluate(loss, micro)[0], note, **how)
+    return compare(name, said, trainer.model, theirs, evaluate(loss, micro)[0], note, **how)
 
 
 def pair_losses(bench: Bench) -> Iterator[Comparison]:
@@ -230,16 +220,16 @@ def pair_losses(bench: Bench) -> Iterator[Comparison]:
     options = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
     config = CPOConfig(**bench.options(per_device_train_batch_size=6, max_length=128, **options))
     trainer, note = bench.trainer(CPOTrainer, config, pair_rows()), "TRL's gamma is subtracted after beta, as ours"
-    loss, setting = LOSSES["simpo"](beta=2.0, gamma=1.0), ", ".join(f"{key}={value}" for key, value in options.items())
-    yield unreferenced_pairs("simpo", trainer, loss, setting, note)
+    loss, said = LOSSES["simpo"](beta=2.0, gamma=1.0), ", ".join(f"{key}={value}" for key, value in options.items())
+    yield unreferenced_pairs("simpo", trainer, loss, said, note)
 
     config = ORPOConfig(**bench.options(per_device_train_batch_size=6, max_length=128, beta=0.1))
     loss, trainer = LOSSES["orpo"](odds_weight=0.1), bench.trainer(ORPOTrainer, config, pair_rows())
     note = "TRL's NLL is a mean over the prompts' and chosen tokens of the batch; ours of each chosen, then of pairs"
     yield unreferenced_pairs("orpo", trainer, loss, "beta=0.1", note, agrees=False)
     trainer = bench.trainer(ORPOTrainer, config, pair_rows(prompt="?", has_carry=False))
-    note, setting = "both NLLs are then of the same tokens", "beta=0.1, prompts of one token, chosen of one length"
-    yield unreferenced_pairs("orpo", trainer, loss, setting, note)
+    note, said = "both NLLs are then of the same tokens", "beta=0.1, prompts of one token, chosen of one length"
+    yield unreferenced_pairs("orpo", trainer, loss, said, note)
 
 
 def kto(bench: Bench) -> Comparison:
@@ -251,7 +241,7 @@ def kto(bench: Bench) -> Comparison:
     ]
     config = KTOConfig(**bench.options(per_device_train_batch_size=8, beta=0.1, desirable_weight=1.2))
     trainer = bench.trainer(KTOTrainer, config, rows)
-    # With a sharper reference than the policy, z is above 0. At 0 the clamp would hide errors.
+    # A reference sharper than the policy leaves z above 0; at 0 the clamp would hide a wrong one.
     move(trainer.ref_model, 2, 0.1)
     batch = first_batch(trainer)
     with torch.no_grad():
@@ -291,7 +281,7 @@ def main() -> None:
     if importlib.util.find_spec("trl") is None:
         ensure_trl()
         python = str(TRL_VENV / "bin" / "python")
-        # Without this, DeepSpeed (imported by accelerate) prints a message into the table.
+        # DeepSpeed, imported by accelerate, would say in the table that it chose the CPU itself.
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
         os.execve(python, [python, "-W", "ignore", __file__], environment)
     import datasets
@@ -301,7 +291,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    print("| loss | TRL's setting | TRL | ours | value difference | gradient difference | clipped | | |")
+    print("| loss | TRL's setting | TRL | ours | value differs by | gradient by | clipped | | |")
     print("|---|---|---|---|---|---|---|---|---|")
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
@@ -311,7 +301,7 @@ def main() -> None:
                 print(show(row), flush=True)
                 failed += not row.is_as_expected
     if failed:
-        sys.exit(f"{failed} rows do not match the expectation")
+        sys.exit(f"{failed} rows are not as expected")
 
 
 if __name__ == "__main__":

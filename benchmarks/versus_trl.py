@@ -1,20 +1,18 @@
-"""Compare Volley with TRL 1.16 on the same workload, with alternating runs on one machine.
+"""Volley against TRL 1.16 on the same workload, alternating runs on one machine.
 
     .venv/bin/python benchmarks/versus_trl.py speed [--steps 24] [--seeds 1]
     .venv/bin/python benchmarks/versus_trl.py learning [--seeds 3] [--target 0.9]
 
-The workload is that of the demo: its warmed-up model (created by `make demo`) and additions, with 32 prompts x 8
-completions of about 20 tokens. Reward functions, learning rate, clipping and dtype (bf16) are the same. There is no
-reference model, one update per batch, and groups without signal are kept.
+The workload is the demo's: its warmed-up model (made by `make demo`), additions, 32 prompts x 8 completions of about 20
+tokens, the same reward functions, learning rate, clipping, bf16, no reference model, one update per batch, groups
+without signal kept. TRL gets a venv of its own, `.venv-trl`, that sees this project's torch, transformers and vLLM, so
+both run on the same versions; it is run with its own generation, two threads that sleep when idle. (`--systems
+trl-vllm` runs it with vLLM in its process, which on CPUs ends at the first weight update: TRL 1.16 loads into layers
+whose weights vLLM has packed away.) Volley runs in one process, synchronous and with max_staleness 1, and on a private
+Ray cluster with one rollout worker and one learner rank of one core each (max_staleness 2).
 
-- TRL runs in its own virtual environment, `.venv-trl`, which uses this project's torch, transformers and vLLM, with its
-  own generation and two threads that sleep when idle. `--systems trl-vllm` runs it with vLLM in its process; on CPUs
-  this fails at the first weight update, because TRL 1.16 loads into layers whose weights vLLM has repacked.
-- Volley runs in one process, synchronously and with max_staleness 1, and on a private Ray cluster with one rollout
-  worker and one learner rank of one core each (max_staleness 2).
-
-speed: median samples/s over the steps after the first quarter. learning: training seconds until the mean training
-accuracy of five steps reaches the target, without start-up. Prints a table and the ratios.
+speed: median samples/s over the steps after the first quarter. learning: seconds of training until the mean training
+accuracy of five steps reaches the target, start-up left out on both sides. Prints a table and the ratios.
 """
 
 import argparse
@@ -83,7 +81,7 @@ import os; os._exit(0)
 
 
 def run_trl(vllm: bool, steps: int, seed: int, target: float) -> list[dict[str, float]]:
-    """Train with TRL until the target is reached. Returns wall time since the start and training accuracy per step."""
+    """wall_s since the start of training and training accuracy, step by step, until the target is reached."""
     with tempfile.TemporaryDirectory() as out:
         options = {"model": str(MODEL), "data": str(DATA), "out": out, "steps": steps, "seed": seed}
         options |= {"lr": LR, "target": target, "vllm": vllm}
@@ -112,7 +110,7 @@ def run_trl(vllm: bool, steps: int, seed: int, target: float) -> list[dict[str, 
 
 
 def run_volley(system: str, steps: int, seed: int, target: float) -> list[dict[str, float]]:
-    """The same with Volley, from the run's metrics."""
+    """As `run_trl`, from the run's metrics."""
     staleness = {"volley-sync": 0, "volley-async": 1, "volley-ray": 2}[system]
     recipe = {
         "name": "versus",
@@ -159,7 +157,7 @@ def samples_per_s(steps: list[dict[str, float]]) -> float:
 
 
 def seconds_to(target: float, steps: list[dict[str, float]]) -> float:
-    """Wall time at which the target is reached, or NaN."""
+    """NaN when it was not reached."""
     for i in range(4, len(steps)):
         if statistics.mean(step["accuracy"] for step in steps[i - 4 : i + 1]) >= target:
             return steps[i]["wall_s"]
@@ -167,7 +165,7 @@ def seconds_to(target: float, steps: list[dict[str, float]]) -> float:
 
 
 def ensure_trl() -> None:
-    """Create a virtual environment with this project's packages and TRL."""
+    """A venv that shares this project's packages, with TRL beside them."""
     if (TRL_VENV / "bin" / "python").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", str(TRL_VENV)], check=True)
@@ -187,7 +185,7 @@ def main() -> None:
     parser.add_argument("--systems", default="", help="comma-separated; default: all, or the best two for learning")
     options = parser.parse_args()
     if not MODEL.exists():
-        sys.exit("there is no warmed-up model; run make demo first")
+        sys.exit("the warmed-up model is not there; run make demo first")
     ensure_trl()
     is_speed = options.what == "speed"
     systems = (
@@ -202,8 +200,8 @@ def main() -> None:
             figures[system].append(figure)
             last = statistics.mean(step["accuracy"] for step in found[-5:])
             speed = f"{samples_per_s(found):.1f} samples/s"
-            result = speed if is_speed else f"{figure:.1f} s to {options.target}, {len(found)} steps, {speed}"
-            print(f"seed {seed}  {system:<13} {result}  (last accuracy {last:.2f})", flush=True)
+            said = speed if is_speed else f"{figure:.1f} s to {options.target}, {len(found)} steps, {speed}"
+            print(f"seed {seed}  {system:<13} {said}  (last accuracy {last:.2f})", flush=True)
     print_ratios(figures)
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from volley.cluster.launch.local import LocalLauncher
 from volley.cluster.launch.protocol import Launcher
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 
 
-def make_launcher(parts: Parts, notify: Callable[[str], None]) -> Launcher:
+def make_launcher(parts: RunParts, notify: Callable[[str], None]) -> Launcher:
     """Create the launcher of the recipe. It starts nothing yet."""
     if parts.recipe.launcher == "ray":
         from volley.cluster.on_ray.launcher import RayLauncher

@@ -148,9 +148,9 @@ def _train(options: argparse.Namespace) -> int:
         directory.check(resume, options.auto_resume)
         check_recipe(recipe)
     _prepare_environment(recipe)
-    from volley.cluster.recipe.build import build, plan_text
+    from volley.cluster.recipe.prepare import plan_text, prepare
 
-    parts = build(recipe)
+    parts = prepare(recipe)
     if options.dry_run:
         print(plan_text(parts))
         return 0
@@ -166,7 +166,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -> int:
     """Train all stages in order. All of them are validated before the first one starts."""
-    from volley.cluster.recipe.build import build, plan_text
+    from volley.cluster.recipe.prepare import plan_text, prepare
 
     resume = options.resume or options.auto_resume
     first: Recipe | None = None
@@ -177,7 +177,7 @@ def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -
         if first is None and not options.dry_run:
             check_recipe(recipe)
         # The model of an earlier stage does not exist yet; it will have the files of the first stage's model.
-        parts = build(recipe if first is None else dataclasses.replace(recipe, model=first.model))
+        parts = prepare(recipe if first is None else dataclasses.replace(recipe, model=first.model))
         first = first or recipe
         if options.dry_run:
             print(plan_text(parts))
@@ -190,10 +190,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not recipe.data.test:
         raise ConfigError("eval needs test data; add data.test to the recipe or pass data.test=FILE.")
     _prepare_environment(recipe)
-    from volley.cluster.recipe.build import build
+    from volley.cluster.recipe.prepare import prepare
     from volley.cluster.run.evaluate_model import evaluate_model
 
-    result = asyncio.run(evaluate_model(build(recipe)))
+    result = asyncio.run(evaluate_model(prepare(recipe)))
     if options.json:
         print(json.dumps({name: None if value != value else value for name, value in result.metrics.items()}))
         return 0

@@ -80,7 +80,7 @@ def _truncation(table: Table, tokenizer: Any, max_length: int) -> Finding:
     These are prompts that leave no room for a response (if responses are sampled) and rows that are longer than the
     model with their end token.
     """
-    from volley.cluster.recipe.build import MAX_PROMPT_TOKENS
+    from volley.cluster.recipe.prepare import MAX_PROMPT_TOKENS
 
     response = 1 if table.completions else min(RolloutConfig().max_tokens, max_length // 2)
     limits = Limits(min(MAX_PROMPT_TOKENS, max_length - response), max_length)

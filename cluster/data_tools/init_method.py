@@ -10,7 +10,7 @@ from pathlib import Path
 
 from volley.cluster.data_tools.audit_checks import DESCRIPTIONS, DESIRABLE, SMALL_PAIRS, weight_range
 from volley.cluster.data_tools.data_kind import SPIN, fitting
-from volley.cluster.recipe.build import ENGINE_DTYPES
+from volley.cluster.recipe.prepare import ENGINE_DTYPES
 from volley.learner.losses import LOSSES
 from volley.learner.losses.guide import Guide
 from volley.rollout.errors import ConfigError

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from volley.cluster.launch.start import rank_spec, start_engine, start_rank
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 from volley.learner.compute.model import is_slow_in_bf16
 from volley.learner.ranks.group import Call, LearnerGroup
 from volley.rewards.scoring.interfaces import ItemScorer
@@ -27,7 +27,7 @@ class LocalLauncher:
 
     learner: LearnerGroup
 
-    def __init__(self, parts: Parts, notify: Callable[[str], None]) -> None:
+    def __init__(self, parts: RunParts, notify: Callable[[str], None]) -> None:
         self._parts = parts
         self._notify = notify
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learner")

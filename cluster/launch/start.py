@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 from volley.learner.ranks.spec import RankPlace, RankSpec
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from volley.rollout.engines.vllm import VllmEngine
 
 
-def rank_spec(parts: Parts) -> RankSpec:
+def rank_spec(parts: RunParts) -> RankSpec:
     """What every learner rank of a run computes."""
     recipe = parts.recipe
     return RankSpec(
@@ -32,7 +32,7 @@ def start_rank(spec: RankSpec, place: RankPlace | None = None) -> "LearnerRank":
     return LearnerRank(spec, place)
 
 
-def start_engine(parts: Parts) -> "VllmEngine":
+def start_engine(parts: RunParts) -> "VllmEngine":
     """Load the model into an engine."""
     from volley.rollout.engines.vllm import EngineSpec, VllmEngine, dtype_of
 

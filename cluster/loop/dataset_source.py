@@ -10,8 +10,10 @@ from volley.rollout.types import ScoredGroup
 
 
 class DatasetSource:
-    """Hands out a data set's groups in order, with the methods of `buffer.GroupBuffer`. version: the current weight
-    version, which groups are stamped with, so that none is ever stale."""
+    """A `Source` that returns a data set's groups in order.
+
+    version: the current weight version. Groups are marked with it, so that none is ever stale.
+    """
 
     def __init__(self, groups: DatasetGroups, version: Callable[[], int]) -> None:
         self._groups = groups
@@ -19,7 +21,7 @@ class DatasetSource:
         self._next_ordinal = 0
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Nothing has to run in the background."""
+        """Nothing runs in the background."""
 
     async def take(self, num_groups: int) -> list[ScoredGroup]:
         """The next groups of the order."""
@@ -29,14 +31,14 @@ class DatasetSource:
         return [self._groups.group_at(ordinal, version) for ordinal in range(first, self._next_ordinal)]
 
     def replaced(self) -> dict[str, int]:
-        """Nothing ever is."""
+        """Nothing is ever replaced."""
         return {}
 
     async def release(self, num_groups: int) -> None:
         """There are no slots."""
 
     def stop(self) -> None:
-        """Nothing is under way."""
+        """Nothing is in flight."""
 
     def metrics(self) -> dict[str, float]:
         """The accounting with its residual."""
@@ -47,9 +49,9 @@ class DatasetSource:
         return {"issued": self._next_ordinal, "trained": self._next_ordinal, "queued": 0, "in_flight": 0}
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: the frontier of the order."""
+        """For a checkpoint: the position in the order."""
         return {"next_ordinal": self._next_ordinal}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._next_ordinal = state["next_ordinal"]

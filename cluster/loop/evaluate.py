@@ -1,14 +1,14 @@
-"""Evaluation: how good the policy is, greedy and over samples, and what its answers cost in length.
+"""Evaluation: how good the policy is, greedy and over samples, and how long its responses are.
 
 - pass@1: share of prompts whose greedy response the verifier accepts.
-- pass@k: chance that at least one of k samples is right, estimated without bias from n samples of which c are right:
+- pass@k: probability that at least one of k samples is right; unbiased estimate from n samples of which c are right:
   1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, eq. 1).
 - maj@n: share of prompts whose most frequent answer among n samples is right (self-consistency, arXiv 2203.11171);
   ties go to the answer that came first.
-- accuracy by length bucket: greedy responses sorted by length into buckets of equal size, so that short answers are
-  not praised for being wrong sooner.
+- accuracy by length bucket: greedy responses are sorted by length into buckets of equal size, which shows whether
+  shorter responses lose accuracy.
 
-All shares are NaN where no reward of the run tells what is correct.
+All shares are NaN if no reward of the run is a verifier.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ def _majority_accuracy(group: ScoredGroup) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """NaN for no values, or where one is NaN for want of a verifier; unscorable responses count as wrong."""
+    """The mean, where unscorable responses (NaN) count as 0; NaN if there is no known value."""
     known = [0.0 if math.isnan(value) else value for value in values]
     return sum(known) / len(known) if known and not all(map(math.isnan, values)) else math.nan
 

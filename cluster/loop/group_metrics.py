@@ -1,4 +1,4 @@
-"""What a step's groups say about the policy: rewards, accuracy, length, staleness."""
+"""The metrics of a step's groups: rewards, accuracy, length, staleness."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,13 @@ from volley.rollout.types import Score, ScoredGroup
 
 
 def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-    """What a step's samples say. version: of the weights that are about to learn from them. Rewards are averaged over
-    scorable completions; a term or accuracy that is nowhere known is left out.
+    """Metrics of the groups that a step trains on. version: the weights that are about to learn from them.
 
-    Where the policy answers, everything is of its own answers only, not of a data set's beside them (SPIN). Where all
-    is from a data set, samples, tokens and rewards (1 and 0) are the data's, and what would describe a policy's answers
-    is left out: length, share cut off, share of groups without signal.
+    Rewards are averaged over scorable completions; a term or accuracy that is unknown everywhere is left out.
+
+    If the policy sampled any completions, the metrics cover only those, not a data set's completions in the same groups
+    (SPIN). If all completions come from a data set, samples, tokens and rewards (1 and 0) are the data's. Metrics that
+    describe a policy are left out then: length, truncated share, share of groups without signal.
     """
     everything = [each for group in groups for each in zip(group.completions, group.scores, strict=True)]
     sampled = [each for each in everything if each[0].is_sampled]
@@ -37,12 +38,12 @@ def group_metrics(groups: Sequence[ScoredGroup], version: int) -> dict[str, floa
 
 
 def no_answer_share(scores: Sequence[Score]) -> float:
-    """Of the judged ones, those in which the verifier found no answer; NaN where it does not tell what it found."""
+    """The share of judged responses in which the verifier found no answer; NaN if it does not report what it found."""
     judged = [score for score in scores if not math.isnan(score.accuracy) and score.extracted is not None]
     return _mean([float(score.is_answerless) for score in judged])
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Over the known values; NaN where there is none."""
+    """The mean of the known values; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan

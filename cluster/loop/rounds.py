@@ -1,7 +1,7 @@
-"""Whether a round of self-play could still tell the data's answers from the policy's.
+"""Whether a round of self-play could still distinguish the data's completions from the policy's.
 
-SPIN (arXiv 2401.01335, section 5) plays until the two distributions are one: then no function of an answer says where
-it came from, and preferring the data's is a coin toss.
+SPIN (arXiv 2401.01335, section 5) continues until the two distributions are equal. Then no function of a completion
+tells where it came from, and preferring the data's completion is a coin toss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,13 @@ from typing import Any
 
 
 def distinguishability(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The preference accuracy over the second half of a round, when the policy has had the first half to learn the
-    difference: the share of pairs whose chosen side it has raised above the rejected one; 0.5 is chance.
+    """The preference accuracy over the second half of a round: the policy had the first half to learn the difference.
 
-    rows: the round's steps in metrics.jsonl. A pair with the same tokens on both sides is never trained on, but is the
-    plainest case of one that nobody can tell: it counts as half. Every pair weighs the same, whatever its step. 1.0
-    where a round made no pair at all, which says nothing.
+    It is the share of pairs whose chosen side the policy raised above the rejected one; 0.5 is chance.
+
+    rows: the round's steps in metrics.jsonl. A pair with the same tokens on both sides is never trained on, but it is
+    clearly indistinguishable, so it counts as half. Every pair has the same weight, whatever its step. The result is
+    1.0 if a round made no pair at all, so that such a round never ends a run.
     """
     right = total = 0.0
     for row in rows[len(rows) // 2 :]:

@@ -34,7 +34,7 @@ from volley.cluster.on_ray.metrics import RayMetrics
 from volley.cluster.on_ray.placement import choose_transport, plan_resources
 from volley.cluster.on_ray.scoring import ActorScorer, ScoringSpec
 from volley.cluster.on_ray.token import cluster_address
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 from volley.learner.ranks.group import Call, LearnerGroup
 from volley.learner.ranks.spec import RankPlace
 from volley.rewards.rubric.rubric import Rubric
@@ -58,7 +58,7 @@ class RayLauncher:
     learner: LearnerGroup
     pool: RolloutPool
 
-    def __init__(self, parts: Parts, notify: Callable[[str], None]) -> None:
+    def __init__(self, parts: RunParts, notify: Callable[[str], None]) -> None:
         self._parts = parts
         self._recipe = parts.recipe
         self._notify = notify

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from volley.cluster.loop.against_start import warnings
+from volley.cluster.loop.win_rate import run_warnings
 from volley.cluster.report.charts import has_sampled_responses, make_charts
 from volley.cluster.storage.metrics import EVALUATIONS, METRICS, read_rows
 from volley.rollout.data.parquet import read_groups
@@ -40,7 +40,7 @@ def write_report(run_dir: Path) -> Path:
         "name": run_dir.name,
         "subtitle": f"{len(rows)} steps in {_duration(rows[-1]['wall_s'])}",
         "figures": _figures(rows, evaluations),
-        "warnings": warnings(rows, evaluations, _loss_name(recipe)),
+        "warnings": run_warnings(rows, evaluations, _loss_name(recipe)),
         "charts": make_charts(rows, evaluations),
         "evaluations": _evaluations(evaluations),
         "samples": _samples(run_dir),

@@ -9,7 +9,7 @@ import numpy as np
 
 from volley.cluster.launch.protocol import Launcher
 from volley.cluster.loop.interfaces import Source
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 from volley.cluster.run.publisher import WeightPublisher
 from volley.cluster.run.recorder import RunRecorder
 from volley.cluster.storage import checkpoint
@@ -26,7 +26,7 @@ NUM_FINGERPRINT_SAMPLES = 8
 class RunCheckpoints:
     """The `loop.interfaces.Checkpointer` of a run."""
 
-    parts: Parts
+    parts: RunParts
     directory: RunDirectory
     launcher: Launcher
     source: Source
@@ -81,7 +81,7 @@ class RunCheckpoints:
         notify(f"resumed from {restored.directory.name}")
 
 
-def check_lineage(parts: Parts, restored: checkpoint.Checkpoint) -> None:
+def check_lineage(parts: RunParts, restored: checkpoint.Checkpoint) -> None:
     """Refuse to resume with another model, other data or another seed. Raises `CheckpointError`."""
     for name, current in parts.lineage.items():
         saved = restored.state["lineage"].get(name)
@@ -92,7 +92,7 @@ def check_lineage(parts: Parts, restored: checkpoint.Checkpoint) -> None:
             )
 
 
-async def rounding_fingerprint(parts: Parts, pool: RolloutPool) -> str:
+async def rounding_fingerprint(parts: RunParts, pool: RolloutPool) -> str:
     """A hash of the bits that the engine computes for fixed requests under the initial model; "" for asynchronous runs.
 
     A synchronous run is a pure function of its recipe as long as the engine's processes round the same way. On CPUs

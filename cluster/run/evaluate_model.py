@@ -4,12 +4,12 @@ from volley.cluster.launch.start import start_engine
 from volley.cluster.loop.evaluate import evaluate
 from volley.cluster.loop.interfaces import Evaluation
 from volley.cluster.loop.rollout import Rollout
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 from volley.rewards.scoring.scorer import Scorer
 from volley.rollout.engines.pool import RolloutPool
 
 
-async def evaluate_model(parts: Parts) -> Evaluation:
+async def evaluate_model(parts: RunParts) -> Evaluation:
     """Start an engine with the recipe's model, evaluate it on the test data, and stop the engine."""
     recipe = parts.recipe
     async with Scorer(recipe.rewards, recipe.scorer) as scorer:

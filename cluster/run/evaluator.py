@@ -3,22 +3,22 @@
 import asyncio
 
 from volley.cluster.launch.protocol import Launcher
-from volley.cluster.loop.against_start import Start
 from volley.cluster.loop.evaluate import evaluate
 from volley.cluster.loop.interfaces import Evaluation
 from volley.cluster.loop.rollout import Rollout
-from volley.cluster.recipe.build import Parts
+from volley.cluster.loop.win_rate import InitialPolicy
+from volley.cluster.recipe.prepare import RunParts
 from volley.learner.signals.batch import Batch, make_batch
 
 
 class RunEvaluator:
     """The `loop.interfaces.Evaluator` of a run."""
 
-    def __init__(self, parts: Parts, launcher: Launcher, rollout: Rollout, start: Start) -> None:
+    def __init__(self, parts: RunParts, launcher: Launcher, rollout: Rollout, initial: InitialPolicy) -> None:
         self._parts = parts
         self._launcher = launcher
         self._rollout = rollout
-        self._start = start
+        self._initial = initial
 
     async def evaluate(self) -> Evaluation:
         """Evaluate the weights that the engines serve, or the learner's own where a data set is measured."""
@@ -28,11 +28,11 @@ class RunEvaluator:
         result = await evaluate(
             self._rollout, parts.test_prompts, recipe.eval, recipe.rollout.max_tokens, recipe.rollout.stop
         )
-        compared = await self._start.compare(learner.step, result.greedy, self._rollout)
+        compared = await self._initial.compare(learner.step, result.greedy, self._rollout)
         return Evaluation(result.metrics | compared, result.greedy)
 
 
-def held_out_batch(parts: Parts) -> Batch:
+def held_out_batch(parts: RunParts) -> Batch:
     """The held-out rows as one batch."""
     recipe, dataset = parts.recipe, parts.test_dataset
     assert dataset is not None

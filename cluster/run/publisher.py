@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from volley.cluster.launch.protocol import Launcher
-from volley.cluster.recipe.build import Parts
+from volley.cluster.recipe.prepare import RunParts
 from volley.cluster.storage.directory import RunDirectory
 from volley.rollout.errors import EngineLost, ModelError
 from volley.rollout.types import ScoredGroup
@@ -19,7 +19,7 @@ NUM_PARITY_SEQUENCES = 8
 class WeightPublisher:
     """The `loop.interfaces.Publisher` of a run."""
 
-    def __init__(self, parts: Parts, launcher: Launcher, directory: RunDirectory) -> None:
+    def __init__(self, parts: RunParts, launcher: Launcher, directory: RunDirectory) -> None:
         self._parts = parts
         self._recipe = parts.recipe
         self._launcher = launcher

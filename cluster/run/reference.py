@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from volley.cluster.recipe.build import Parts
 from volley.cluster.recipe.config import RUNS
+from volley.cluster.recipe.prepare import RunParts
 from volley.cluster.run.evaluator import held_out_batch
 from volley.learner.ranks.group import LearnerGroup
 from volley.learner.signals.batch import make_batch
@@ -13,13 +13,13 @@ from volley.learner.signals.rows import Rows
 from volley.rollout.model_files import weights_fingerprint
 
 
-async def record_reference(parts: Parts, learner: LearnerGroup) -> None:
+async def record_reference(parts: RunParts, learner: LearnerGroup) -> None:
     """Compute the log-probs of all rows, or read them from where an earlier run left them."""
     rows, file = await asyncio.to_thread(_rows_and_file, parts)
     await learner.record_reference(rows, file)
 
 
-def _rows_and_file(parts: Parts) -> tuple[Rows, Path]:
+def _rows_and_file(parts: RunParts) -> tuple[Rows, Path]:
     recipe = parts.recipe
     assert parts.dataset is not None
     batches = [held_out_batch(parts)] if parts.test_dataset is not None else []

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 from volley.cluster.launch.environment import tune_interpreter
 from volley.cluster.launch.protocol import Launcher
-from volley.cluster.loop.against_start import Start, warnings
 from volley.cluster.loop.buffer import BufferConfig, GroupBuffer
 from volley.cluster.loop.dataset_source import DatasetSource
 from volley.cluster.loop.interfaces import Source
 from volley.cluster.loop.loop import LoopParts, train
 from volley.cluster.loop.rollout import Rollout, TrainingRollout
 from volley.cluster.loop.signal_check import LossSignalCheck
-from volley.cluster.recipe.build import Parts
+from volley.cluster.loop.win_rate import InitialPolicy, run_warnings
+from volley.cluster.recipe.prepare import RunParts
 from volley.cluster.report.report import write_report
 from volley.cluster.run.checkpoints import RunCheckpoints, check_lineage, rounding_fingerprint
 from volley.cluster.run.diagnose import diagnose, explain
@@ -30,7 +30,7 @@ from volley.cluster.storage.metrics import EVALUATIONS, METRICS, read_rows
 from volley.cluster.storage.writer import Writer
 from volley.rewards.scoring.scorer import Scorer
 
-START = "start.parquet"
+INITIAL = "start.parquet"
 CLOSE_TIMEOUT_S = 10.0
 
 
@@ -38,7 +38,7 @@ class Training:
     """Puts the parts of a run together, and runs it. Use `run()`."""
 
     def __init__(
-        self, parts: Parts, launcher: Launcher, directory: RunDirectory, notify: Callable[[str], None]
+        self, parts: RunParts, launcher: Launcher, directory: RunDirectory, notify: Callable[[str], None]
     ) -> None:
         self._parts = parts
         self._recipe = parts.recipe
@@ -88,8 +88,8 @@ class Training:
         rollout = Rollout(launcher.pool, scorer, recipe.seed)
         publisher = WeightPublisher(parts, launcher, self._directory)
         source = make_source(parts, rollout, publisher)
-        start = Start(self._directory.path / START, recipe.eval.length_buckets)
-        evaluator = RunEvaluator(parts, launcher, rollout, start)
+        initial = InitialPolicy(self._directory.path / INITIAL, recipe.eval.length_buckets)
+        evaluator = RunEvaluator(parts, launcher, rollout, initial)
         recorder.collect_from([rollout, publisher, source])
         async with recorder.deadline("rounding"):
             rounding = await rounding_fingerprint(parts, launcher.pool)
@@ -133,7 +133,7 @@ class Training:
         found = diagnose(rows)
         for line in explain(found, recipe.max_staleness, recipe.launcher != "local") if found else ():
             self._notify(line)
-        for warning in warnings(rows, evaluations, recipe.loss.name):
+        for warning in run_warnings(rows, evaluations, recipe.loss.name):
             self._notify(f"warning: {warning}")
         report = await writer.run(write_report, path)
         self._notify(f"model {self._directory.model}  report {report}")
@@ -151,7 +151,7 @@ class Training:
             asyncio.get_running_loop().add_signal_handler(number, interrupt)
 
 
-def make_source(parts: Parts, rollout: Rollout, publisher: WeightPublisher) -> Source:
+def make_source(parts: RunParts, rollout: Rollout, publisher: WeightPublisher) -> Source:
     """Where the run's groups come from: a data set, or rollouts."""
     recipe, dataset = parts.recipe, parts.dataset
     if dataset is not None and not parts.is_sampled:

@@ -1,4 +1,4 @@
-"""One run, one directory: `runs/NAME` with its lock, its recipe, and the question whether it may be written to."""
+"""One run, one directory: `runs/NAME` with its lock, its recipe, and checks that protect earlier runs."""
 
 import fcntl
 import os
@@ -12,13 +12,13 @@ RECIPE = "recipe.yaml"
 
 
 def find_run(name: str) -> Path:
-    """The directory of a run, by its name below runs/ or by its path."""
+    """The directory of a run, given its name below runs/ or its path."""
     path = Path(name)
     return path if path.is_dir() else RUNS / name
 
 
 class RunDirectory:
-    """Holds `runs/NAME` for this process, from `open` to `close` or the process's end."""
+    """Locks `runs/NAME` for this process, from `open` until `close` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class RunDirectory:
 
     @property
     def served(self) -> Path:
-        """The learner as it was when its weights were last pushed, in an iterative run."""
+        """The learner's state at the last push, in an iterative run."""
         return self.path / "served"
 
     @property
@@ -39,7 +39,7 @@ class RunDirectory:
 
     @property
     def samples(self) -> list[Path]:
-        """What it saved of its rollouts, a file a step, in their order."""
+        """The saved rollouts: one file per step, in order."""
         return sorted(self.rollouts.glob("step-*[0-9].parquet"))
 
     @property
@@ -50,13 +50,15 @@ class RunDirectory:
     def has_checkpoint(self) -> bool:
         return (self.checkpoints / "LATEST").exists()
 
-    def check(self, resume: bool, begin_anew: bool = False) -> None:
-        """Refuse what would overwrite a run or resume nothing; touches nothing. begin_anew: a run that ended before its
-        first checkpoint has nothing to lose."""
-        started = (self.path / RECIPE).exists() and not (begin_anew and not self.has_checkpoint)
+    def check(self, resume: bool, restart: bool = False) -> None:
+        """Refuse to overwrite a run, or to resume without a checkpoint. Changes nothing.
+
+        restart: a run without any checkpoint may be overwritten.
+        """
+        started = (self.path / RECIPE).exists() and not (restart and not self.has_checkpoint)
         if started and not resume:
             raise ConfigError(
-                f"the run directory '{self.path}' already holds a run; add --resume to go on with it, or give this one "
+                f"the run directory '{self.path}' already holds a run; add --resume to continue it, or give this one "
                 "another name (name=...)."
             )
         if resume and not self.has_checkpoint:

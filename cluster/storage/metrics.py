@@ -1,7 +1,7 @@
-"""A run's numbers: `metrics.jsonl` and `evaluations.jsonl`, TensorBoard beside them, W&B when the recipe asks for it.
+"""A run's metrics: `metrics.jsonl` and `evaluations.jsonl`, TensorBoard, and W&B if the recipe asks for it.
 
-metrics.jsonl holds one object per step, evaluations.jsonl one per evaluation; a number that is not known is null. Each
-line is on disk before the next step starts, so a killed run has every finished step.
+metrics.jsonl has one object per step, evaluations.jsonl one per evaluation; unknown numbers are null. Each line is on
+disk before the next step starts, so a killed run has every finished step.
 """
 
 import json
@@ -19,7 +19,7 @@ EVALUATIONS = "evaluations.jsonl"
 
 
 class RunLog:
-    """Writes the numbers of the run in `directory`. step: what a resumed run has behind it; later rows are dropped."""
+    """Writes the metrics of the run in `directory`. step: finished steps of a resumed run; later rows are dropped."""
 
     def __init__(self, directory: Path, recipe: Recipe, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -58,8 +58,7 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics or evaluations file; [] where there is none. A last line that a crash cut off is left
-    out."""
+    """The rows of a metrics or evaluations file; [] if there is none. An incomplete last line (a crash) is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -86,7 +85,7 @@ def _start_wandb(recipe: Recipe) -> Any:
         raise ConfigError(
             "the recipe asks for wandb, but it is not installed; pip install wandb, or remove it."
         ) from None
-    # The same id on resume, so that the curves go on instead of starting anew.
+    # The same id on resume, so that the curves continue.
     return wandb.init(
         **recipe.wandb, name=recipe.name, id=recipe.name, resume="allow", config={"recipe": dump_recipe(recipe)}
     )

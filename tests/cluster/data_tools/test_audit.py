@@ -16,8 +16,8 @@ from volley.cluster.data_tools.audit_checks import KTO_RATIO, balance, length_ga
 from volley.cluster.data_tools.audit_report import Finding
 from volley.cluster.data_tools.audit_table import normalise
 from volley.cluster.data_tools.init_recipe import propose
-from volley.cluster.recipe.build import build
 from volley.cluster.recipe.config import load_recipe
+from volley.cluster.recipe.prepare import prepare
 from volley.rollout.errors import ConfigError, DataError
 
 
@@ -306,6 +306,6 @@ def test_truncation_counts_the_rows_that_a_run_drops(tmp_path: Path, tiny_model:
     }.items():
         data, recipe = written(tmp_path, rows, f"{name}.jsonl"), tmp_path / f"{name}.yaml"
         recipe.write_text(propose(data, str(tiny_model)))
-        parts = build(load_recipe(str(recipe)))
+        parts = prepare(load_recipe(str(recipe)))
         dropped = (parts.dataset or parts.prompts).num_dropped_long
         assert found(data, model=str(tiny_model))["truncation"].numbers["rows"] == dropped > 0

@@ -13,8 +13,8 @@ from volley.cluster.cli.main import main
 from volley.cluster.data_tools.data_kind import KINDS, fitting
 from volley.cluster.data_tools.init_method import MethodOptions, choose, cost, guide_of, methods
 from volley.cluster.data_tools.init_recipe import propose
-from volley.cluster.recipe.build import build, build_loss
 from volley.cluster.recipe.config import Recipe, load_recipe, parse_recipe
+from volley.cluster.recipe.prepare import build_loss, prepare
 from volley.learner.losses import LOSSES
 from volley.rollout.data.rows import read_rows
 from volley.rollout.errors import ConfigError, DataError, ModelError
@@ -219,7 +219,7 @@ def test_dpo_is_proposed_for_many_pairs() -> None:
 def test_proposed_recipes_are_valid(tmp_path: Path, chat_model: Path, kind: str, options: MethodOptions) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(propose(written(tmp_path, *rows_of(kind)), str(chat_model), options))
-    parts = build(load_recipe(str(file)))
+    parts = prepare(load_recipe(str(file)))
     method = choose("pairs" if kind == "conversations" else kind, 64, options)
     assert (parts.loss.needs_reference, parts.needs_engine) == (method.needs_reference, method.is_sampled)
 
@@ -345,7 +345,7 @@ def test_test_file_next_to_the_data_is_used(
     file.write_text(propose(spec, str(chat_model), options))
     recipe = load_recipe(str(file))
     assert (recipe.data.test, recipe.eval_every) == ((held_out, 25) if is_set else ("", 0))
-    parts = build(recipe)
+    parts = prepare(recipe)
     assert (len(parts.test_dataset or ()), len(parts.test_prompts)) == (
         (0, 8) if kind == "answers" else (8 if is_set else 0, 0)
     )

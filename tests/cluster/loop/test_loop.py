@@ -274,7 +274,7 @@ def test_a_dead_engine_ends_the_run_and_leaves_nothing_running(staleness: int) -
     world = World(engine, max_staleness=staleness)
     with pytest.raises(ExceptionGroup) as caught:
         world.run()
-    assert "died at request 23" in str(caught.value.exceptions[0])
+    assert "failed at request 23" in str(caught.value.exceptions[0])
 
 
 def test_a_failing_update_ends_the_run_and_leaves_nothing_running() -> None:

@@ -91,7 +91,7 @@ def test_browser_draws_charts_and_does_not_execute_model_output(run_dir: Path, t
         "Win rate against initial policy": 3,
     }
     assert {title: len(curves.get(title, ())) for title in family} == family
-    assert "less likely (-0.35 to -5.75 nats a token), and the rejected fell faster" in page
+    assert "less likely (-0.35 to -5.75 nats per token), and the rejected fell faster" in page
     assert curves["Reward"][0].count("L") == 59
     assert curves["Held-out pass@1"][0].count("L") == 3
     assert len(curves["Seconds per step"]) == 2

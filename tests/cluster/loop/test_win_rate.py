@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from tests.cluster.whole_run import recipe, rows, volley
-from volley.cluster.loop.against_start import Start, chosen_warning, length_warning, warnings, win_rate
 from volley.cluster.loop.buffer import BufferConfig, GroupBuffer
 from volley.cluster.loop.evaluate import evaluate, greedy_metrics
 from volley.cluster.loop.interfaces import Evaluation, Step
 from volley.cluster.loop.loop import LoopParts, train
 from volley.cluster.loop.rollout import Rollout
+from volley.cluster.loop.win_rate import InitialPolicy, chosen_warning, length_warning, run_warnings, win_rate
 from volley.cluster.recipe.config import parse_recipe
 from volley.cluster.report.report import write_report
 from volley.cluster.run.recorder import RunRecorder
@@ -48,7 +48,7 @@ def test_several_answers_are_compared_in_all_pairs() -> None:
     found = win_rate([[1.0, 0.0, NAN]], [[0.0, 0.0, 1.0]])
     assert found.rate == pytest.approx((2 + 0.5 + 2 * 0.5) / 6)
     assert win_rate([], []).rate is NAN
-    with pytest.raises(ValueError, match="answers to 1 prompts now and to 2 at the start"):
+    with pytest.raises(ValueError, match="responses to 1 prompts with initial responses to 2 prompts"):
         win_rate([[1.0]], [[1.0], [0.0]])
 
 
@@ -127,7 +127,7 @@ def test_a_resumed_run_knows_how_its_start_answered(tmp_path: Path) -> None:
         """By a process of its own each."""
         async with Scorer([]) as scorer:
             rollout = Rollout(RolloutPool(), scorer, 0)
-            return await Start(tmp_path / "start.parquet", 4).compare(
+            return await InitialPolicy(tmp_path / "start.parquet", 4).compare(
                 step, answers("abcd"[: len(rewards)], rewards), rollout
             )
 
@@ -155,7 +155,7 @@ def test_a_judge_who_compares_is_shown_both_answers(tmp_path: Path) -> None:
         async with Endpoint(shorter_wins) as endpoint:
             options = {"endpoint": endpoint.url, "model": MODEL, "principles": str(CONSTITUTION), "mode": "pairwise"}
             async with Scorer([RewardConfig("judge", options=options | {"retries": 0})]) as scorer:
-                rollout, start = Rollout(RolloutPool(), scorer, 0), Start(tmp_path / "start.parquet", 4)
+                rollout, start = Rollout(RolloutPool(), scorer, 0), InitialPolicy(tmp_path / "start.parquet", 4)
                 then = answers(["long", "short", "equal", "broken"], [NAN] * 4)
                 alone = await scorer.score_group(then[0].prompt, then[0].completions, [Score(0.0, {})])
                 asked = len(endpoint.requests)
@@ -237,7 +237,7 @@ def test_the_loop_tells_who_wins_and_that_answers_are_cut_short(tmp_path: Path) 
             async with Scorer(checked.rewards, checked.scorer) as scorer:
                 rollout, learner = Rollout(RolloutPool([engine]), scorer, 0), CountingLearner()
                 recorder = RunRecorder(RunDirectory(tmp_path), checked, Writer())
-                start = Start(tmp_path / "start.parquet", 4)
+                start = InitialPolicy(tmp_path / "start.parquet", 4)
 
                 class Own:
                     """Publisher, evaluator and checkpointer."""
@@ -276,7 +276,7 @@ def test_the_loop_tells_who_wins_and_that_answers_are_cut_short(tmp_path: Path) 
     for row in (middle, last):
         assert (row["pass@1"], row["win_rate"], row["win_rate_left_out"], row["answers_cut_short"]) == (0, 1, 0, 1)
     sentence = "accuracy among the longest ones fell from 1.00 to 0.00"
-    assert sentence in warnings(read_rows(tmp_path / METRICS), [first, middle, last], "grpo")[0]
+    assert sentence in run_warnings(read_rows(tmp_path / METRICS), [first, middle, last], "grpo")[0]
     assert sentence in write_report(tmp_path).read_text()
 
 
@@ -312,7 +312,7 @@ def test_chosen_answers_that_became_less_likely_are_told(chosen: list[float], re
     sentence = chosen_warning([*steps, {"step": 99}, {"chosen_logprob": None, "rejected_logprob": None}], "dpo")
     assert bool(sentence) == bool(what)
     assert what in sentence
-    assert not what or "less likely (-1.00 to -1.30 nats a token)" in sentence
+    assert not what or "less likely (-1.00 to -1.30 nats per token)" in sentence
 
 
 @pytest.mark.parametrize("loss", [name for name, kind in LOSSES.items() if kind.signal.compares])

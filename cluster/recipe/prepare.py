@@ -29,7 +29,7 @@ ENGINE_DTYPES = {"bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunParts:
     """What a run is made of, checked. prompts: of the training data. dataset: its completions, None where the policy
     gives all of them. is_sampled: whether the policy gives any. test_prompts: in file order, to be answered and scored.
     test_dataset: held-out rows with completions, None where there are rewards to evaluate by. max_model_len: prompt +
@@ -62,7 +62,7 @@ class Parts:
         return {"data": data.fingerprint[:16], "model": _model_fingerprint(self.model), "seed": str(self.recipe.seed)}
 
 
-def build(recipe: Recipe) -> Parts:
+def prepare(recipe: Recipe) -> RunParts:
     """Check everything and read the data. Raises the `VolleyError` of what is wrong."""
     loss = build_loss(recipe)
     completions = _completions(recipe, loss)
@@ -100,7 +100,7 @@ def build(recipe: Recipe) -> Parts:
         else:
             test_prompts = tuple(held_out.in_order())[: recipe.eval.max_prompts or None]
     max_model_len = recipe.data.max_prompt_tokens + max(recipe.rollout.max_tokens, recipe.eval.max_tokens)
-    return Parts(
+    return RunParts(
         recipe, facts, tokenizer, loss, prompts, dataset, is_sampled, test_prompts, test_dataset, max_model_len
     )
 
@@ -191,7 +191,7 @@ def load_tokenizer(facts: ModelFacts) -> Any:
         raise ModelError(f"model: the tokenizer of '{facts.path}' does not load ({error}); save it again.") from None
 
 
-def plan_text(parts: Parts) -> str:
+def plan_text(parts: RunParts) -> str:
     """What `--dry-run` prints: the resolved recipe, the batch arithmetic, and the memory it will take."""
     recipe, facts = parts.recipe, parts.model
     lines = [dump_recipe(recipe).rstrip(), "", "# batch"]
@@ -223,7 +223,7 @@ def plan_text(parts: Parts) -> str:
     return "\n".join(lines)
 
 
-def memory_lines(parts: Parts) -> list[str]:
+def memory_lines(parts: RunParts) -> list[str]:
     """Estimate of the device memory of learner and engine; activations are the roughest part of it."""
     recipe, facts = parts.recipe, parts.model
     learner, n = recipe.learner, facts.num_parameters
