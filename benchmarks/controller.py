@@ -28,7 +28,7 @@ from volley.rollout.types import Completion, Prompt, Sampling, Score, as_token_i
 GROUP_SIZE = 8
 GROUPS_PER_STEP = 500
 IN_FLIGHT = 3 * GROUPS_PER_STEP * GROUP_SIZE
-TOKENS = tuple(range(512))
+TOKENS = as_token_ids(range(512))
 
 
 class NoScores:

@@ -103,8 +103,8 @@ class Span:
 class Segment:
     """A contiguous stretch of tokens that the model saw: what the policy sampled, and what it observed between.
 
-    The first segment of a completion follows the prompt's tokens. A later one starts from a context of its own (a
-    rewritten history), which it holds as tokens that were not sampled.
+    The first segment of a completion follows the prompt's tokens. A later one starts from a new context (a
+    rewritten history), whose tokens it contains as not sampled.
     """
 
     token_ids: TokenIds

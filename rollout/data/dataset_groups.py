@@ -70,7 +70,7 @@ class DatasetGroups:
         return self.group_of(self.prompt_at(ordinal), version)
 
     def group_of(self, prompt: Prompt, version: int) -> ScoredGroup:
-        """What the data set has for `prompt`, which is one of its own."""
+        """The group of a prompt of this data set."""
         found = self._completions(prompt)
         completions = (
             Completion.single(ids, np.zeros(len(ids)), text, "data", version, version) for ids, text, _ in found

@@ -14,7 +14,7 @@ import numpy as np
 
 from volley.rollout.transport.protocol import JoinRequest, ReceiverEnd
 from volley.rollout.transport.stream import TensorMeta
-from volley.rollout.types import Completion, LoadedWeights, Logprobs, Sampling, TokenIds
+from volley.rollout.types import Completion, LoadedWeights, Logprobs, Sampling, TokenIds, as_token_ids
 
 
 class FakeEngine(ReceiverEnd):
@@ -22,7 +22,7 @@ class FakeEngine(ReceiverEnd):
 
     def __init__(
         self,
-        answer: Callable[[Sequence[int], int], tuple[Sequence[int], str]],
+        answer: Callable[[Sequence[int], int], tuple[Sequence[int] | TokenIds, str]],
         delay: Callable[[int], float] = lambda number: 0.0,
         fail_at: int = 0,
         capacity: float = math.inf,
@@ -62,9 +62,9 @@ class FakeEngine(ReceiverEnd):
         number = int.from_bytes(hashlib.blake2b(repr((token_ids, draw)).encode(), digest_size=8).digest())
         await asyncio.sleep(self._delay(number))
         tokens, text = self._answer(token_ids, number)
-        kept = tuple(tokens)[: sampling.max_tokens]
+        kept = as_token_ids(tokens)[: sampling.max_tokens]
         reason = "stop" if len(kept) == len(tokens) else "length"
-        return Completion.single(kept, np.full(len(kept), -1.0), text, reason, version, self.version)
+        return Completion.single(kept, np.full(len(kept), -1.0, np.float32), text, reason, version, self.version)
 
     async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Logprobs]:
         return [np.full(len(sequence) - 1, -1.0, np.float32) for sequence in sequences]
