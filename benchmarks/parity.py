@@ -1,10 +1,11 @@
-"""Do learner and engine agree? Log-probs of DeepSpeed and vLLM after many pushes of clearly different weights.
+"""Compare the log-probs of DeepSpeed and vLLM after many pushes of clearly different weights.
 
     .venv/bin/python benchmarks/parity.py [--dtype bf16|fp32] [--untied] [--pushes 10] [--zero-stage 1]
 
-Starts both in one process on the demo's tiny Llama, takes gradient steps with a large learning rate, pushes after each,
-and compares the log-probs of whole sequences at temperature 1. Prints one JSON object: mean and largest absolute
-difference in nats for each push, and how far the policy has moved from the start, which shows that the pushes mattered.
+The benchmark runs both in one process with the demo's tiny Llama. It takes gradient steps with a large learning rate,
+pushes the weights after each, and compares the log-probs of whole sequences at temperature 1. It prints one JSON
+object: for each push the mean and maximum absolute difference in nats, and how far the policy moved from the initial
+weights, which shows that the pushes had an effect.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Programs judged per second, in the sandbox and in the scorer.
+"""Programs scored per second, in the sandbox and in the scorer.
 
     taskset -c 1 .venv/bin/python benchmarks/programs.py [--programs 300]       one core
     .venv/bin/python benchmarks/programs.py                                     all cores
 
-Beside them, for the order of size, an interpreter that is started for each program, without any sandbox.
+For comparison, it also measures starting an interpreter for each program without a sandbox.
 """
 
 import argparse
@@ -65,16 +65,16 @@ def main() -> None:
     sandbox = Sandbox()
     start = time.perf_counter()
     sandbox.start()
-    print(f"start and proof: {time.perf_counter() - start:.2f} s, isolation: {sandbox.isolation}")
+    print(f"start and self-test: {time.perf_counter() - start:.2f} s, isolation: {sandbox.isolation}")
     sandbox.close()
     cores = len(os.sched_getaffinity(0))
     command = [sys.executable, "-I", "-S", "-c", SCRIPT]
     alone = rate(num // 3, lambda: subprocess.run(command, input=CASES[0]["input"].encode(), stdout=subprocess.DEVNULL))
-    print(f"{'an interpreter for each':24} {alone:7.0f} programs/s")
+    print(f"{'new interpreter':24} {alone:7.0f} programs/s")
     for name, (program, row) in ROWS.items():
         judged = rate(num, lambda program=program, row=row: code.reward("", fenced(program), "", **row))  # type: ignore[misc]
         scored = asyncio.run(in_the_scorer(program, row, 2 * num, cores))
-        print(f"{name:24} {judged:7.0f} responses/s; {scored:7.0f} in the scorer with {cores} workers")
+        print(f"{name:24} {judged:7.0f} responses/s; {scored:7.0f} with the scorer and {cores} workers")
     shared().close()
 
 

@@ -1,15 +1,16 @@
-"""What scoring costs beside generation, and how it grows with cores: parts of `benchmarks/verifiers.py`.
+"""The cost of scoring during generation, and its scaling with cores: parts of `benchmarks/verifiers.py`.
 
-cores: answers/s of the `Scorer` on distinct formulas that the caller cannot judge by itself, each once, and eight
-responses to a gold answer, as a group has them; `IN_FLIGHT` of them at a time, as an engine has: with one child beside
-the caller on one core, against two children on two cores. And of `verify` in one process and in two, which is what the
-machine's second core is worth: where it is the first one's other thread, less than a core.
+cores: responses/s of the scorer for distinct formulas that the caller cannot score in its own process, with single
+responses and with groups of eight responses to one answer. `IN_FLIGHT` of them are in flight, as with an engine. One
+child process and the caller on one core are compared with two children on two cores. For comparison, the same is
+measured for `verify` in one and two processes, which shows what the second core is worth: if it is a hyper-thread of
+the first one, it is less than a core.
 
-step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens an answer) answers and each
-response is scored as it ends, through the loop's own `Rollout`, against the same step without scoring, in pairs
-after one that warms up. The model's own words are noise, so what is scored in their place are responses of the speed
-table, as long and all different: of ten, eight with integers, one with a fraction, one with a formula. A neighbour on
-the machine makes a step several times longer, so beside the median of the pairs stands the fastest step of each sort.
+step: the wall time of a step in which a real vLLM engine (the demo's model, 128 tokens per response) samples and every
+response is scored when it is finished, through the `Roller` of the loop, compared with the same step without scoring.
+Both alternate after a warm-up step. The model's text is noise, so the scorer gets responses of the speed table instead,
+of the same length and all different: of ten, eight have integers, one a fraction and one a formula. Other load on the
+machine can make a step several times longer, so the fastest step of each kind is printed next to the median.
 """
 
 import asyncio
@@ -32,13 +33,13 @@ Case = tuple[str, str, bool]  # response, gold answer, whether it is right
 GROUP_SIZE = 8
 IN_FLIGHT = 256
 MAX_TOKENS = 128
-"""What a response of the speed table has, more or less."""
+"""Approximate length of a response of the speed table."""
 CHARACTERS = "".join(map(chr, range(32, 1000)))
-"""So many that an end token is rare among words drawn at random."""
+"""A large alphabet makes the end token rare among random tokens."""
 
 
 def formulas(make: Callable[[random.Random], Case], chance: random.Random, number: int, copies: int) -> list[Case]:
-    """Cases that need a child; `copies` responses to each gold answer, all spelt differently."""
+    """Cases that need a child process, with `copies` different responses to each reference answer."""
     cases: list[Case] = []
     while len(cases) < number:
         response, answer, is_right = make(chance)
@@ -49,7 +50,7 @@ def formulas(make: Callable[[random.Random], Case], chance: random.Random, numbe
 
 @contextmanager
 def pinned(num_cores: int) -> Iterator[None]:
-    """This process and those that it starts inside run on so many of its cores."""
+    """Restrict this process and its new children to `num_cores` cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:num_cores])
     try:
@@ -59,7 +60,7 @@ def pinned(num_cores: int) -> Iterator[None]:
 
 
 async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
-    """Answers per second, wall clock, once the children are warm."""
+    """Responses per second of wall time, after a warm-up of the child processes."""
     async with Scorer([RewardConfig("math")], ScorerConfig(workers=num_children)) as scorer:
 
         async def agreeing(some: Sequence[Case]) -> int:
@@ -82,7 +83,7 @@ async def scorer_rate(cases: Sequence[Case], num_children: int) -> float:
 
 
 def cores(make: Callable[[random.Random], Case], rounds: int, wall_rate: Callable[[list[Case], int], float]) -> None:
-    """In turn, so that both meet the same neighbours; medians."""
+    """Print medians. Both variants alternate, so that other load affects them equally."""
     print(f"\n{'answers/s, wall clock':38} {'one':>8} {'two':>8} {'ratio':>7}")
     for kind, copies in (("distinct answers", 1), ("groups of 8", GROUP_SIZE)):
         rates: dict[int, list[float]] = {1: [], 2: []}
@@ -133,7 +134,7 @@ class Prepared:
 
 
 def step(kinds: Sequence[Callable[[random.Random], Case]], rounds: int, num_responses: int) -> None:
-    """kinds: what makes responses, one after the other in turn."""
+    """kinds: functions that create responses, used in turn."""
     from volley.cluster.launch.environment import prepare_environment
     from volley.cluster.recipe.config import parse_recipe
 

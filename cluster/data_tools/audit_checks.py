@@ -7,8 +7,7 @@ Not checked:
 - whether a preference is correct.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +32,6 @@ DESIRABLE_FAR = (0.1, 0.9)
 """Outside this range weights are a poor substitute for data."""
 KTO_RATIO = (1.0, 4 / 3)
 """Recommended range of (desirable rows * w_D) / (undesirable rows * w_U) (arXiv 2402.01306, section 4)."""
-SMALL_EFFECT = 0.2  # Cohen's convention
-LARGE_SHARE = 0.6
 
 
 def check_rows(table: Table) -> Iterator[Finding]:
@@ -218,51 +215,6 @@ def check_answers(table: Table) -> Iterator[Finding]:
         "have a prompt with a different answer in another row",
         "keep the correct answer; the reward treats each one as correct",
     )
-
-
-def length_gap(chosen: Sequence[int], rejected: Sequence[int], unit: str) -> Finding:
-    """Compare the lengths of chosen and rejected responses and predict the effect on a model trained with DPO.
-
-    DPO sums log-ratios over tokens. If one side is usually longer, length separates the sides and is learned along
-    with quality (arXiv 2403.19159). Numbers reported:
-
-    - effect_size: mean difference over its standard deviation (Cohen's d of paired values);
-    - longer_share: accuracy of always preferring the longer side; ties count half.
-    """
-    long, short = np.asarray(chosen, float), np.asarray(rejected, float)
-    gaps = long - short
-    share = float((gaps > 0).mean() + (gaps == 0).mean() / 2)
-    spread = float(gaps.std())
-    effect = float(gaps.mean()) / spread if spread else math.copysign(math.inf, gaps.mean()) if gaps.any() else 0.0
-    medians = float(np.median(long)), float(np.median(short))
-    numbers = {
-        "chosen_median": medians[0],
-        "rejected_median": medians[1],
-        "gap_median": float(np.median(gaps)),
-        "longer_share": share,
-        "effect_size": effect,
-    }
-    found = (
-        f"chosen has {medians[0]:,.0f} {unit} (median), rejected {medians[1]:,.0f}; chosen is longer in {share:.0%} of "
-        f"the pairs (effect size {effect:+.2f})"
-    )
-    # Two standard errors: a smaller gap can be chance.
-    certain = abs(effect) > 2 / math.sqrt(len(gaps)) or abs(share - 0.5) > 1 / math.sqrt(len(gaps))
-    if not certain or (abs(effect) < SMALL_EFFECT and 1 - LARGE_SHARE < share < LARGE_SHARE):
-        return Finding("length gap", "ok", f"{found}: too small to be learned instead of quality", numbers=numbers)
-    if effect > 0:
-        found += f": preferring the longer one is right in {share:.0%}, so DPO will make responses longer"
-        fix = (
-            "use SimPO, which normalizes by length (volley init --concise), or remove pairs until both sides are "
-            "longer equally often; monitor the response length during training"
-        )
-    else:
-        found += f": preferring the shorter one is right in {1 - share:.0%}, so DPO will make responses shorter"
-        fix = (
-            "if you want shorter responses, monitor accuracy by length bucket; otherwise use SimPO, which normalizes "
-            "by length, or remove pairs until both sides are longer equally often"
-        )
-    return Finding("length gap", "warn", found, fix, numbers)
 
 
 def leakage(train: Table, test: Table) -> Finding:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from volley.cluster.data_tools.audit_checks import length_gap
+import numpy as np
+
 from volley.cluster.data_tools.audit_report import Finding
 from volley.cluster.data_tools.audit_table import Table
 from volley.rollout.config import RolloutConfig
@@ -19,6 +20,8 @@ MAX_PAIRS = 2_000
 MAX_CANDIDATES = 10_000
 """Rows that are tokenized to count those over the limit."""
 BATCH_SIZE = 1_024
+SMALL_EFFECT = 0.2  # Cohen's convention
+LARGE_SHARE = 0.6
 CHAT_BYTES = 256
 """Upper bound of what a chat template adds to a message. Shorter rows fit without tokenizing them."""
 
@@ -42,6 +45,51 @@ def check_lengths(table: Table, model: str) -> Iterator[Finding]:
         sampled = f" in {len(chosen):,} of the pairs" if step > 1 else ""
         yield length_gap(chosen, rejected, f"tokens{sampled}" if tokenizer else "characters")
     yield _truncation(table, tokenizer, max_length) if tokenizer else _longest_row(table)
+
+
+def length_gap(chosen: Sequence[int], rejected: Sequence[int], unit: str) -> Finding:
+    """Compare the lengths of chosen and rejected responses and predict the effect on a model trained with DPO.
+
+    DPO sums log-ratios over tokens. If one side is usually longer, length separates the sides and is learned along
+    with quality (arXiv 2403.19159). Numbers reported:
+
+    - effect_size: mean difference over its standard deviation (Cohen's d of paired values);
+    - longer_share: accuracy of always preferring the longer side; ties count half.
+    """
+    long, short = np.asarray(chosen, float), np.asarray(rejected, float)
+    gaps = long - short
+    share = float((gaps > 0).mean() + (gaps == 0).mean() / 2)
+    spread = float(gaps.std())
+    effect = float(gaps.mean()) / spread if spread else math.copysign(math.inf, gaps.mean()) if gaps.any() else 0.0
+    medians = float(np.median(long)), float(np.median(short))
+    numbers = {
+        "chosen_median": medians[0],
+        "rejected_median": medians[1],
+        "gap_median": float(np.median(gaps)),
+        "longer_share": share,
+        "effect_size": effect,
+    }
+    found = (
+        f"chosen has {medians[0]:,.0f} {unit} (median), rejected {medians[1]:,.0f}; chosen is longer in {share:.0%} of "
+        f"the pairs (effect size {effect:+.2f})"
+    )
+    # Two standard errors: a smaller gap can be chance.
+    certain = abs(effect) > 2 / math.sqrt(len(gaps)) or abs(share - 0.5) > 1 / math.sqrt(len(gaps))
+    if not certain or (abs(effect) < SMALL_EFFECT and 1 - LARGE_SHARE < share < LARGE_SHARE):
+        return Finding("length gap", "ok", f"{found}: too small to be learned instead of quality", numbers=numbers)
+    if effect > 0:
+        found += f": preferring the longer one is right in {share:.0%}, so DPO will make responses longer"
+        fix = (
+            "use SimPO, which normalizes by length (volley init --concise), or remove pairs until both sides are "
+            "longer equally often; monitor the response length during training"
+        )
+    else:
+        found += f": preferring the shorter one is right in {1 - share:.0%}, so DPO will make responses shorter"
+        fix = (
+            "if you want shorter responses, monitor accuracy by length bucket; otherwise use SimPO, which normalizes "
+            "by length, or remove pairs until both sides are longer equally often"
+        )
+    return Finding("length gap", "warn", found, fix, numbers)
 
 
 def _tokenizer(model: str) -> tuple[Any, int]:

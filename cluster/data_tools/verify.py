@@ -22,7 +22,8 @@ from typing import IO, Any
 
 import yaml
 
-from volley.cluster.data_tools.verify_tally import Row, Tally, Verdict, make_verdict
+from volley.cluster.data_tools.verdict import Row, Verdict, make_verdict
+from volley.cluster.data_tools.verify_tally import Tally
 from volley.cluster.storage.directory import RunDirectory, find_run
 from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rewards.item import Item

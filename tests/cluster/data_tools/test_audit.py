@@ -12,7 +12,8 @@ import pytest
 
 from volley.cluster.cli.main import main
 from volley.cluster.data_tools.audit import audit, parse_columns
-from volley.cluster.data_tools.audit_checks import KTO_RATIO, balance, length_gap, weight_range
+from volley.cluster.data_tools.audit_checks import KTO_RATIO, balance, weight_range
+from volley.cluster.data_tools.audit_lengths import length_gap
 from volley.cluster.data_tools.audit_report import Finding
 from volley.cluster.data_tools.audit_table import normalise
 from volley.cluster.data_tools.init_recipe import propose
