@@ -21,14 +21,15 @@ def solutions(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_pairs_are_of_one_question_and_no_question_is_on_both_sides(
-    solutions: Any, gsm8k: Path, tmp_path: Path
+    solutions: Any, gsm8k_each: Path, tmp_path: Path
 ) -> None:
-    sizes = solutions.write_solutions(gsm8k / "model_solutions.jsonl", tmp_path, 0, 500)
+    sizes = solutions.write_solutions(gsm8k_each / "model_solutions.jsonl", tmp_path, 0, 500)
     read = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in sizes
     }
     assert {name: len(rows) for name, rows in read.items()} == sizes
-    assert min(sizes.values()) >= 5
+    num_questions = len((gsm8k_each / "model_solutions.jsonl").read_text().splitlines())
+    assert min(sizes.values()) > (100 if num_questions == 660 else 5)
     for kind in solutions.KINDS:
         prompts = [{row["prompt"] for row in read[f"{kind}-{side}"]} for side in ("train", "test")]
         assert not prompts[0] & prompts[1]
