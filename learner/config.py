@@ -8,29 +8,35 @@ from volley.rollout.errors import ConfigError, require_at_least
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How the weights are updated.
-
-    dtype: "bf16" (with float32 master weights) or "fp32". lr: peak learning rate; warmup_steps: linear warm-up;
-    schedule: "constant", "linear" or "cosine" decay to lr * min_lr_share at the last step. max_grad_norm: 0 is no
-    clipping. max_tokens_per_micro_batch: padded tokens in one forward pass. cpu_offload: optimizer state in host
-    memory (ZeRO 1 to 3). gradient_checkpointing: recompute activations. logprob_chunk_bytes: what the float32 logits
-    of one chunk may take.
-    """
+    """How the weights are updated."""
 
     ranks: int = 1
+    """Processes that share the work, one per GPU."""
     dtype: str = "bf16"
+    """"bf16" (with float32 master weights) or "fp32"."""
     zero_stage: int = 2
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     lr: float = 1e-6
+    """Peak learning rate."""
     warmup_steps: int = 0
+    """Steps of linear warm-up."""
     schedule: str = "constant"
+    """"constant", or "linear" or "cosine" decay to lr * min_lr_share at the last step."""
     min_lr_share: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: float = 0.0
+    """For matrices only."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 disables clipping."""
     max_tokens_per_micro_batch: int = 16384
+    """Tokens in one forward pass, padding included."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
     cpu_offload: bool = False
+    """Keep the optimizer state in host memory (ZeRO 1 to 3)."""
     logprob_chunk_bytes: int = 128 << 20
+    """Size limit of the float32 logits of one chunk."""
 
     def __post_init__(self) -> None:
         choices = {"dtype": ("bf16", "fp32"), "zero_stage": (0, 1, 2, 3), "schedule": ("constant", "linear", "cosine")}
@@ -55,7 +61,7 @@ class LearnerConfig:
             raise ConfigError("learner.cpu_offload needs learner.zero_stage 1, 2 or 3; stage 0 has nothing to offload.")
 
     def rate_at(self, step: int, total_steps: int) -> float:
-        """The learning rate of the step after `step` done ones: linear warm-up, then the schedule."""
+        """The learning rate of the next step, after `step` steps: linear warm-up, then the schedule."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
@@ -65,15 +71,14 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class SignalConfig:
-    """How rewards become what pair and label losses read.
-
-    pairs: "best_worst" (one pair a group) or "all" (every ordered pair of a group). margin: the smallest gap of rewards
-    that makes a pair; ties never do. threshold: a completion with at least this reward is desirable.
-    """
+    """How rewards become what pair and label losses read."""
 
     pairs: str = "best_worst"
+    """"best_worst" (one pair per group) or "all" (every ordered pair of a group)."""
     margin: float = 0.0
+    """The smallest difference of rewards that makes a pair. Ties never make one."""
     threshold: float = 0.5
+    """A completion with at least this reward is desirable."""
 
     def __post_init__(self) -> None:
         if self.pairs not in ("best_worst", "all"):

@@ -27,10 +27,10 @@ def chunked_logprobs(
     """log softmax(head(hidden) / temperature) at the targets, [M], and the entropies of these distributions, [M],
     detached (zeros without `with_entropy`); both float32, whatever the head's dtype, in nats.
 
-    head: [m, D] -> [m, V] logits, called once per chunk and once more per chunk in the backward pass; if it calls a
-    module, the module's hooks (ZeRO-3 gathers weights in them) run each time. vocab_size: V. chunk_bytes: what the
-    float32 logits of one chunk may take; at its peak a chunk holds three to four times that. When all M fit into one
-    chunk, its log-softmax is kept for the backward pass and nothing is computed twice. Leaves out: summing the chunks'
+    head: [m, D] -> [m, V] logits, called once per chunk and once more per chunk in the backward pass. If it calls a
+    module, the module's hooks (ZeRO-3 gathers weights in them) run each time. vocab_size: V. chunk_bytes: size limit of
+    the float32 logits of one chunk; at its peak a chunk holds three to four times that. When all M fit into one chunk,
+    its log-softmax is kept for the backward pass and nothing is computed twice. Not included: summing the chunks'
     gradients of the head's weight in more than the weight's own precision.
     """
 

@@ -1,9 +1,9 @@
 """The policy: a Hugging Face causal language model whose forward pass returns log-probs instead of logits.
 
-The transformer body runs once per micro-batch; the output head is applied to the completion tokens only, in chunks
+The transformer body runs once per micro-batch. The output head is applied to the trained tokens only, in chunks
 (`volley.learner.compute.logprobs`), so the [tokens, vocab] float32 matrix never exists.
 
-Legend: N sequences, L tokens of the longest, M completion tokens of the micro-batch, D hidden size.
+Legend: R rows, L tokens of the longest, M trained tokens of the micro-batch, D hidden size.
 """
 
 from pathlib import Path
@@ -19,18 +19,22 @@ from volley.rollout.errors import ModelError
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 SHORT_TOKENS = 256
-"""Sequences up to which a CPU computes attention without the fused kernel: 28 % of an update of the demo."""
+"""Up to this row length a CPU computes attention without the fused kernel, which saves 28 % of an update of the
+demo."""
 
 
 def is_slow_in_bf16() -> bool:
-    """No GPU, and no AVX-512, without which a matrix product in bf16 takes tens of times as long as in fp32."""
+    """Whether there is neither a GPU nor AVX-512, so that a matrix product in bf16 takes tens of times as long as in
+    fp32."""
     return not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
 class ValueHead(nn.Linear):
-    """PPO's critic: one number from the last hidden state, [M, D] -> [M], float32 whatever its weights' dtype. Begins
-    with zeros, so all values are 0 and no random number is drawn. Not part of the language model: it is trained and
-    kept in checkpoints, but neither pushed to the engines nor exported."""
+    """A critic: one number from the last hidden state, [M, D] -> [M], in float32 whatever its weights' dtype.
+
+    It starts with zeros, so all values are 0 and no random number is drawn. It is not part of the language model: it is
+    trained and saved in checkpoints, but neither pushed to the engines nor exported.
+    """
 
     def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__(hidden_size, 1, dtype=dtype)
@@ -44,10 +48,11 @@ class ValueHead(nn.Linear):
 
 
 class PolicyModel(nn.Module):
-    """Wraps a causal language model. `forward` is the only door, so that ZeRO's hooks see every use of a weight.
-    with_values: give it a value head on the shared trunk, too."""
+    """A causal language model. All computation goes through `forward`, so that ZeRO's hooks see every use of a
+    weight."""
 
     def __init__(self, causal_lm: Any, chunk_bytes: int, with_values: bool = False) -> None:
+        """with_values: add a value head on the shared trunk."""
         super().__init__()
         self.causal_lm = causal_lm
         self.value_head = (
@@ -69,8 +74,8 @@ class PolicyModel(nn.Module):
 
     def forward(
         self,
-        input_ids_NL: Tensor,
-        attention_mask_NL: Tensor | None,
+        input_ids_RL: Tensor,
+        attention_mask_RL: Tensor | None,
         positions_M: Tensor,
         targets_M: Tensor,
         temperature: float,
@@ -80,14 +85,14 @@ class PolicyModel(nn.Module):
         """Log-probs [M] (float32, with gradient) and entropies [M] (detached) of the tokens `targets_M`, and the values
         [M] (float32, with gradient) of the states before them, [0] without a value head.
 
-        positions_M: places in the flattened [N * L] of the tokens *before* the targets. attention_mask_NL: 1 for real
-        tokens; None when nothing is padded. with_logprobs: False leaves the output head out, for values alone.
+        positions_M: places in the flattened [R * L] of the tokens *before* the targets. attention_mask_RL: 1 for real
+        tokens; None when nothing is padded. with_logprobs: False skips the output head, for values alone.
         """
-        self._choose_attention(input_ids_NL)
-        hidden_NLD = self.causal_lm.base_model(
-            input_ids=input_ids_NL, attention_mask=attention_mask_NL, use_cache=False
+        self._choose_attention(input_ids_RL)
+        hidden_RLD = self.causal_lm.base_model(
+            input_ids=input_ids_RL, attention_mask=attention_mask_RL, use_cache=False
         ).last_hidden_state
-        hidden_MD = hidden_NLD.flatten(0, 1)[positions_M]
+        hidden_MD = hidden_RLD.flatten(0, 1)[positions_M]
         values_M = hidden_MD.new_zeros(0) if self.value_head is None else self.value_head(hidden_MD)
         if not with_logprobs:
             return values_M.new_zeros(0), values_M.new_zeros(0), values_M
@@ -96,9 +101,10 @@ class PolicyModel(nn.Module):
         )
         return logprobs_M, entropy_M, values_M
 
-    def _choose_attention(self, input_ids_NL: Tensor) -> None:
-        """On CPUs the fused kernel's backward pass takes longer than plain matrix products while those are small."""
-        is_short = input_ids_NL.device.type == "cpu" and input_ids_NL.shape[1] <= SHORT_TOKENS
+    def _choose_attention(self, input_ids_RL: Tensor) -> None:
+        """On CPUs the fused kernel's backward pass takes longer than plain matrix products, as long as they are
+        small."""
+        is_short = input_ids_RL.device.type == "cpu" and input_ids_RL.shape[1] <= SHORT_TOKENS
         attention = "eager" if is_short else "sdpa"
         if attention != self._attention:
             self.causal_lm.set_attn_implementation(attention)
@@ -112,7 +118,7 @@ class PolicyModel(nn.Module):
 def load_policy(
     path: Path, config: LearnerConfig, trust_remote_code: bool = False, with_values: bool = False
 ) -> PolicyModel:
-    """Load the model of a directory in the learner's dtype; with_values: beside a new value head."""
+    """Load the model of a directory in the learner's dtype. with_values: with a new value head."""
     from transformers import AutoModelForCausalLM
 
     try:

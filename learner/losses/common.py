@@ -1,10 +1,10 @@
-"""What all losses share: the tensors they read, the sums they return, the few formulas that several use.
+"""What all losses share: the tensors they read, the sums they return, and formulas that several of them use.
 
-A loss is a frozen dataclass whose fields are its options in a recipe. It returns sums over its micro-batch; the
-learner divides once by `normalizer`, a number of the *global* batch, so that neither padding nor micro-batches nor
-ranks can be seen in the result.
+A loss is a frozen dataclass whose fields are its options in a recipe. It returns sums over its micro-batch. The learner
+divides once by `normalizer`, a number of the *global* batch, so that padding, micro-batches and ranks do not change the
+result.
 
-Legend: N sequences of a micro-batch, T completion tokens of the longest one (shorter ones are padded on the right).
+Legend: N completions of a micro-batch, T trained tokens of the longest one (shorter ones are padded on the right).
 """
 
 from abc import ABC, abstractmethod
@@ -51,6 +51,7 @@ class Loss(ABC):
     signal: ClassVar[type[Signal]]
     """What it learns from."""
     guide: ClassVar[Guide]
+    """Documentation and advice."""
     min_group_size: ClassVar[int] = 1
     """The smallest group the method makes sense with (2 for group-relative advantages)."""
 
@@ -74,9 +75,9 @@ class Loss(ABC):
 
 
 def kl_metric(micro: MicroBatch[SignalTensors]) -> dict[str, tuple[Tensor, Tensor]]:
-    """How far the policy is from its reference: {"kl": (sum, tokens)} by k3, whatever the loss itself adds; {} without
-    a reference. An estimate of KL(pi || pi_ref) where the policy sampled the completions; on a data set's, the
-    distance on what stands there."""
+    """How far the policy is from its reference: {"kl": (sum, tokens)} by k3, whatever estimator the loss itself uses;
+    {} without a reference. It estimates KL(pi || pi_ref) if the policy sampled the completions. On completions of a
+    data set it measures the distance on these tokens."""
     if micro.reference_NT is None:
         return {}
     k3_NT = kl_estimate("k3", micro.logprobs_NT.detach(), micro.reference_NT)
@@ -84,5 +85,5 @@ def kl_metric(micro: MicroBatch[SignalTensors]) -> dict[str, tuple[Tensor, Tenso
 
 
 def sequence_sums(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Sums over the completion tokens of each sequence, [N]."""
+    """Sums over the trained tokens of each completion, [N]."""
     return (values_NT * mask_NT).sum(dim=1)

@@ -2,8 +2,8 @@
 
     L = -1/tokens sum_{i,t} log pi(y_it)
 
-The mean runs over the completion tokens of the global batch; prompts are not learned. Reads neither rewards nor
-behaviour log-probs. Leaves out: weights per row, label smoothing.
+The mean runs over the trained tokens of the global batch, which exclude prompts. Rewards and behaviour log-probs are
+not used. Not included: weights per completion, label smoothing.
 """
 
 from dataclasses import dataclass

@@ -28,11 +28,14 @@ TRIM_EVERY = 8
 
 
 class LearnerRank:
-    """step: optimizer steps done."""
+    """One rank of the learner.
+
+    step: optimizer steps done.
+    """
 
     def __init__(self, spec: RankSpec, place: RankPlace | None = None) -> None:
         place = place or RankPlace()
-        start_process_group(place.rank, place.num_ranks, place.address, place.port, place.listener)
+        start_process_group(place)
         self.step = 0
         self._spec = spec
         self._loss = spec.loss

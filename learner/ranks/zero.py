@@ -1,8 +1,9 @@
-"""DeepSpeed behind one narrow door: start the process group, wrap a model, run the optimizer, save and load state.
+"""DeepSpeed behind a narrow interface: start the process group, wrap a model, run the optimizer, save and load state.
 
-The only module that imports deepspeed. Loss scaling: the caller hands over losses that are already divided by the
-global count, so micro-batches add up; DeepSpeed averages gradients over ranks, so the caller multiplies by the number
-of ranks. Optimizer state is DeepSpeed's own files, loaded with an allow-list of classes instead of free unpickling.
+This is the only module that imports deepspeed. Loss scaling: the caller passes losses that are already divided by the
+global count, so micro-batches add up. DeepSpeed averages gradients over ranks, so the caller multiplies by the number
+of ranks. Optimizer state is saved in DeepSpeed's own files, and loaded with an allow-list of classes instead of
+unrestricted unpickling.
 """
 
 import contextlib
@@ -20,21 +21,15 @@ from torch import Tensor, nn
 
 from volley.learner.compute.model import ValueHead
 from volley.learner.config import LearnerConfig
+from volley.learner.ranks.spec import RankPlace
 from volley.rollout.transport.stream import listen
 
 
-def start_process_group(
-    rank: int,
-    world_size: int,
-    address: str = "127.0.0.1",
-    port: int = 0,
-    listener: socket.socket | None = None,
-    timeout_s: float = 1800.0,
-) -> None:
-    """Join DeepSpeed's process group (gloo on CPUs, nccl on GPUs), which meets at rank 0's `address`.
+def start_process_group(place: RankPlace, timeout_s: float = 1800.0) -> None:
+    """Join DeepSpeed's process group (gloo on CPUs, nccl on GPUs), whose store listens on rank 0's address.
 
-    The meeting place listens on that address alone; torch's own would listen on all interfaces. Rank 0 may bring the
-    socket; one rank alone opens none.
+    The store listens on that address alone; torch's own would listen on all interfaces. With a single rank no port is
+    opened.
     """
     if torch.distributed.is_initialized():
         return
@@ -44,26 +39,27 @@ def start_process_group(
     import deepspeed
 
     backend = "nccl" if has_gpu else "gloo"
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.num_ranks), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     store: Any = torch.distributed.HashStore()
-    if world_size > 1:
-        if rank == 0 and listener is None:
-            listener = listen(address, port)
+    if place.num_ranks > 1:
+        listener = place.listener
+        if place.rank == 0 and listener is None:
+            listener = listen(place.address, place.port)
         store = torch.distributed.TCPStore(
-            address,
-            port,
-            world_size,
-            is_master=rank == 0,
+            place.address,
+            place.port,
+            place.num_ranks,
+            is_master=place.rank == 0,
             timeout=timedelta(seconds=timeout_s),
             wait_for_workers=False,
             master_listen_fd=listener.detach() if listener is not None else None,
         )
     torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+        backend, store=store, rank=place.rank, world_size=place.num_ranks, timeout=timedelta(seconds=timeout_s)
     )
-    # Its collectives in shared memory serve inference only. Compiling and loading them takes a lock file, which a
-    # killed process leaves behind and which every later one then waits for, without end.
+    # DeepSpeed's shared-memory collectives are for inference only. Compiling and loading them takes a lock file. A
+    # killed process leaves it behind, and every later process would wait for it forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -98,17 +94,18 @@ def zero_config(config: LearnerConfig) -> dict[str, Any]:
 
 
 class ZeroEngine:
-    """One rank's model and optimizer under ZeRO. value_lr: peak learning rate of a value head."""
+    """One rank's model and optimizer under ZeRO."""
 
-    def __init__(self, model: nn.Module, config: LearnerConfig, value_lr: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, config: LearnerConfig, critic_lr: float = 0.0) -> None:
+        """critic_lr: peak learning rate of the value head, if the model has one."""
         import deepspeed
 
         self._stage = config.zero_stage
         self._is_plain = config.zero_stage == 0 and config.dtype == "fp32"
         groups = _decay_groups(model, config.weight_decay)
         heads = _value_heads(model)
-        # Kept here, as an optimizer's state from a checkpoint overwrites whatever else its groups say.
-        self._rates = [1.0] * len(groups) + [value_lr / config.lr] * len(heads)
+        # Kept here, because loading a checkpoint's optimizer state overwrites the settings of its groups.
+        self._rates = [1.0] * len(groups) + [critic_lr / config.lr] * len(heads)
         optimizer = torch.optim.AdamW([*groups, *heads], lr=config.lr, betas=config.betas, foreach=True)
         with _quiet():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=zero_config(config))
@@ -120,17 +117,17 @@ class ZeroEngine:
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Add the micro-batch's gradient; `is_last` marks the last one of the optimizer step."""
+        """Add the micro-batch's gradient. `is_last` marks the last one of the optimizer step."""
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss)
         if not is_last:
             self._engine.step()
 
     def step(self, lr: float) -> float:
-        """Apply the accumulated gradient at learning rate `lr`; returns the gradient's global norm before clipping."""
+        """Apply the accumulated gradient at learning rate `lr`. Returns the gradient's global norm before clipping."""
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
-        # Without ZeRO in fp32 DeepSpeed wraps no optimizer, and then nobody keeps the norm.
+        # Without ZeRO in fp32 DeepSpeed does not wrap the optimizer, and then it does not compute the norm.
         norm = self._plain_grad_norm() if self._is_plain else None
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
@@ -141,19 +138,20 @@ class ZeroEngine:
 
     @contextlib.contextmanager
     def gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """Whole parameters inside the block (ZeRO-3 keeps only shards outside)."""
+        """Complete parameters inside the block. Outside, ZeRO-3 keeps only shards."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(parameters, enabled=self._stage == 3):
             yield
 
     def save(self, directory: Path) -> None:
-        """Write this rank's share of weights and optimizer state; all ranks call it together."""
+        """Write this rank's part of weights and optimizer state. All ranks call it together."""
         with _quiet():
             self._engine.save_checkpoint(str(directory), tag="state", save_latest=False)
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote. Raises `RuntimeError` if DeepSpeed found nothing to load (it would not say so)."""
+        """Restore what `save` wrote. Raises `RuntimeError` if DeepSpeed found nothing to load, which it does not
+        report."""
         from deepspeed.runtime.fp16.loss_scaler import LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
@@ -176,7 +174,7 @@ class ZeroEngine:
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only; norms and biases have none. One group where nothing decays."""
+    """Parameter groups: weight decay for matrices only, not for norms and biases. One group if nothing decays."""
     apart = {id(parameter) for group in _value_heads(model) for parameter in group["params"]}
     parameters = [each for each in model.parameters() if each.requires_grad and id(each) not in apart]
     if weight_decay == 0:
@@ -188,14 +186,14 @@ def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def _value_heads(model: nn.Module) -> list[dict[str, Any]]:
-    """Of a value head, which has a learning rate of its own and no decay; none where the model has no such head."""
+    """Parameter groups of the value head, which has its own learning rate and no decay; [] without a value head."""
     heads = [module for module in model.modules() if isinstance(module, ValueHead)]
     return [{"params": list(head.parameters()), "weight_decay": 0.0} for head in heads]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed logs and prints every start and save at length; keep warnings only."""
+    """Keep only warnings of DeepSpeed, which logs and prints every start and save at length."""
     logger = logging.getLogger("DeepSpeed")
     previous = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,10 +1,10 @@
-"""CISPO: the importance weight is clipped, not the gradient, so that no token is left out.
+"""CISPO: clip the importance weight instead of the gradient, so that every token contributes.
 
     J = 1/tokens sum_{i,t} sg(min(rho_it, cap)) A_i log pi(y_it)
     rho_it = pi(y_it) / mu(y_it),   A_i = (r_i - mean(r)) / (std(r) + 1e-4)
 
-arXiv 2506.13585 (MiniMax-M1), equations 4 and 5, without the lower bound, as there. Rare tokens that matter ("wait",
-"however") have large ratios; a clipped surrogate silences just those.
+arXiv 2506.13585 (MiniMax-M1), equations 4 and 5, without the lower bound, as in the paper. Rare but important tokens
+("wait", "however") have large ratios, and a clipped surrogate removes the gradient of exactly these.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from volley.rollout.errors import ConfigError
 
 @dataclass(frozen=True)
 class Cispo(Loss):
-    """cap: the largest importance weight."""
+    """The options of CISPO."""
 
     cap: float = 5.0
+    """The largest importance weight."""
 
     signal: ClassVar[type[Advantages]] = Advantages
     guide: ClassVar[Guide] = Guide("CISPO")

@@ -1,18 +1,19 @@
-"""What GRPO and its kin share: the clipped surrogate, its KL term, and the guards against stale or mismatched samples.
+"""What GRPO and related losses share: the clipped surrogate, its KL term, and guards against stale or mismatched
+samples.
 
     - sum_t w_t min(rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A) + beta sum_t KL_t
 
 guard "none": w = 1 and rho_t = pi(y_t) / mu(y_t), against the log-probs of the rollout (PPO's ratio, arXiv 1707.06347,
-equation 7, with the behaviour policy as the old one), so the clipping range is also what bounds stale samples.
-The other guards keep correction and clipping apart: rho_t = pi / sg(pi), whose value is 1 as there is one update per
+equation 7, with the behaviour policy as the old one). So the clipping range also limits the effect of stale samples.
+The other guards separate correction and clipping: rho_t = pi / sg(pi), whose value is 1 because there is one update per
 batch, and with r_t = sg(pi / mu)
 
     tis        w_t = min(r_t, guard_high)                              truncated importance sampling (2 by default)
     icepop     w_t = r_t where guard_low <= r_t <= guard_high, else 0  Ring-1T, arXiv 2510.18855 (0.5 and 5)
     geometric  w_t = 1 where guard_low <= exp(mean_t log r_t) <= guard_high, else 0 for the whole sequence (0.99, 1.01)
 
-Leaves out: several epochs over the same samples, which would need a third set of log-probs; a KL term multiplied by the
-ratio, which corrects its gradient for the policy that sampled (arXiv 2512.02556).
+Not included: several epochs over the same samples, which would need a third set of log-probs; a KL term multiplied by
+the ratio, which corrects its gradient for the policy that sampled (arXiv 2512.02556).
 """
 
 from dataclasses import dataclass
@@ -33,17 +34,21 @@ GUARDS = {"none": (0.0, 0.0), "tis": (0.0, 2.0), "icepop": (0.5, 5.0), "geometri
 
 @dataclass(frozen=True)
 class ClippedLoss(Loss):
-    """clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. beta: weight of the KL to the
-    reference policy; 0 loads none. kl: its estimator, "k1", "k2" or "k3". guard: "none", "tis", "icepop" or
-    "geometric"; guard_low, guard_high: its bounds, 0 for its own defaults."""
+    """The options of clipped losses."""
 
     clip_low: float = 0.2
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     beta: float = 0.0
+    """Weight of the KL to the reference policy; 0 loads none."""
     kl: str = "k3"
+    """The estimator of the KL term: "k1", "k2" or "k3"."""
     guard: str = "none"
+    """"none", "tis", "icepop" or "geometric"."""
     guard_low: float = 0.0
+    """The lower bound of the guard; 0 for its default."""
     guard_high: float = 0.0
+    """The upper bound of the guard; 0 for its default."""
 
     signal: ClassVar[type[Signal]] = Advantages
     whitens: ClassVar[bool] = False
@@ -71,8 +76,8 @@ class ClippedLoss(Loss):
         return num_tokens
 
     def loss_sum(self, micro: MicroBatch[SampledTensors]) -> LossSum:
-        """Metrics: clip_share, the share of tokens whose clipped branch is active (they give no gradient); guard_share,
-        with a guard, that of tokens which it truncates or masks; kl, with a reference, always the k3 estimate."""
+        """Metrics: clip_share, the share of tokens whose clipped branch is active (they give no gradient); with a guard
+        guard_share, the share of tokens that it truncates or masks; with a reference kl, always the k3 estimate."""
         mask_NT, num_tokens = micro.mask_NT, micro.mask_NT.sum()
         log_ratio_NT = (micro.logprobs_NT - micro.signal.behaviour_NT).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         weights_NT, guarded_NT = self._guard(log_ratio_NT.detach(), mask_NT)
@@ -96,19 +101,19 @@ class ClippedLoss(Loss):
     def _surrogate(
         self, log_ratio_NT: Tensor, weights_NT: Tensor, micro: MicroBatch[SampledTensors]
     ) -> tuple[Tensor, Tensor]:
-        """The sum to be minimised, and where clipping is active. The logarithm of the ratio came clamped to +-20
-        against overflow; beyond that a token gives no gradient."""
+        """The sum to be minimised, and where clipping is active. The log-ratio has been clamped to +-20 against
+        overflow; beyond that a token gives no gradient."""
         ratio_NT, advantages_NT = log_ratio_NT.exp(), micro.signal.advantages_NT
         free_NT = ratio_NT * advantages_NT
         clipped_NT = ratio_NT.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages_NT
         return -(torch.minimum(free_NT, clipped_NT) * weights_NT * micro.mask_NT).sum(), clipped_NT < free_NT
 
     def _kl_sum(self, kl_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """The KL's sum over what the normalizer counts."""
+        """The KL term, summed over what the normalizer counts."""
         return (kl_NT * mask_NT).sum()
 
     def _guard(self, log_ratio_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the tokens, and which of them the guard changed."""
+        """The weight of each token, and which tokens the guard changed."""
         low, high = self._guard_range
         if self.guard == "none":
             return torch.ones_like(mask_NT), torch.zeros_like(mask_NT)
@@ -125,7 +130,7 @@ class ClippedLoss(Loss):
 
 
 def check_clip(clip_low: float, clip_high: float) -> None:
-    """Raise `ConfigError` unless the clipping range makes sense."""
+    """Raise `ConfigError` for an impossible clipping range."""
     if not 0 < clip_low <= 1:
         raise ConfigError(f"loss.clip_low is {clip_low}; it must be above 0 and at most 1.")
     if not 0 < clip_high < float("inf"):

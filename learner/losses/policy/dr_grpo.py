@@ -1,4 +1,4 @@
-"""Dr. GRPO: GRPO without its two normalisations, by the group's spread and by the response's length.
+"""Dr. GRPO: GRPO without its two normalisations, by the group's standard deviation and by the response's length.
 
     J = 1/(sequences max_tokens) sum_{i,t} min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i)
     rho_it = pi(y_it) / mu(y_it),   A_i = r_i - mean(r)
@@ -19,10 +19,11 @@ from volley.rollout.errors import ConfigError
 
 @dataclass(frozen=True)
 class DrGrpo(ClippedLoss):
-    """Options: those of `ClippedLoss`, and max_tokens: the constant length of the divisor; 0 stands for
-    rollout.max_tokens and must be replaced by it before the loss is used."""
+    """The options of Dr. GRPO are those of `ClippedLoss` and one more."""
 
     max_tokens: int = 0
+    """The constant length in the divisor. 0 means rollout.max_tokens, and must be replaced by it before the loss is
+    used."""
 
     guide: ClassVar[Guide] = Guide("Dr. GRPO")
 

@@ -5,8 +5,8 @@
 
 Objective: arXiv 2402.03300, equation 3; KL: equation 4; advantage: section 4.1.2. Departures from the paper: the mean
 runs over all tokens of the global batch where equation 3 first takes the mean of each sequence (which favours long
-wrong answers), and mu is what the rollout engine sampled from. Leaves out: process supervision, several epochs over
-the same samples.
+wrong answers), and mu is the distribution that the rollout engine sampled from. Not included: process supervision,
+several epochs over the same samples.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from volley.learner.signals.advantages import group_relative
 
 @dataclass(frozen=True)
 class Grpo(ClippedLoss):
-    """Options: those of `ClippedLoss`."""
+    """The options of GRPO are those of `ClippedLoss`."""
 
     guide: ClassVar[Guide] = Guide("GRPO", options="clip_low: 0.2, clip_high: 0.28")
 

@@ -1,10 +1,11 @@
-"""GSPO: ratio and clipping of whole sequences instead of tokens.
+"""GSPO: ratio and clipping per sequence instead of per token.
 
     J = 1/sequences sum_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)
     s_i = (pi(y_i) / mu(y_i))^(1/|y_i|) = exp(mean_t log rho_it),   A_i = (r_i - mean(r)) / (std(r) + 1e-4)
 
-arXiv 2507.18071, equations 5 and 7; the clipping range, two orders smaller than a token's, is that of section 5.1.
-With a guard s_i is 1, and a sequence's weight is the mean of its tokens' weights. Leaves out: GSPO-token.
+arXiv 2507.18071, equations 5 and 7; the clipping range, two orders of magnitude smaller than for tokens, is that of
+section 5.1. With a guard s_i is 1, and a sequence's weight is the mean of its tokens' weights. Not included:
+GSPO-token.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from volley.learner.signals.advantages import SampledTensors
 
 @dataclass(frozen=True)
 class Gspo(Grpo):
-    """Options: those of `ClippedLoss`; the KL term is a mean of the sequence's tokens."""
+    """The options of GSPO are those of `ClippedLoss`. Its KL term is a mean over the sequence's tokens."""
 
     clip_low: float = 3e-4
     clip_high: float = 4e-4

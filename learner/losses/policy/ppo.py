@@ -1,17 +1,17 @@
-"""PPO with a critic: the clipped surrogate with an advantage per token, and the regression of the values that give it.
+"""PPO with a critic: the clipped surrogate with an advantage per token, and the regression of the values behind it.
 
     L = 1/tokens sum_{i,t} [ - min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
                              + value_weight (V(s_it) - R_it)^2 ]
     rho_it = pi(y_it) / mu(y_it),   A_it: `gae` of the old values,   R_it = A_it + V_old(s_it)
 
 Surrogate: arXiv 1707.06347, equation 7; with the squared error: equation 9. Advantages: arXiv 1506.02438, equation 16.
-A state s_it is the prompt and the tokens before y_it; the sequence's reward comes with its last token, truncated or
-not, and nothing follows it. V is a linear layer (`ValueHead`) on the last hidden state, which the output
-head of the policy reads too: the trunk is shared, and the regression moves it as well, as far as value_weight says.
+A state s_it is the prompt and the tokens before y_it. The reward of a completion is given at its last token, truncated
+or not, and the value after it is 0. V is a linear layer (`ValueHead`) on the last hidden state, which the policy's
+output head reads too. So the trunk is shared, and the regression also trains it, in proportion to value_weight.
 
-Leaves out: several epochs over the same samples and with them the clipped value loss, which with one update per batch
-never clips, as V is then V_old; the entropy bonus of equation 9; the KL penalty inside the reward of InstructGPT
-(arXiv 2203.02155) (`beta` puts one into the loss); a critic with a trunk of its own, or started from a reward model.
+Not included: several epochs over the same samples, and with them the clipped value loss (with one update per batch V is
+V_old, so it never clips); the entropy bonus of equation 9; the KL penalty inside the reward of InstructGPT (arXiv
+2203.02155), for which `beta` adds one to the loss; a critic with a separate trunk, or initialised from a reward model.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,18 @@ from volley.rollout.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ppo(ClippedLoss):
-    """Options: those of `ClippedLoss`, and gamma, the discount of a token; lam, the lambda of the estimator: 1 holds
-    rewards against values alone, less trusts the values in between; value_weight; value_lr: peak learning rate of the
-    value head, in the schedule of learner.lr; whiten: advantages get mean 0 and spread 1 over the tokens of the batch.
-    """
+    """The options of PPO are those of `ClippedLoss` and these."""
 
     gamma: float = 1.0
+    """Discount per token."""
     lam: float = 0.95
+    """Lambda of the estimator: 1 compares the reward with the value alone, less relies on the values in between."""
     value_weight: float = 0.1
+    """Weight of the regression of the values."""
     value_lr: float = 1e-4
+    """Peak learning rate of the value head, in the schedule of learner.lr."""
     whiten: bool = True
+    """Whether advantages get mean 0 and standard deviation 1 over the tokens of the batch."""
 
     signal: ClassVar[type[Signal]] = Returns
     guide: ClassVar[Guide] = Guide("PPO")

@@ -5,7 +5,7 @@
 
 Advantage: the RLOO estimator of arXiv 2402.14740. Departures from the paper, whose gradient is
 1/G sum_i A_i grad log pi(y_i): the ratio and its clipping, which make stale samples usable (on fresh samples rho is 1
-and the gradients agree), and the mean over the tokens of the global batch instead of over sequences. The paper puts
+and the gradients are equal), and the mean over the tokens of the global batch instead of over sequences. The paper puts
 its KL penalty into the reward; here it is the loss's, off by default.
 """
 
@@ -20,7 +20,7 @@ from volley.learner.signals.advantages import leave_one_out
 
 @dataclass(frozen=True)
 class Rloo(ClippedLoss):
-    """Options: those of `ClippedLoss`."""
+    """The options of RLOO are those of `ClippedLoss`."""
 
     guide: ClassVar[Guide] = Guide("RLOO")
 

@@ -1,9 +1,9 @@
-"""DPO: raise the chosen above the rejected, both measured against a reference.
+"""DPO: make the chosen completion more likely than the rejected one, both relative to a reference.
 
     L = -log sigmoid(h),   h = beta [ log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l) ]
 
-arXiv 2305.18290, equation 7. With label_smoothing e the labels are taken for wrong with probability e (conservative
-DPO, in a note of the same authors): L = -(1 - e) log sigmoid(h) - e log sigmoid(-h). SPIN's logistic loss (arXiv
+arXiv 2305.18290, equation 7. With label_smoothing e the labels are assumed wrong with probability e (conservative
+DPO, in a note by the same authors): L = -(1 - e) log sigmoid(h) - e log sigmoid(-h). SPIN's logistic loss (arXiv
 2401.01335, equation 4.7) is the same function, with demonstrations as chosen and the last round's own samples as
 rejected.
 """
@@ -22,10 +22,12 @@ from volley.rollout.errors import ConfigError
 
 @dataclass(frozen=True)
 class Dpo(PairLoss):
-    """beta: strength of the tie to the reference. label_smoothing: the share of labels taken for wrong, below 0.5."""
+    """The options of DPO."""
 
     beta: float = 0.1
+    """Strength of the regularisation towards the reference."""
     label_smoothing: float = 0.0
+    """The assumed share of wrong labels, below 0.5."""
 
     guide: ClassVar[Guide] = Guide(
         "DPO",

@@ -1,11 +1,11 @@
-"""IPO: bring the difference of the log-ratios to a fixed margin instead of letting it grow without end.
+"""IPO: move the difference of the log-ratios to a fixed margin instead of letting it grow without limit.
 
     L = (D - 1/(2 tau))^2,   D = log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l)
 
-arXiv 2310.12036, equation 17. reduction: libraries disagree on D, so recipes say it. "sum" is the paper: log-probs of
-whole responses, and the margin aimed at is 1/(2 tau) nats between them. "mean" divides each log-ratio by its length, as
-TRL does: then the same number is meant per token, 5 nats of every token with tau 0.1, which no policy near its
-reference reaches, so the margin is not bounded in practice; it takes a tau larger by about the length.
+arXiv 2310.12036, equation 17. Libraries define D differently, so `reduction` is an option. "sum" is the paper:
+log-probs of whole responses, and the target margin between them is 1/(2 tau) nats. "mean" divides each log-ratio by its
+length, as TRL does. Then the same number applies per token, which is 5 nats per token with tau 0.1. No policy near its
+reference reaches that, so the margin is not bounded in practice. Use a tau that is larger by about the length.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,12 @@ REDUCTIONS = ("sum", "mean")
 
 @dataclass(frozen=True)
 class Ipo(PairLoss):
-    """tau: strength of the tie to the reference. reduction: "sum" or "mean" over tokens."""
+    """The options of IPO."""
 
     tau: float = 0.1
+    """Strength of the regularisation towards the reference."""
     reduction: str = "sum"
+    """"sum" or "mean" over the tokens of a response."""
 
     guide: ClassVar[Guide] = Guide(
         "IPO",

@@ -1,13 +1,13 @@
-"""KTO: learn from single completions that are labelled desirable or not, without pairs.
+"""KTO: learn from single completions labelled desirable or undesirable, without pairs.
 
     L = w_D (1 - sigmoid(beta (R - z)))   for desirable y,    w_U (1 - sigmoid(beta (z - R)))   for undesirable y
     R = log pi(y) - log pi_ref(y),   z = max(0, mean over mismatched (x, y') of log pi(y'|x) - log pi_ref(y'|x))
 
 arXiv 2402.01306, equation 8: z estimates KL(pi || pi_ref) from prompts with the completions of other prompts, without
-a gradient. Here it is taken over the whole batch, whatever its micro-batches and ranks. `batch` makes the
-mismatched rows: completions moved on by one row, as in the paper and in TRL, where every prompt has one row; by a whole
-group where a prompt has several, so that every completion is in the mean once. Where every prompt of the batch is the
-same there is no mismatched completion, and z is 0.
+gradient. Here it is computed over the whole batch, so it does not depend on micro-batches and ranks. `Labels` makes the
+mismatched rows. If every prompt has one completion, completions move on by one row, as in the paper and in TRL. If a
+prompt has several, they move on by a whole group, so that every completion is in the mean once. If all prompts of the
+batch are equal there is no mismatched completion, and z is 0.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,15 @@ from volley.learner.signals.labels import Labels, LabelTensors
 
 @dataclass(frozen=True)
 class Kto(Loss):
-    """beta: strength of the tie to the reference. desirable_weight, undesirable_weight: w_D and w_U; the paper wants
-    w_D times the desirable to w_U times the undesirable rows between 1 and 4/3."""
+    """The options of KTO. The paper recommends that w_D times the number of desirable completions, divided by w_U times
+    that of undesirable ones, is between 1 and 4/3."""
 
     beta: float = 0.1
+    """Strength of the regularisation towards the reference."""
     desirable_weight: float = 1.0
+    """w_D"""
     undesirable_weight: float = 1.0
+    """w_U"""
 
     signal: ClassVar[type[Labels]] = Labels
     guide: ClassVar[Guide] = Guide(
@@ -49,7 +52,8 @@ class Kto(Loss):
 
     def loss_sum(self, micro: MicroBatch[LabelTensors]) -> LossSum:
         """Metrics: implicit_reward_desirable and implicit_reward_undesirable (beta R), means of their class;
-        label_accuracy, the share whose reward lies on the right side of the baseline, ties half; `kl_metric`."""
+        label_accuracy, the share whose reward is on the correct side of the baseline, where ties count half;
+        `kl_metric`."""
         assert micro.reference_NT is not None, "KTO needs reference log-probs"
         reward_N = self.beta * sequence_sums(micro.logprobs_NT - micro.reference_NT, micro.mask_NT)
         desirable_N = micro.signal.labels_N

@@ -1,10 +1,10 @@
-"""ORPO: imitate the chosen, and raise its odds above the rejected's; without a reference.
+"""ORPO: imitate the chosen completion and raise its odds above those of the rejected one, without a reference.
 
     L = -1/|y_w| log pi(y_w) - odds_weight log sigmoid( log odds(y_w) - log odds(y_l) )
     odds(y) = p / (1 - p),   p = exp( 1/|y| log pi(y) )
 
-arXiv 2403.07691, equations 3, 4, 6 and 7; odds_weight is its lambda. The first term is a mean of each chosen response's
-tokens, then over pairs. Where p is within 1e-6 of 1 the odds are taken there.
+arXiv 2403.07691, equations 3, 4, 6 and 7; odds_weight is its lambda. The first term is a mean over the tokens of
+each chosen response, then over pairs. log p is limited to -1e-6, because the odds are infinite at p = 1.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ LARGEST_MEAN_LOGPROB = -1e-6
 
 @dataclass(frozen=True)
 class Orpo(PairLoss):
-    """odds_weight: weight of the odds-ratio term, the paper's lambda."""
+    """The options of ORPO."""
 
     odds_weight: float = 0.1
+    """Weight of the odds-ratio term, the paper's lambda."""
 
     guide: ClassVar[Guide] = Guide(
         "ORPO",

@@ -1,4 +1,4 @@
-"""What losses over pairs share: the sums they read and the metrics of the family.
+"""What losses over pairs share: sums of log-probs and metrics.
 
 Legend: P pairs of a micro-batch; w the chosen (winner), l the rejected (loser) completion. Log-probs of a completion
 are sums over its tokens.
@@ -17,11 +17,12 @@ from volley.rollout.errors import ConfigError
 
 @dataclass(frozen=True)
 class PairLoss(Loss):
-    """A mean over pairs; no options of its own."""
+    """A mean over pairs."""
 
     signal: ClassVar[type[Pairs]] = Pairs
     min_group_size: ClassVar[int] = 2
     uses_reference: ClassVar[bool] = True
+    """Whether the formula has a reference."""
 
     @property
     def needs_reference(self) -> bool:
@@ -33,15 +34,18 @@ class PairLoss(Loss):
 
 @dataclass(frozen=True, slots=True)
 class PairSums:
-    """Of each pair: log-probs under the policy and under the reference (zeros without one), and lengths, all [P].
-    micro: what they are of."""
+    """Log-probs and lengths of both sides of each pair, all [P]."""
 
     micro: MicroBatch[PairTensors]
+    """Where they come from."""
     chosen_P: Tensor
+    """Under the policy."""
     rejected_P: Tensor
     reference_chosen_P: Tensor
+    """Under the reference; zeros without one."""
     reference_rejected_P: Tensor
     chosen_lengths_P: Tensor
+    """In trained tokens."""
     rejected_lengths_P: Tensor
 
     @classmethod
@@ -76,9 +80,9 @@ class PairSums:
 def pair_result(loss_P: Tensor, chosen_P: Tensor, rejected_P: Tensor, sums: PairSums) -> LossSum:
     """The loss's sum and the family's metrics, means over pairs. chosen_P, rejected_P: the implicit rewards.
 
-    implicit_reward_chosen, implicit_reward_rejected, implicit_margin; preference_accuracy, the share of pairs whose
-    chosen side has the larger one, ties half; chosen_logprob and rejected_logprob per token, because a falling one of
-    the chosen is the known failure of DPO (arXiv 2402.13228). And `kl_metric`, over tokens.
+    implicit_reward_chosen, implicit_reward_rejected, implicit_margin. preference_accuracy, the share of pairs whose
+    chosen side has the larger implicit reward, where ties count half. chosen_logprob and rejected_logprob per token,
+    because a falling chosen_logprob is the known failure of DPO (arXiv 2402.13228). And `kl_metric`, over tokens.
     """
     with torch.no_grad():
         margin_P, num_pairs = chosen_P - rejected_P, loss_P.new_tensor(float(len(loss_P)))

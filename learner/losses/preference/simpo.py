@@ -1,13 +1,13 @@
-"""SimPO: mean log-probs instead of a reference, and a margin that the chosen must win by.
+"""SimPO: mean log-probs instead of a reference, and a margin by which the chosen completion must win.
 
     L = -log sigmoid( beta [ log pi(y_w) / |y_w| - log pi(y_l) / |y_l| ] - gamma )
 
-arXiv 2405.14734, equation 6. Because a response's length is divided out, longer ones have no advantage as such. Whether
-answers stay short where the chosen are mostly the longer ones is decided by how the sigmoid weighs the pairs: what is
-long because it goes on in words that are easy to foretell is ahead per token already, so its pair counts little, but
-only with a beta that makes such differences large and a gamma that is small beside it. Measured: shorter than DPO's
-with 10 and 1, as long with 2 and 1 (benchmarks/RESULTS.md). The authors' later advice is a beta of up to 10, and gamma
-/ beta between 0 and 1.
+arXiv 2405.14734, equation 6. The length of a response is divided out, so longer ones have no advantage by themselves.
+If the chosen responses are mostly the longer ones, the weights that the sigmoid gives to the pairs decide whether
+answers stay short. A response that is long because it continues in predictable words already has a high log-prob per
+token, so its pair gets little weight. This needs a beta that makes such differences large, and a gamma that is small
+relative to it. Measured: shorter answers than DPO with beta 10 and gamma 1, equally long ones with 2 and 1
+(benchmarks/RESULTS.md). The authors later recommend a beta of up to 10, and gamma / beta between 0 and 1.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,12 @@ from volley.rollout.errors import ConfigError
 
 @dataclass(frozen=True)
 class SimPo(PairLoss):
-    """beta: scale of the mean log-probs. gamma: the margin, 0.5 to 2 in the paper."""
+    """The options of SimPO."""
 
     beta: float = 2.0
+    """Scale of the mean log-probs."""
     gamma: float = 1.0
+    """The margin; 0.5 to 2 in the paper."""
 
     guide: ClassVar[Guide] = Guide(
         "SimPO",

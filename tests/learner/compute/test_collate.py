@@ -87,7 +87,7 @@ class RunningSum(nn.Module):
     pad_id=st.integers(0, 11),
     order=st.randoms(use_true_random=False),
 )
-def test_a_batch_predicts_what_each_sequence_alone_does(shapes, pad_id, order):
+def test_a_batch_predicts_the_same_as_each_sequence_alone(shapes, pad_id, order):
     model = RunningSum()
     rows = [
         Row(tuple(order.randrange(12) for _ in range(p)), tuple(order.randrange(12) for _ in range(t)), (0.0,) * t, 0)

@@ -62,7 +62,7 @@ def test_values_and_gradients_are_those_of_the_definition(temperature, chunk_byt
 
 @settings(deadline=None, max_examples=30)
 @given(num_tokens=st.integers(0, 40), num_rows=st.integers(1, 45))
-def test_chunks_cannot_be_seen(num_tokens, num_rows):
+def test_chunks_do_not_change_the_result(num_tokens, num_rows):
     hidden, head, targets, weights = problem(num_tokens=num_tokens)
     whole = chunked_logprobs(hidden, head, targets, 0.9, ONE_CHUNK, V)
     parts = chunked_logprobs(hidden, head, targets, 0.9, rows_of(num_rows), V)

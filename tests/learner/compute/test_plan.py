@@ -74,7 +74,7 @@ def test_nothing_to_plan():
 
 @pytest.mark.parametrize("num_ranks", [1, 4])
 @pytest.mark.parametrize(("shortest", "longest"), [(18, 34), (10, 40), (100, 1200)])
-def test_little_is_padding(shortest, longest, num_ranks):
+def test_padding_is_small(shortest, longest, num_ranks):
     generator = random.Random(0)
     lengths = [generator.randint(shortest, longest) for _ in range(256 * num_ranks)]
     ranks = plan(lengths, 16384, num_ranks)

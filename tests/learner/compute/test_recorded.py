@@ -62,7 +62,7 @@ def test_completions_with_the_same_tokens_but_other_masks_differ() -> None:
     assert len(set(keys_of(Rows.from_completions([(prompt, each) for each in kinds], 0)))) == 3
 
 
-def test_runs_that_write_one_table_at_once_leave_a_whole_one(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_table_leave_a_complete_one(tmp_path: Path) -> None:
     file, failures = tmp_path / "table.parquet", list[Exception]()
     tables = [{key(n): np.float32([n]) for n in range(first, first + 300)} for first in (0, 1000)]
     start = threading.Barrier(2)

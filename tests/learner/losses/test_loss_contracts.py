@@ -1,4 +1,4 @@
-"""What every loss of the registry must keep; a new entry is tested here before its author writes a test."""
+"""Properties of every registered loss. A new loss is tested here before its author writes a test."""
 
 import dataclasses
 import itertools
@@ -157,7 +157,7 @@ def test_advantages(loss, rewards):
     padding=st.integers(0, 5),
     filler=st.sampled_from([0.0, -50.0, 1e4, -1e4]),
 )
-def test_padding_cannot_be_seen(loss, seed, lengths, padding, filler):
+def test_padding_does_not_change_the_result(loss, seed, lengths, padding, filler):
     sequences = random_sequences(seed, lengths)
     rows = list(range(len(lengths)))
     assert_close(totals(sequences, loss, [rows]), totals(sequences, loss, [rows], padding=padding, filler=filler))
@@ -170,7 +170,7 @@ def test_padding_cannot_be_seen(loss, seed, lengths, padding, filler):
     units=st.permutations([(0, 1), (2, 3), (4, 5), (6, 7)]),
     cuts=st.sets(st.integers(1, 3)),
 )
-def test_micro_batches_and_ranks_cannot_be_seen(loss, seed, units, cuts):
+def test_micro_batches_and_ranks_do_not_change_the_result(loss, seed, units, cuts):
     sequences = random_sequences(seed, [3, 1, 6, 2, 2, 4, 5, 1])
     cut = [units[start:end] for start, end in itertools.pairwise([0, *sorted(cuts), 4])]
     parts = [[i for unit in part for i in unit] for part in cut]
@@ -179,7 +179,7 @@ def test_micro_batches_and_ranks_cannot_be_seen(loss, seed, units, cuts):
 
 @every_loss
 @pytest.mark.parametrize("advantage", [-2.0, 2.0])
-def test_the_step_goes_the_right_way(loss, advantage):
+def test_the_gradient_has_the_right_sign(loss, advantage):
     """Descending raises what was good (or chosen, or desirable) and lowers what was bad."""
     sequences = random_sequences(0, [4, 2], spread=0.0)
     sequences.advantages = [advantage, advantage]
@@ -269,7 +269,7 @@ def test_the_kl_to_the_reference_is_reported_whatever_the_loss_reads(loss):
 
 
 @pytest.mark.parametrize("loss", [loss for loss in VARIANTS.values() if loss.signal is Advantages])
-def test_rows_without_advantage_move_nothing_unless_a_reference_pulls(loss: Loss) -> None:
+def test_rows_without_advantage_have_a_gradient_only_with_a_reference(loss: Loss) -> None:
     """What lets the learner skip them (`Batch.without_idle`)."""
     sequences = random_sequences(5, [3, 6, 4], spread=1e-5)
     sequences.advantages = [0.7, 0.0, -0.2]

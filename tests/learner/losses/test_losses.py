@@ -185,7 +185,7 @@ def test_gspo_takes_the_kl_as_a_mean_of_each_sequence(kl):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cispo_caps_the_weight_and_silences_nobody(seed):
+def test_cispo_caps_the_weight_and_keeps_every_gradient(seed):
     micro = random_micro(seed, spread=2.0)
     gradient = torch.zeros_like(micro.logprobs_NT)
     for i, gaps in enumerate(log_ratios(micro)):
@@ -286,7 +286,7 @@ def test_float32_is_close_to_float64(loss, seed):
     )
 
 
-def test_advantages_are_those_of_the_papers():
+def test_advantages_equal_the_formulas_of_the_papers():
     rewards = [1.0, 0.0, 0.0, 0.5]
     mean = sum(rewards) / 4
     std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 3)
@@ -305,7 +305,7 @@ def test_normalizers():
         DrGrpo().normalizer(70, 6)
 
 
-def test_dr_grpo_weighs_a_token_the_same_in_short_and_long_responses():
+def test_dr_grpo_gives_tokens_equal_weight_in_short_and_long_responses():
     def gradient(lengths: tuple[int, ...]) -> Tensor:
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).double()
         logprobs = torch.zeros_like(mask, requires_grad=True)

@@ -21,7 +21,7 @@ from volley.rollout.types import Completion
 
 
 def double_sum(reward: float, values: list[float], gamma: float, lam: float) -> list[float]:
-    """Equation 16 as it stands: sums of all later temporal differences."""
+    """Equation 16 directly: sums of all later temporal differences."""
     length = len(values)
     rewards, after = [0.0] * (length - 1) + [reward], [*values[1:], 0.0]
     deltas = [r + gamma * v_next - v for r, v_next, v in zip(rewards, after, values, strict=True)]
@@ -172,7 +172,7 @@ def test_targets_of_a_batch_against_loops(num_ranks: int) -> None:
         assert ours.advantages.tolist() != theirs.advantages.tolist()
 
 
-def test_in_a_micro_batch_each_number_is_with_its_own_token() -> None:
+def test_in_a_micro_batch_each_value_belongs_to_its_token() -> None:
     values = [[-0.3, 0.6], [0.1, 0.4, 0.2], [0.9]]
     ((targets, _),) = prepared(values, [0.5, 1.0, 0.0], Ppo(gamma=0.9, lam=0.5, whiten=False))
     data = collate(rows_of([Row((1,), (2, 2, 2), (-1.0,) * 3), Row((1,), (2,), (-1.0,))]), 0)
@@ -189,7 +189,7 @@ def test_explained_variance_is_unknown_where_all_returns_are_equal() -> None:
     assert metrics["return_mean"] == 1.0
 
 
-def test_groups_whose_rewards_are_equal_or_of_one_answer_are_learned_from() -> None:
+def test_returns_use_groups_with_equal_rewards_or_one_completion() -> None:
     answer = Completion.single((2, 3), (-1.0, -1.0), "x", "stop", 0, 0)
     alike, unknown = (group(0, (1,), [answer, answer], rewards) for rewards in ((1.0, 1.0), (math.nan, 0.5)))
     nothing = group(0, (1,), [answer], [math.nan])

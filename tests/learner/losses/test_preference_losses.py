@@ -172,7 +172,7 @@ def test_metrics_of_the_family(seed: int) -> None:
     assert metrics["rejected_logprob"] == pytest.approx(sum(rows[lost].mean for _, lost in PAIRS) / 3)
 
 
-def test_at_the_start_dpo_is_at_chance_and_ipo_at_its_margin() -> None:
+def test_initially_dpo_is_at_chance_and_ipo_at_its_margin() -> None:
     micro = random_micro(0, spread=0.0)
     result = Dpo().loss_sum(micro)
     assert result.loss.item() / 3 == pytest.approx(math.log(2))
@@ -192,7 +192,7 @@ def test_ipo_is_satisfied_with_its_margin_where_dpo_is_not() -> None:
     assert pushed[0].item() < -0.03
 
 
-def test_simpo_does_not_care_how_long_a_response_is() -> None:
+def test_simpo_is_independent_of_the_length() -> None:
     mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     micro = MicroBatch(torch.full((2, 2), -0.5), mask, None, PairTensors(torch.tensor([[0, 1]])))
     loss = SimPo(gamma=0.0).loss_sum(micro).loss

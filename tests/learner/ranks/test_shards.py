@@ -1,4 +1,4 @@
-"""Shards hold every completion once, and losses see episodes exactly as a token-by-token derivation does."""
+"""Shards contain every completion once, and losses see episodes exactly like a token-by-token derivation."""
 
 import dataclasses
 import math
@@ -176,7 +176,7 @@ POLICY, REFERENCE = Network(1), Network(2)
 
 
 @dataclasses.dataclass
-class Told:
+class PerToken:
     """One completion, token by token: what was sampled, under each model."""
 
     logprobs: list[Tensor]
@@ -185,7 +185,7 @@ class Told:
     values: list[Tensor]
 
     @classmethod
-    def of(cls, prompt: list[int], completion: Completion) -> "Told":
+    def of(cls, prompt: list[int], completion: Completion) -> "PerToken":
         found = cls([], [], [], [])
         for k, each in enumerate(completion.segments):
             context = list(prompt) if k == 0 else []
@@ -212,9 +212,9 @@ def padded(rows: list[list[Any]]) -> Tensor:
     )
 
 
-def slow_signal(loss: Loss, groups: list[ScoredGroup], told: list[Told]) -> SignalTensors:
+def slow_signal(loss: Loss, groups: list[ScoredGroup], per_token: list[PerToken]) -> SignalTensors:
     """What the family reads, from loops over the groups. All rewards are numbers."""
-    behaviour_NT = padded([each.behaviour for each in told])
+    behaviour_NT = padded([each.behaviour for each in per_token])
     rewards = [reward for each in groups for reward in each.rewards]
     if loss.signal is Advantages:
         values = [value for each in groups for value in loss.advantages(each.rewards)]  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def slow_signal(loss: Loss, groups: list[ScoredGroup], told: list[Told]) -> Sign
         return SampledTensors(behaviour_NT, torch.tensor(values, dtype=torch.float64)[:, None])
     if loss.signal is Returns:
         advantages: list[list[float]] = []
-        for each, reward in zip(told, rewards, strict=True):
+        for each, reward in zip(per_token, rewards, strict=True):
             values, row, after, following = [float(v) for v in each.values], [], 0.0, 0.0
             for t in reversed(range(len(values))):
                 delta = (reward if t == len(values) - 1 else 0.0) + after - values[t]
@@ -238,9 +238,9 @@ def slow_signal(loss: Loss, groups: list[ScoredGroup], told: list[Told]) -> Sign
         white = [[(a - mean) / (std + 1e-8) for a in row] for row in advantages]
         returns = [
             [a + float(v) for a, v in zip(*pair, strict=True)]
-            for pair in zip(advantages, [each.values for each in told], strict=True)
+            for pair in zip(advantages, [each.values for each in per_token], strict=True)
         ]
-        values_NT = padded([each.values for each in told])
+        values_NT = padded([each.values for each in per_token])
         return CriticTensors(behaviour_NT, padded(white), values_NT, padded(returns))
     if loss.signal is Pairs:
         pairs, start = [], 0
@@ -264,8 +264,8 @@ def slow_baseline(groups: list[ScoredGroup]) -> float:
     for one, other in zip(groups, moved, strict=True):
         for completion in other.completions:
             first = Completion(completion.segments[:1], "", "stop")
-            told = Told.of(one.prompt.token_ids.tolist(), first)
-            ratios.append(float(sum(told.logprobs)) - sum(told.reference))
+            per_token = PerToken.of(one.prompt.token_ids.tolist(), first)
+            ratios.append(float(sum(per_token.logprobs)) - sum(per_token.reference))
     return max(0.0, sum(ratios) / len(ratios))
 
 
@@ -279,22 +279,23 @@ GROUPS_OF_EPISODES = [
 
 @pytest.mark.parametrize("max_tokens", [20, 60, 1000])
 @pytest.mark.parametrize("name", ALL_LOSSES)
-def test_episodes_give_what_a_derivation_token_by_token_says(name: str, max_tokens: int) -> None:
+def test_episodes_equal_a_derivation_token_by_token(name: str, max_tokens: int) -> None:
     loss, groups = ALL_LOSSES[name], list(make_groups(GROUPS_OF_EPISODES))
-    told = [Told.of(each.prompt.token_ids.tolist(), completion) for each in groups for completion in each.completions]
-    num_tokens = sum(len(each.logprobs) for each in told)
+    episodes = [(each.prompt.token_ids.tolist(), completion) for each in groups for completion in each.completions]
+    per_token = [PerToken.of(prompt, completion) for prompt, completion in episodes]
+    num_tokens = sum(len(each.logprobs) for each in per_token)
     slow = loss.loss_sum(
         MicroBatch(
-            padded([each.logprobs for each in told]),
-            padded([[1.0] * len(each.logprobs) for each in told]),
-            padded([each.reference for each in told]) if loss.needs_reference else None,
-            slow_signal(loss, groups, told),
+            padded([each.logprobs for each in per_token]),
+            padded([[1.0] * len(each.logprobs) for each in per_token]),
+            padded([each.reference for each in per_token]) if loss.needs_reference else None,
+            slow_signal(loss, groups, per_token),
         )
     )
-    expected = slow.loss / loss.normalizer(num_tokens, len(told), len(groups))
+    expected = slow.loss / loss.normalizer(num_tokens, len(per_token), len(groups))
 
     batch = make_batch(groups, loss, 0)
-    assert (batch.counts.tokens, batch.counts.completions) == (num_tokens, len(told))
+    assert (batch.counts.tokens, batch.counts.completions) == (num_tokens, len(per_token))
     (shard,) = make_shards(batch, max_tokens, 1)
     passes = Passes(POLICY, REFERENCE if loss.needs_reference else None, 1.0, 0)  # type: ignore[arg-type]
     prepared, _ = shard.signal.prepare(passes, shard.work, shard.auxiliary)

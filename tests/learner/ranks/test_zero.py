@@ -1,4 +1,4 @@
-"""Real DeepSpeed: ranks, ZeRO stages and micro-batches cannot be seen in the result, and state survives exactly."""
+"""Real DeepSpeed: ranks, ZeRO stages and micro-batches do not change the result, and state is restored exactly."""
 
 import math
 import pickle
@@ -98,7 +98,7 @@ def plain_kto(model: Path) -> list[tuple[float, float]]:
     ],
     ids=str,
 )
-def test_every_way_of_sharing_the_work_gives_the_same_steps(
+def test_ranks_zero_stages_and_micro_batches_give_the_same_steps(
     model: Path, plain: tuple[list[float], dict[str, torch.Tensor]], tmp_path: Path, num_ranks: int, learner: Any
 ) -> None:
     metrics, weights = train(model, tmp_path / "w", num_ranks, learner=learner)
@@ -110,10 +110,10 @@ def test_every_way_of_sharing_the_work_gives_the_same_steps(
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
-def test_ranks_micro_batches_and_a_recorded_reference_cannot_be_seen(
+def test_ranks_micro_batches_and_a_recorded_reference_do_not_change_the_result(
     model: Path, plain_kto: list[tuple[float, float]], tmp_path: Path, name: str
 ) -> None:
-    """One rank beside a copy of the starting model, and two ranks with only the table of its log-probs."""
+    """One rank with a copy of the initial model, and two ranks with only the table of its log-probs."""
     options = {"name": name, "loss": {"beta": 0.5}}
     whole, weights = train(model, tmp_path / "w", 1, learner=FP32, **options)
     shared = {**FP32, "zero_stage": 2, "max_tokens_per_micro_batch": 64}
@@ -184,7 +184,7 @@ def test_a_critic_on_two_ranks_equals_one_rank_and_the_formulas(model: Path, tmp
         assert all((weights[key] - others[key]).abs().mean() < 5e-5 for key in weights)
 
 
-def test_a_critic_learns_to_foresee_rewards(model: Path, tmp_path: Path) -> None:
+def test_a_critic_learns_to_predict_rewards(model: Path, tmp_path: Path) -> None:
     options = {**PPO, "loss": {"value_lr": 0.01, "value_weight": 1.0, "lam": 1.0}}
     metrics, _ = train(model, tmp_path / "w", learner={**FP32, "lr": 1e-3}, steps=25, **options)
     assert metrics[0]["explained_variance"] == pytest.approx(0, abs=1e-6)
@@ -217,8 +217,8 @@ def test_a_crafted_state_file_runs_nothing(model: Path, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_a_lock_that_a_killed_process_left_keeps_nobody_waiting(model: Path, tmp_path: Path) -> None:
-    """DeepSpeed's compiled extensions are taken in turns, by a file; so none is compiled or loaded."""
+def test_a_stale_lock_of_a_killed_process_blocks_no_one(model: Path, tmp_path: Path) -> None:
+    """A lock file guards DeepSpeed's compiled extensions, so none is compiled or loaded."""
     lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()

@@ -54,7 +54,7 @@ def test_unscorable_completions_are_left_out_of_rows_and_baseline():
 
 
 @pytest.mark.parametrize(("rewards", "expected"), [([math.nan, math.nan], ()), ([math.nan, 1.0], (0.0,))])
-def test_groups_with_fewer_than_two_scorable_completions_teach_nothing(rewards, expected):
+def test_groups_with_fewer_than_two_scorable_completions_have_no_advantage(rewards, expected):
     batch = make_batch([group(1, rewards, [0, 0])], Rloo(), version=0)
     assert batch.rows.num_completions == len(expected)
     assert batch.signal == advantages(expected)
@@ -77,7 +77,7 @@ def test_demonstrations_need_no_advantages():
     assert batch.signal == Demonstrations()
 
 
-def test_rows_without_advantage_are_left_to_the_normalizer():
+def test_rows_without_advantage_count_only_in_the_normalizer():
     groups = [group(1, [1.0, 1.0], [0, 0]), group(2, [1.0, 0.0], [0, 0])]
     batch = make_batch(groups, DrGrpo(), version=0)
     kept = batch.without_idle()

@@ -52,7 +52,7 @@ def test_which_pairs(rewards: list[float], config: SignalConfig, pairs: tuple[ob
     assert (found.pairs, found.dropped) == (pairs, dropped)
 
 
-def test_the_same_tokens_are_no_pair() -> None:
+def test_completions_with_the_same_tokens_are_no_pair() -> None:
     assert group_pairs([1.0, 0.0], list(map(as_token_ids, [[5], [5]])), SignalConfig()) == GroupPairs((), "same", 1)
     assert group_pairs([1.0, 0.0, 0.0], list(map(as_token_ids, [[5], [5], [6]])), ALL) == GroupPairs(((0, 2),), "", 1)
 
@@ -66,7 +66,7 @@ def test_every_pair_prefers_the_better(rewards: list[float]) -> None:
         assert len(set(found.pairs)) == len(found.pairs)
 
 
-def test_a_pair_batch_holds_what_is_in_a_pair_and_says_what_was_dropped() -> None:
+def test_a_pair_batch_contains_only_pairs_and_reports_what_was_dropped() -> None:
     groups = [group(1, [0.0, 1.0, 0.5]), group(2, [1.0, 1.0]), group(3, [NAN, 1.0]), group(4, [1.0, 0.0], "aa")]
     groups.append(group(5, [1.0, 0.0, 0.0]))
     batch = make_batch(groups, Dpo(), version=5)
@@ -85,7 +85,7 @@ def test_a_pair_batch_holds_what_is_in_a_pair_and_says_what_was_dropped() -> Non
     assert [Advantages.reason_against(each, SignalConfig()) for each in groups] == reasons
 
 
-def test_the_yield_is_that_of_all_groups_drawn() -> None:
+def test_the_yield_counts_all_groups_drawn() -> None:
     """7 of 15 groups gave no pair and were replaced: half of what was sampled taught something, not all of it."""
     groups = [group(n, [0.0, 1.0]) for n in range(8)]
     metrics = make_batch(groups, Dpo(), version=3, replaced={"tied": 5, "same": 2}).metrics
@@ -126,13 +126,13 @@ def mismatched(sizes: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
     ]
 
 
-def test_every_answer_of_a_prompt_meets_another_answer_of_the_next() -> None:
+def test_every_completion_of_a_prompt_is_mismatched_with_one_of_the_next() -> None:
     assert mismatched([4, 4, 4]) == [(p, ((p + 1) % 3, i)) for p in range(3) for i in range(4)]
     assert mismatched([1, 1, 1]) == [(0, (1, 0)), (1, (2, 0)), (2, (0, 0))], "a data set's rows move on by one"
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=7))
-def test_mismatched_rows_are_all_distinct_and_as_many_as_there_can_be(sizes: list[int]) -> None:
+def test_mismatched_rows_are_distinct_and_as_many_as_possible(sizes: list[int]) -> None:
     found = mismatched(sizes)
     assert all(prompt != owner for prompt, (owner, _) in found)
     assert len({completion for _, completion in found}) == len(found), "no completion twice"
@@ -142,7 +142,7 @@ def test_mismatched_rows_are_all_distinct_and_as_many_as_there_can_be(sizes: lis
     assert len(found) == min(sum(sizes), 2 * (sum(sizes) - max(sizes)))
 
 
-def test_rows_of_one_prompt_that_stand_apart_do_not_meet() -> None:
+def test_separate_rows_of_one_prompt_are_not_mismatched_with_each_other() -> None:
     batch = make_batch([group(n, [1.0]) for n in (1, 2, 1, 3, 1, 2)], Kto(), version=3)
     assert isinstance(batch.signal, Labels)
     assert batch.signal.mismatched is not None
