@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +97,13 @@ def test_the_yield_counts_all_groups_drawn() -> None:
         "pairs_dropped/same": 2.0,
     }
     assert metrics["pairs_same"] == 0, "those that were replaced are not told apart"
+
+
+def test_pairs_of_some_completions_in_another_order() -> None:
+    signal = Pairs(np.array([[0, 1], [3, 2], [5, 4], [5, 6]]), np.array([0, 0, 1, 1, 2, 2, 2]))
+    expected = Pairs(np.array([[4, 3], [1, 0], [1, 2]]), np.array([2, 2, 2, 1, 1]))
+    assert signal.take(np.array([4, 5, 6, 2, 3])) == expected
+    assert signal.take(np.array([4, 5])).pairs.tolist() == [[1, 0]]
 
 
 def test_labels_and_mismatched_rows() -> None:
