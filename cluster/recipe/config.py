@@ -1,7 +1,7 @@
-"""The recipe: typed, parsed once, with one clear sentence for whatever is wrong in it.
+"""The recipe: typed, parsed once, with one clear sentence for every mistake in it.
 
-Every section is the dataclass of the package that owns it; this module only puts them together and
-checks what no section can know alone (batch arithmetic, lengths against the model, losses against group sizes).
+Each section is a dataclass of the package that owns it. This module combines them and checks what no section can check
+alone, such as the batch arithmetic.
 """
 
 import dataclasses
@@ -26,20 +26,22 @@ RUNS_VARIABLE = "VOLLEY_RUNS"
 RUNS = Path(os.environ.get(RUNS_VARIABLE, "runs"))
 LAUNCHERS = ("local", "ray")
 CLUSTER_STALENESS = 2
-"""max_staleness where a recipe for Ray says none: workers and ranks stand beside each other, so neither should wait."""
+"""The default max_staleness for `launcher: ray`: workers and ranks have their own devices, so neither should wait."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """max_prompts: rows of the test set used (0: all). samples: responses per prompt for pass@k and maj@k, drawn at
-    `temperature` (0: greedy only). max_tokens: 0 is rollout.max_tokens. length_buckets: how many buckets of response
-    length the accuracy is broken down by."""
+    """How held-out data is evaluated."""
 
     max_prompts: int = 0
+    """Rows of the test set that are used; 0: all."""
     samples: int = 0
+    """Responses per prompt for pass@k and maj@k, sampled at `temperature`; 0: greedy only."""
     temperature: float = 1.0
     max_tokens: int = 0
+    """0: rollout.max_tokens."""
     length_buckets: int = 4
+    """Number of response-length buckets for which accuracy is reported."""
 
     def __post_init__(self) -> None:
         require_at_least(self, {"max_prompts": 0, "samples": 0, "max_tokens": 0, "length_buckets": 1}, "eval.")
@@ -49,10 +51,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """The frozen reference policy, for losses that have one. refresh_every: steps after which it becomes the current
-    policy (0: stays the starting model)."""
+    """The frozen reference policy of losses that have one."""
 
     refresh_every: int = 0
+    """Steps after which the current policy becomes the reference; 0: it stays the initial model."""
 
     def __post_init__(self) -> None:
         if self.refresh_every < 0:
@@ -61,22 +63,26 @@ class ReferenceConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """For `launcher: ray`. address: of a running cluster ("auto": the one on this machine, or that of RAY_ADDRESS); ""
-    starts a private one on this machine, which ends with the run. allow_unauthenticated: work on a cluster that runs
-    anybody's code. worker_cpus, rank_cpus: cores of one rollout worker and one learner rank (0: an equal share, 16 at
-    most). start_s: how long a worker or rank may take to load the model. stall_s: how long an engine may make no step
-    with requests in flight, and a learner rank give no answer (30 s at least), before it counts as frozen.
-    max_restarts: of one worker in a row. metrics: show the run's numbers in Ray's metrics (but for a private cluster,
-    which nobody watches)."""
+    """Options of `launcher: ray`."""
 
     address: str = ""
+    """A running cluster ("auto": the one on this machine, or that of RAY_ADDRESS). "" starts a private cluster on this
+    machine, which ends with the run."""
     allow_unauthenticated: bool = False
+    """Also run on a cluster without authentication, which runs anyone's code."""
     worker_cpus: float = 0.0
+    """Cores of one rollout worker; 0: an equal share, at most 16."""
     rank_cpus: float = 0.0
+    """Cores of one learner rank; 0: an equal share, at most 16."""
     start_s: float = 900.0
+    """How long a worker or rank may take to load the model."""
     stall_s: float = 180.0
+    """How long an engine with requests in flight may make no step, and a learner rank may not answer (at least 30 s),
+    before it counts as hung."""
     max_restarts: int = 3
+    """Of one worker in a row."""
     metrics: bool = True
+    """Export the run's metrics to Ray's metrics. A private cluster never does, because nothing reads them there."""
 
     def __post_init__(self) -> None:
         for name in ("start_s", "stall_s"):
@@ -87,13 +93,14 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class ParityConfig:
-    """Agreement of learner and engine on log-probs, measured after a push. first_pushes: how many pushes of a run are
-    measured from its start; every: and then every so many (0: none). bound: mean |difference| in nats above which the
-    run stops."""
+    """Agreement of learner and engine on log-probs, measured after a push."""
 
     first_pushes: int = 3
+    """Number of pushes at the start of a run that are measured."""
     every: int = 0
+    """Afterwards, pushes between measurements; 0: none."""
     bound: float = 0.05
+    """Mean |difference| in nats above which the run stops."""
 
     def __post_init__(self) -> None:
         if self.first_pushes < 0 or self.every < 0:
@@ -104,12 +111,13 @@ class ParityConfig:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """End the run early, with success. pass_at_1: as soon as an evaluation reaches it. indistinguishable: as soon as a
-    round of a pair loss with a refreshed reference (SPIN) ends in which the preference accuracy stayed below it, see
-    `volley.cluster.loop.rounds.distinguishability`; 0.5 is chance. 0: never."""
+    """Targets that end the run early, with success. 0: never."""
 
     pass_at_1: float = 0.0
+    """Stop when an evaluation reaches it."""
     indistinguishable: float = 0.0
+    """Stop after a round of a pair loss with a refreshed reference (SPIN) in which the preference accuracy stayed below
+    this value, see `volley.cluster.loop.rounds.distinguishability`; 0.5 is chance."""
 
     def __post_init__(self) -> None:
         for name in ("pass_at_1", "indistinguishable"):
@@ -119,34 +127,42 @@ class StopConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """name: one of `volley.learner.losses.LOSSES`. options: the fields of that loss, checked by the loss itself."""
+    """The loss and its options."""
 
     name: str = "grpo"
+    """One of `volley.learner.losses.LOSSES`."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Fields of that loss, checked by the loss itself."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. groups_per_step: prompts per optimizer step. max_staleness: weight versions a sample may be old (in a
-    recipe with `launcher: ray` 2, unless it says otherwise).
-    publish_every: steps between weight pushes. save_every, eval_every: steps between checkpoints and evaluations (0:
-    only at the end). keep_checkpoints: the newest ones kept. save_rollouts: write every step's samples to Parquet.
-    deadline_s: how long anything may take (a group to come in, an update, a push, an evaluation, a checkpoint) before
-    the run ends with its name."""
+    """One run."""
 
     name: str
+    """The run's directory below runs/."""
     model: str
     data: DataConfig
     steps: int
+    """Optimizer steps."""
     groups_per_step: int = 32
+    """Prompts per optimizer step."""
     seed: int = 0
     max_staleness: int = 0
+    """Weight versions that a sample may be old. The default for `launcher: ray` is 2."""
     publish_every: int = 1
+    """Steps between weight pushes."""
     save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
     eval_every: int = 0
+    """Steps between evaluations; 0: only before the first step and at the end."""
     keep_checkpoints: int = 2
+    """Number of checkpoints that are kept, the newest ones."""
     save_rollouts: bool = True
+    """Write every step's samples to Parquet."""
     deadline_s: float = 1800.0
+    """How long anything may take (the next group, an update, a push, an evaluation, a checkpoint) before the run stops
+    with an error that names it."""
     launcher: str = "local"
     trust_remote_code: bool = False
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -183,9 +199,9 @@ class Recipe:
         labels = [term.label for term in self.rewards]
         for label in labels:
             if labels.count(label) > 1:
-                raise ConfigError(f"rewards: '{label}' stands there twice; give one of the terms another label.")
+                raise ConfigError(f"rewards: duplicate reward label '{label}'; rename one of them.")
         if sum(term.accuracy for term in self.rewards) > 1:
-            raise ConfigError("rewards: more than one term says accuracy: true; only one can tell what is correct.")
+            raise ConfigError("rewards: more than one term has accuracy: true; only one can decide what is correct.")
         check_budgets(self.rewards, self.scorer.timeout_s)
         self._check_arithmetic()
 
@@ -193,7 +209,7 @@ class Recipe:
         if self.launcher == "local" and (self.learner.ranks > 1 or self.rollout.workers > 1):
             raise ConfigError(
                 f"learner.ranks is {self.learner.ranks} and rollout.workers is {self.rollout.workers}; the local "
-                "launcher runs one of each in one process, so set both to 1, or launcher: ray."
+                "launcher runs one of each in one process, so set both to 1, or use launcher: ray."
             )
         for name, deadline_s in {
             "cluster.stall_s": self.cluster.stall_s,
@@ -202,12 +218,12 @@ class Recipe:
             if self.launcher == "ray" and deadline_s >= self.deadline_s:
                 raise ConfigError(
                     f"{name} is {deadline_s:g} and deadline_s is {self.deadline_s:g}; a worker that hangs must be "
-                    f"found before the run gives up, so set {name} below deadline_s."
+                    f"detected before the run stops, so set {name} below deadline_s."
                 )
         if self.groups_per_step % self.learner.ranks:
             raise ConfigError(
                 f"groups_per_step is {self.groups_per_step} and learner.ranks is {self.learner.ranks}: "
-                f"{self.groups_per_step} / {self.learner.ranks} is not whole; every rank must get equally many."
+                f"{self.groups_per_step} / {self.learner.ranks} is not a whole number; all ranks must get equally many."
             )
         if self.publish_every > self.steps:
             raise ConfigError(
@@ -223,11 +239,12 @@ class Recipe:
             )
         if self.stop_at.indistinguishable and self.reference.refresh_every < 2:
             raise ConfigError(
-                "stop_at.indistinguishable needs rounds of at least 2 steps, as policy and reference are the same at a "
-                f"round's start; set reference.refresh_every, which is {self.reference.refresh_every}, to 2 or more."
+                "stop_at.indistinguishable needs rounds of at least 2 steps, because policy and reference are equal at "
+                f"the start of a round; set reference.refresh_every, which is {self.reference.refresh_every}, to 2 or "
+                "more."
             )
         if self.stop_at.pass_at_1 and not self.eval_every:
-            raise ConfigError("stop_at.pass_at_1 needs evaluations on the way; set eval_every.")
+            raise ConfigError("stop_at.pass_at_1 needs evaluations during the run; set eval_every.")
 
     @property
     def directory(self) -> Path:
@@ -235,8 +252,10 @@ class Recipe:
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `key=value` overrides (`rollout.max_tokens=64`; values are YAML). Of a recipe with
-    stages the one that the override `stage=NAME` picks."""
+    """Read a recipe file and apply `key=value` overrides (`rollout.max_tokens=64`; values are YAML).
+
+    For a recipe with stages, the override `stage=NAME` selects one.
+    """
     content = read_content(path, overrides)
     stage = content.pop("stage", None)
     if stage is not None:
@@ -247,7 +266,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping in a recipe file, with overrides, not yet checked."""
+    """The mapping in a recipe file with overrides applied, not yet checked."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"recipe '{path}' does not exist; give the path of a YAML file (recipes/ holds examples).")
@@ -264,7 +283,7 @@ def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
-    """The typed recipe of a parsed YAML mapping. A loss's options stand beside its name; they are gathered here."""
+    """The typed recipe of a parsed YAML mapping. Keys next to a loss's name are collected as its options."""
     content = dict(content)
     if content.get("launcher") == "ray":
         content.setdefault("max_staleness", CLUSTER_STALENESS)
@@ -284,7 +303,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults included; `load_recipe` reads it back as the same recipe."""
+    """The whole recipe as YAML, with defaults. `load_recipe` reads it back as the same recipe."""
     content = _plain(dataclasses.asdict(recipe))
     content["loss"] = {"name": recipe.loss.name, **recipe.loss.options}
     return yaml.safe_dump(content, sort_keys=False, width=120)

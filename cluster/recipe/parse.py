@@ -1,4 +1,4 @@
-"""Plain YAML to typed dataclasses, with one clear sentence for whatever is wrong: the parser of recipes."""
+"""The parser of recipes: plain YAML to typed dataclasses, with one clear sentence for every mistake."""
 
 import dataclasses
 import difflib
@@ -13,23 +13,21 @@ from volley.rollout.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also refuses a key that stands twice."""
+    """Safe YAML that also refuses duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
             if isinstance(key, str):
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The plain value of YAML text; `where` is named in errors, with the line."""
+    """The plain value of YAML text. Errors name `where` and the line."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -89,7 +87,7 @@ def _parse_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, .
 
 def _parse_scalar(kind: type, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-6 as text, which nobody means.
+        # YAML 1.1 reads 1e-6 as text, which is never intended.
         try:
             value = float(value)
         except ValueError:
@@ -109,7 +107,7 @@ def _wrong_type(where: str, value: Any, expected: str) -> ConfigError:
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set in `content` what `key=value` says; dots in the key lead into sections."""
+    """Apply `key=value` to `content`; dots in the key lead into sections."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""From a recipe to checked parts, before anything heavy starts.
+"""From a recipe to the checked parts of a run, before anything heavy starts.
 
-Everything that a user can get wrong is looked at here, the cheapest first: how the recipe's numbers fit together, the
-model's files, the data, the loss, the rewards, and last the tokenised prompts.
+Everything that a user can get wrong is checked here, the cheapest first: the recipe's numbers, the model's files, the
+data, the loss, the rewards, and finally the tokenized prompts.
 """
 
 import dataclasses
@@ -30,21 +30,24 @@ ENGINE_DTYPES = {"bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run is made of, checked. prompts: of the training data. dataset: its completions, None where the policy
-    gives all of them. is_sampled: whether the policy gives any. test_prompts: in file order, to be answered and scored.
-    test_dataset: held-out rows with completions, None where there are rewards to evaluate by. max_model_len: prompt +
-    completion tokens at most."""
+    """The checked parts of a run."""
 
     recipe: Recipe
     model: ModelFacts
     tokenizer: Any
     loss: Loss
     prompts: PromptSet
+    """The prompts of the training data."""
     dataset: DatasetGroups | None
+    """The completions of the training data; None if the policy samples all of them."""
     is_sampled: bool
+    """True if the policy samples completions."""
     test_prompts: tuple[Prompt, ...]
+    """Held-out prompts to be answered and scored, in file order."""
     test_dataset: DatasetGroups | None
+    """Held-out rows with completions; None if rewards evaluate the policy."""
     max_model_len: int
+    """The maximum number of prompt + completion tokens."""
 
     @property
     def needs_engine(self) -> bool:
@@ -52,18 +55,18 @@ class RunParts:
 
     @property
     def records_reference(self) -> bool:
-        """Whether all that a reference will be asked for is known before the first step, and it never changes."""
+        """True if the reference never changes and all rows that it will see are known before the first step."""
         return self.loss.needs_reference and not self.is_sampled and not self.recipe.reference.refresh_every
 
     @property
     def lineage(self) -> dict[str, str]:
-        """What must not change between a checkpoint and its resume."""
+        """Fingerprints of what must not change between a checkpoint and its resume."""
         data = self.dataset or self.prompts
         return {"data": data.fingerprint[:16], "model": _model_fingerprint(self.model), "seed": str(self.recipe.seed)}
 
 
 def prepare(recipe: Recipe) -> RunParts:
-    """Check everything and read the data. Raises the `VolleyError` of what is wrong."""
+    """Check everything and read the data. Raises a `VolleyError` that names the mistake."""
     loss = build_loss(recipe)
     completions = _completions(recipe, loss)
     is_sampled, has_dataset = completions != "dataset", completions != "policy"
@@ -85,7 +88,7 @@ def prepare(recipe: Recipe) -> RunParts:
     scored_together = 0 if has_dataset else recipe.rollout.group_size
     check_rewards(recipe.rewards, _columns(test_rows if has_dataset else rows), scored_together)
     if recipe.data.test and not recipe.rewards and not measures:
-        raise ConfigError("data.test is given but no rewards, so nothing could tell right from wrong; add rewards.")
+        raise ConfigError("data.test is given but there are no rewards to evaluate with; add rewards.")
     tokenizer = load_tokenizer(facts)
     prompts = PromptSet(rows, tokenizer, recipe.data, recipe.seed)
     dataset = None
@@ -106,14 +109,14 @@ def prepare(recipe: Recipe) -> RunParts:
 
 
 def _completions(recipe: Recipe, loss: Loss) -> str:
-    """Who answers the prompts: "dataset", "policy" or "both". Raises `ConfigError` where that cannot be."""
+    """Where completions come from: "dataset", "policy" or "both". Raises `ConfigError` for a contradiction."""
     name, chosen = recipe.loss.name, recipe.data.completions
     names = column_names(recipe.data.train, recipe.data.columns)
     signal = loss.signal
     fits = [each for each in _data_signals() if names.issuperset(each.columns)]
     if chosen == "auto":
         chosen = "dataset" if signal.columns else "policy"
-        # Where both could be, a data set with all that the loss reads is there to be learned from.
+        # If both are possible, a data set with all columns that the loss reads is meant to be learned from.
         if signal.from_policy and signal not in fits and recipe.rewards:
             chosen = "policy"
     if not signal.columns and chosen != "policy":
@@ -127,7 +130,7 @@ def _completions(recipe: Recipe, loss: Loss) -> str:
         )
     if chosen == "policy" and not signal.from_policy:
         raise ConfigError(f"data.completions is 'policy', but {name} imitates a data set's completions; remove it.")
-    # Data that fits no loss lacks a column, and reading it says which.
+    # Data that fits no loss lacks a column, and reading it reports which one.
     if chosen == "dataset" and signal not in fits and (fits or signal.from_policy):
         columns = signal.columns
         other = f"; it fits {', '.join(_losses_of(each) for each in fits)}" if fits else ""
@@ -142,8 +145,8 @@ def _completions(recipe: Recipe, loss: Loss) -> str:
         raise ConfigError(f"the recipe has no rewards, but {name} learns from them; add for instance rewards: [math].")
     if chosen == "both" and recipe.rewards and not recipe.data.test:
         raise ConfigError(
-            "data.completions is 'both': the data's completion counts as 1 and the policy's as 0, so rewards would say "
-            "nothing; remove them."
+            "data.completions is 'both': the data's completion has reward 1 and the policy's 0, so rewards have no "
+            "effect; remove them."
         )
     return chosen
 
@@ -175,7 +178,7 @@ def build_loss(recipe: Recipe) -> Loss:
         raise ConfigError(f"reference.refresh_every is set, but {name} as configured has no reference; remove it.")
     if recipe.stop_at.indistinguishable and not loss.signal.compares:
         raise ConfigError(
-            f"stop_at.indistinguishable is set, but {name} reads no pairs that could be told apart; remove it, or use "
+            f"stop_at.indistinguishable is set, but {name} does not read pairs; remove it, or use "
             f"one of {_comparing_losses()}."
         )
     return loss
@@ -192,7 +195,7 @@ def load_tokenizer(facts: ModelFacts) -> Any:
 
 
 def plan_text(parts: RunParts) -> str:
-    """What `--dry-run` prints: the resolved recipe, the batch arithmetic, and the memory it will take."""
+    """The output of `--dry-run`: the resolved recipe, the batch arithmetic, and the estimated memory."""
     recipe, facts = parts.recipe, parts.model
     lines = [dump_recipe(recipe).rstrip(), "", "# batch"]
     num_rows = len(parts.dataset or parts.prompts)
@@ -224,7 +227,7 @@ def plan_text(parts: RunParts) -> str:
 
 
 def memory_lines(parts: RunParts) -> list[str]:
-    """Estimate of the device memory of learner and engine; activations are the roughest part of it."""
+    """An estimate of the device memory of learner and engine. Activations are its least certain part."""
     recipe, facts = parts.recipe, parts.model
     learner, n = recipe.learner, facts.num_parameters
     weight = ENGINE_DTYPES[learner.dtype]
@@ -235,7 +238,7 @@ def memory_lines(parts: RunParts) -> list[str]:
         "gradients": weight * n / shard[2],
         "optimizer state" + (" (host)" if learner.cpu_offload else ""): (8 * n + master) / shard[1],
         "reference": weight * n if parts.loss.needs_reference and not parts.records_reference else 0,
-        # About 16 numbers of the hidden size a token and layer live until the backward pass; 1 with checkpointing.
+        # About 16 hidden-size vectors per token and layer live until the backward pass; 1 with checkpointing.
         "activations": learner.max_tokens_per_micro_batch
         * facts.hidden_size
         * facts.num_layers
@@ -260,8 +263,8 @@ def _gib(size: float) -> str:
 
 
 def _with_prompt_limit(recipe: Recipe, facts: ModelFacts, is_sampled: bool) -> Recipe:
-    """Fill in data.max_prompt_tokens, or refuse one that does not fit into the model beside the completion."""
-    # Without rewards a test set is measured, not answered.
+    """Set data.max_prompt_tokens, or refuse a value that leaves no room for the completion."""
+    # Without rewards the test set is scored by the loss, not answered.
     samples = is_sampled or (recipe.data.test and recipe.rewards)
     completion = max(recipe.rollout.max_tokens, recipe.eval.max_tokens) if samples else 1
     room = facts.max_length - completion
@@ -276,7 +279,7 @@ def _with_prompt_limit(recipe: Recipe, facts: ModelFacts, is_sampled: bool) -> R
 
 
 def _check_attention(facts: ModelFacts) -> None:
-    """vLLM's CPU attention loads such a model and then dies at the first request."""
+    """Refuse models that vLLM's CPU attention loads but cannot run: it crashes at the first request."""
     import torch
 
     if facts.head_dim % 32 and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A recipe with `stages:`: one run after another, each of which starts from the model of the one before.
+"""A recipe with `stages:`: runs one after another, each starting from the model of the previous one.
 
     name: support
     model: Qwen/Qwen2.5-0.5B-Instruct
@@ -7,9 +7,9 @@
       - {name: kto, steps: 200, data: {train: labels.jsonl}, loss: kto}
       - {name: dpo, steps: 50, data: {train: pairs.jsonl}, loss: dpo}
 
-A stage is the recipe without `stages`, with the stage's own keys over it: sections are merged key by key, but data,
-loss, signal and rewards are replaced as a whole. Its run is NAME-STAGE. Each runs in a process of its own, so that
-nothing of one is left in memory for the next; a stage that is done is not run again by `--resume`.
+A stage is the recipe without `stages`, overridden by the stage's own keys: sections are merged key by key, but data,
+loss, signal and rewards are replaced as a whole. Its run is NAME-STAGE. Each stage runs in its own process, so that it
+leaves no memory in use. `--resume` skips finished stages.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ DONE = "model"
 
 
 def stage_names(content: Mapping[str, Any]) -> list[str]:
-    """Of a recipe's stages, [] where it has none. Raises `ConfigError`."""
+    """The names of a recipe's stages, [] if it has none. Raises `ConfigError`."""
     stages = content.get("stages")
     if stages is None:
         return []
@@ -34,9 +34,9 @@ def stage_names(content: Mapping[str, Any]) -> list[str]:
     names = [stage.get("name") for stage in stages]
     for name in names:
         if not isinstance(name, str) or not name:
-            raise ConfigError("stages: every stage needs a name; its run is called after the recipe and the stage.")
+            raise ConfigError("stages: every stage needs a name; its run is named RECIPE-STAGE.")
         if names.count(name) > 1:
-            raise ConfigError(f"stages: '{name}' stands there twice; give one of them another name.")
+            raise ConfigError(f"stages: duplicate stage name '{name}'; rename one of them.")
     return [str(name) for name in names]
 
 
@@ -57,8 +57,10 @@ def stage_of(content: Mapping[str, Any], name: str, runs: Path) -> dict[str, Any
 
 
 def train_all(names: Sequence[str], run: str, arguments: Sequence[str], resume: bool, runs: Path) -> int:
-    """Train the stages in turn by `volley train *arguments stage=NAME`; the exit code of the first that fails. run: the
-    recipe's name."""
+    """Train the stages one after another with `volley train *arguments stage=NAME`.
+
+    run: the recipe's name. Returns the exit code of the first stage that fails, or 0.
+    """
     for number, name in enumerate(names, 1):
         if resume and (runs / f"{run}-{name}" / DONE).exists():
             print(f"stage {number} of {len(names)}: {name} is done", flush=True)

@@ -75,7 +75,7 @@ OVERRIDES = [
     ("signal.margin=-1", "dpo", [PAIR], "signal.margin is -1"),
     ("stop_at.indistinguishable=0.55", "dpo", [PAIR], "needs rounds of at least 2 steps"),
     (ROUNDS_OF_1, "dpo", [PAIR], "set reference.refresh_every, which is 1, to 2 or more"),
-    (ROUNDS_OF_2, "kto", [LABEL], "kto reads no pairs that could be told apart; remove it, or use one of dpo, ipo"),
+    (ROUNDS_OF_2, "kto", [LABEL], "kto does not read pairs; remove it, or use one of dpo, ipo"),
     ("reference.refresh_every=5", "dpo", [PAIR], "refresh_every is 5 but the run has only 4 steps"),
     ("loss={name: dpo, beta: 0}", "dpo", [PAIR], "loss.beta is 0"),
     ("loss={name: grpo, guard: tiss}", "grpo", [ANSWER], "loss.guard is 'tiss'"),

@@ -74,7 +74,7 @@ def test_a_stage_is_the_recipe_with_its_own_keys_over_it(tmp_path: Path) -> None
     [
         ("[]", "at least one stage"),
         ("[{loss: kto}]", "every stage needs a name"),
-        ("[{name: x}, {name: x}]", "'x' stands there twice"),
+        ("[{name: x}, {name: x}]", "duplicate stage name 'x'"),
         ("[{name: x}]", "has stages; add stage=NAME, which is one of x"),
     ],
 )
@@ -112,7 +112,7 @@ BAD = [
     ({"launcher": "ray", "cluster": {"stall_s": -1}}, "cluster.stall_s is -1"),
     ({"launcher": "ray", "rollout": {"workers": 2, "min_workers": 3}}, "rollout.min_workers is 3"),
     ({"name": "../x"}, "name is '../x'"),
-    ({"rewards": ["math", "math"]}, "'math' stands there twice"),
+    ({"rewards": ["math", "math"]}, "duplicate reward label 'math'"),
     ({"data": {"train": "t", "columns": {"promt": "q"}}}, "'promt' is not a column Volley reads"),
     ({"data": {}}, "the recipe has no 'data.train'; add it"),
 ]
@@ -129,7 +129,7 @@ def test_a_wrong_value_is_said_in_one_sentence(change: dict[str, object], messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\nname: b\n", "recipe.yaml:2: the key 'name' stands twice"),
+        ("name: a\nname: b\n", "recipe.yaml:2: duplicate key 'name'"),
         ("name: !!python/object/apply:os.system ['true']\n", "object tags"),
         ("name: [a\n", "recipe.yaml:2"),
         ("- a\n", "holds no keys"),

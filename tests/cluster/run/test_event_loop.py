@@ -1,6 +1,7 @@
 """The event loop is never blocked for long: not by a checkpoint, samples on disk, a push, or an evaluation."""
 
 import asyncio
+import functools
 import json
 import subprocess
 import sys
@@ -41,11 +42,13 @@ RECIPE = parse_recipe({"name": "x", "model": "m", "data": {"train": "t", "test":
 async def save_learner(directory: Path) -> None:
     """Write 1 GB as the learner's thread does."""
     directory.mkdir(parents=True)
+    await asyncio.to_thread(write_state, {"weights": weights()}, str(directory / "state.pt"))
 
-    def save() -> None:
-        write_state({"weights": torch.zeros(CHECKPOINT_BYTES // 4)}, str(directory / "state.pt"))
 
-    await asyncio.to_thread(save)
+@functools.cache
+def weights() -> torch.Tensor:
+    """1 GB. Allocated once, because that blocks the loop, too."""
+    return torch.zeros(CHECKPOINT_BYTES // 4)
 
 
 def large_step(num_groups: int = 64, group_size: int = 16, num_tokens: int = 2048) -> list[ScoredGroup]:
@@ -73,6 +76,7 @@ def test_files_and_evaluations_do_not_block_the_event_loop(tmp_path: Path, capsy
         recorder = RunRecorder(RunDirectory(tmp_path), RECIPE, writer)
         groups = large_step()
         state = {"weight_version": 1}
+        weights()
 
         async def save() -> None:
             for step in (1, 2):  # the second one deletes the first
