@@ -204,11 +204,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(previous)
 
 
-def write_state(state: Any, path: str) -> None:
+def write_state(state_dict: Any, path: str) -> None:
     """`torch.save` through a Python file.
 
     Given a path, `torch.save` keeps the interpreter lock while it writes: 0.35 s per GB, in which the event loop of a
     local run could do nothing.
     """
     with open(path, "wb") as file:
-        torch.save(state, file)
+        torch.save(state_dict, file)
