@@ -68,7 +68,7 @@ class LocalLauncher:
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def show(self, row: dict[str, float]) -> None:
+    def on_row(self, row: dict[str, float]) -> None:
         """Nothing to do: progress, metrics.jsonl and TensorBoard already have the row."""
 
     async def close(self) -> None:

@@ -35,7 +35,7 @@ class Launcher(Protocol):
         """Launcher metrics to add to the step's row."""
         ...
 
-    def show(self, row: dict[str, float]) -> None:
+    def on_row(self, row: dict[str, float]) -> None:
         """Pass a step's row to the launcher's own monitoring, if it has any."""
 
     async def close(self) -> None:

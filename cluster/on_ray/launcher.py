@@ -126,7 +126,7 @@ class RayLauncher:
             "samples_waiting": self.pool.num_waiting,
         }
 
-    def show(self, row: dict[str, float]) -> None:
+    def on_row(self, row: dict[str, float]) -> None:
         """Export the row through Ray's metrics."""
         if self._ray_metrics is not None:
             self._ray_metrics.export(row)

@@ -1,8 +1,8 @@
 """Where a run's time goes, how fast it could be, and what to change.
 
-With g seconds of generation and t of learning (update and push) a step, taking turns costs g + t and side by side at
-best max(g, t): asynchrony can speed a run up by (g + t) / max(g, t), at most 2. Generation counts while at least one
-request is in flight, so what waits for a free slot is not in it.
+With g seconds of generation and t seconds of learning (update and push) per step, taking turns costs g + t. Overlapping
+them costs max(g, t) at best. So asynchrony can speed a run up by (g + t) / max(g, t), which is at most 2. Generation is
+counted while at least one request is in flight, so time spent waiting for a free slot is not included.
 """
 
 import math
@@ -12,33 +12,37 @@ from dataclasses import dataclass
 from typing import Any
 
 SKIPPED_SHARE = 4
-"""The first quarter of the steps is left out: compilation and first pushes."""
+"""The first quarter of the steps is skipped: compilation and the first pushes."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Seconds of a median step: generate, score (both overlap with the rest), wait (for groups), train, push; step: all
-    of it. bound: the best asynchronous speed-up over taking turns for these times; reached: the speed-up there was."""
+    """Seconds of a median step."""
 
     generate: float
+    """Overlaps with the other parts, like `score`."""
     score: float
     wait: float
+    """Waiting for groups."""
     train: float
     push: float
     step: float
+    """The whole step."""
 
     @property
     def bound(self) -> float:
+        """The best possible speed-up of asynchronous training over taking turns."""
         learn = self.train + self.push
         return (self.generate + learn) / max(self.generate, learn, 1e-9)
 
     @property
     def reached(self) -> float:
+        """The actual speed-up."""
         return (self.generate + self.train + self.push) / max(self.step, 1e-9)
 
 
 def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis | None:
-    """From the rows of metrics.jsonl; None for fewer than four steps, or where nothing was generated."""
+    """Diagnose the rows of metrics.jsonl; None for fewer than four steps, or if nothing was generated."""
     rows = rows[len(rows) // SKIPPED_SHARE :]
     if len(rows) < 4:
         return None
@@ -46,7 +50,7 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis | None:
     def median(name: str) -> float:
         return statistics.median(row.get(f"seconds/{name}") or 0.0 for row in rows)
 
-    # Evaluations and checkpoints stand between some steps; the median passes them by.
+    # The median ignores the steps with evaluations and checkpoints between them.
     step = statistics.median(row["samples"] / row["samples_per_s"] for row in rows)
     generate = median("generate")
     if not generate:
@@ -55,18 +59,18 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis | None:
 
 
 def explain(found: Diagnosis, max_staleness: int, is_cluster: bool) -> list[str]:
-    """Lines for the user: the times, the bound, and the one change that would help most."""
+    """Lines for the user: the times, the bound, and the change that would help most."""
     parts = {"generate": found.generate, "score": found.score, "wait": found.wait, "train": found.train}
     parts["push"] = found.push
     lines = [
-        "a step: "
+        "time per step: "
         + "  ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
         + f"  in {found.step:.2f} s"
     ]
     share = found.reached / found.bound
     lines.append(
-        f"side by side, generating and learning could be {found.bound:.2f} times as fast as in turn; this run was "
-        f"{found.reached:.2f} times as fast ({share:.0%} of the bound)"
+        f"overlapping generation and training could give {found.bound:.2f}x; this run got {found.reached:.2f}x "
+        f"({share:.0%} of the bound)"
     )
     return [*lines, _advice(found, max_staleness, is_cluster, share)]
 
@@ -74,17 +78,17 @@ def explain(found: Diagnosis, max_staleness: int, is_cluster: bool) -> list[str]
 def _advice(found: Diagnosis, max_staleness: int, is_cluster: bool, share: float) -> str:
     learn = found.train + found.push
     if max_staleness == 0 and found.bound > 1.15:
-        return f"faster: max_staleness: 1 lets both go side by side (up to {found.bound:.2f} times)"
+        return f"faster: max_staleness: 1 overlaps generation and training (up to {found.bound:.2f}x)"
     if found.push > 0.15 * found.step:
-        return "faster: pushes take long; publish_every: 2 halves them, a larger transfer.bucket_bytes may help"
+        return "faster: pushes take long; publish_every: 2 halves their number, a larger transfer.bucket_bytes may help"
     if found.score > 0.5 * found.generate:
         return "faster: scoring takes long; raise scorer.workers, or make the slowest reward cheaper"
     if share < 0.85 and max_staleness:
-        return f"faster: neither side is busy all the time; try max_staleness: {max_staleness + 1}"
+        return f"faster: neither generation nor training is always busy; try max_staleness: {max_staleness + 1}"
     if found.generate > 1.3 * learn:
         times = math.ceil(found.generate / max(learn, 1e-9))
         more = f"{times} times as many rollout.workers" if is_cluster else "launcher: ray with more rollout.workers"
-        return f"faster: generation is the longer side; {more} would match it"
+        return f"faster: generation is slower than training; use {more}"
     if learn > 1.3 * found.generate:
-        return "faster: learning is the longer side; raise learner.ranks or learner.max_tokens_per_micro_batch"
-    return "both sides are balanced; larger batches (groups_per_step) amortise what is left"
+        return "faster: training is slower than generation; raise learner.ranks or learner.max_tokens_per_micro_batch"
+    return "generation and training are balanced; larger batches (groups_per_step) amortize the remaining overhead"

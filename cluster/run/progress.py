@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a live line in a terminal, a plain line now and then elsewhere."""
+"""The progress of a run: a live line in a terminal, otherwise a plain line every few seconds."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """total_steps: of the run. done: steps a resumed run has behind it."""
+    """Shows progress. total_steps: of the run. done: steps that a resumed run has already finished."""
 
     def __init__(self, total_steps: int, done: int = 0, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -43,9 +43,9 @@ class Progress:
             print(f"step {step}/{self._total}  {text}  {left} left", file=self._stream, flush=True)
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Show the newest held-out accuracy, or what else an evaluation tells, from now on."""
+        """Show the newest held-out accuracy, or another result of the evaluation, from now on."""
         shown = {"pass@1": "pass@1", "preference_accuracy": "held-out preferred", "loss": "held-out loss"}
-        shown["win_rate"] = "won against the start"
+        shown["win_rate"] = "win rate vs initial policy"
         for name, label in shown.items():
             if not math.isnan(metrics.get(name, math.nan)):
                 self._held_out = f"{label} {metrics[name]:.2f}"

@@ -63,7 +63,7 @@ class Training:
                 self._handle_signals()
                 writer = Writer()
                 done = restored.step if restored else 0
-                recorder = RunRecorder(self._directory, recipe, writer, done, launcher.show)
+                recorder = RunRecorder(self._directory, recipe, writer, done, launcher.on_row)
                 try:
                     # Whatever the run waits for from here on, it also watches for losses and failed writes.
                     async with asyncio.TaskGroup() as tasks:

@@ -33,7 +33,7 @@ def test_times_are_medians_without_the_first_steps() -> None:
 def test_advice(found: Diagnosis, staleness: int, word: str) -> None:
     lines = explain(found, staleness, is_cluster=True)
     assert word in lines[-1]
-    assert f"{found.bound:.2f} times" in lines[1]
+    assert f"{found.bound:.2f}x" in lines[1]
 
 
 def test_too_little_to_say() -> None:
