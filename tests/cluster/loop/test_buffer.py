@@ -70,7 +70,7 @@ def balanced(counts: dict[str, int]) -> bool:
     per_step=st.integers(1, 5),
     without=st.sampled_from([0.0, 0.3, 1.0]),
 )
-def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, per_step: int, without: float) -> None:
+def test_staleness_is_bounded_with_any_stragglers(seed: int, staleness: int, per_step: int, without: float) -> None:
     world = World(seed, without, straggler=0.1)
     buffer = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(per_step, staleness, 2 * per_step))
     seen: list[int] = []
@@ -88,7 +88,7 @@ def test_age_is_bounded_whatever_the_stragglers_do(seed: int, staleness: int, pe
     assert world.running == 0
 
 
-def test_without_replacement_groups_come_in_ticket_order() -> None:
+def test_groups_without_replacements_arrive_in_ticket_order() -> None:
     world = World(3, straggler=0.3)
     buffer = GroupBuffer(prompt_at, world.roll, lambda g: "", BufferConfig(4, 2, 0))
     order: list[int] = []
@@ -96,7 +96,7 @@ def test_without_replacement_groups_come_in_ticket_order() -> None:
     assert order == list(range(40))
 
 
-def test_synchronous_replacement_does_not_depend_on_the_clock() -> None:
+def test_synchronous_replacement_does_not_depend_on_timing() -> None:
     def ordinals(seed: int) -> list[int]:
         world = World(seed, straggler=0.5)  # other delays with every seed
         taken: list[int] = []
@@ -113,7 +113,7 @@ def test_synchronous_replacement_does_not_depend_on_the_clock() -> None:
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_each_step_is_told_what_was_replaced_on_the_way_to_it_and_why(staleness: int) -> None:
+def test_each_step_reports_the_groups_that_were_replaced_by_reason(staleness: int) -> None:
     def why(group: ScoredGroup) -> str:
         return {0: "tied", 1: "unscorable"}.get(group.prompt.ordinal % 5, "")
 
@@ -137,7 +137,7 @@ def test_each_step_is_told_what_was_replaced_on_the_way_to_it_and_why(staleness:
     assert told["tied"] > 0 < told["unscorable"]
 
 
-def test_replacements_run_out_and_the_run_goes_on() -> None:
+def test_a_run_continues_when_replacements_run_out() -> None:
     world = World(0, share_without_signal=1.0)
     buffer = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(2, 0, 3))
     sizes: list[int] = []
@@ -147,7 +147,7 @@ def test_replacements_run_out_and_the_run_goes_on() -> None:
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_a_restored_buffer_loses_and_doubles_nothing(staleness: int) -> None:
+def test_a_restored_buffer_neither_loses_nor_repeats_prompts(staleness: int) -> None:
     world = World(5, share_without_signal=0.2, straggler=0.2)
     buffer = GroupBuffer(prompt_at, world.roll, reason_against, BufferConfig(3, staleness, 6))
     trained: list[int] = []
@@ -179,7 +179,7 @@ def test_a_failing_rollout_cancels_everything() -> None:
     assert world.running == 0
 
 
-def test_a_stall_names_what_it_waited_for() -> None:
+def test_a_stall_names_the_prompts_it_waits_for() -> None:
     async def never(prompt: Prompt) -> ScoredGroup:
         await asyncio.Event().wait()
         raise AssertionError

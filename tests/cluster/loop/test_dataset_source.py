@@ -37,7 +37,7 @@ def take(source: DatasetSource, *numbers: int) -> list[ScoredGroup]:
     return asyncio.run(run())
 
 
-def test_groups_carry_the_current_version_and_are_never_stale(tmp_path: Path, char_tokenizer: Any) -> None:
+def test_dataset_groups_have_the_current_version(tmp_path: Path, char_tokenizer: Any) -> None:
     (group,) = take(DatasetSource(demonstrations(tmp_path, char_tokenizer), lambda: 7), 1)
     assert group.first_version == 7
     batch = make_batch([group], Sft(), 7)
@@ -45,7 +45,7 @@ def test_groups_carry_the_current_version_and_are_never_stale(tmp_path: Path, ch
     assert batch.rows.staleness.tolist() == [0]
 
 
-def test_order_is_that_of_the_prompts_and_survives_a_resume(tmp_path: Path, char_tokenizer: Any) -> None:
+def test_order_follows_the_prompts_and_survives_a_resume(tmp_path: Path, char_tokenizer: Any) -> None:
     demos = demonstrations(tmp_path, char_tokenizer)
     whole = take(DatasetSource(demos, lambda: 0), 8, 8, 8, 8, 8)
     assert [group.prompt.ordinal for group in whole] == list(range(40))

@@ -16,12 +16,12 @@ def group(answers: list[tuple[str, float]], length: int = 3, reason: str = "stop
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(4, 0, 2), (4, 1, 2), (5, 2, 3), (6, 6, 1), (8, 3, 8)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int, c: int, k: int) -> None:
+def test_pass_at_k_equals_the_share_of_subsets_with_a_right_answer(n: int, c: int, k: int) -> None:
     subsets = list(itertools.combinations(range(n), k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(min(subset) < c for subset in subsets) / len(subsets))
 
 
-def test_the_majority_is_of_answers_and_no_answer_has_no_vote() -> None:
+def test_responses_without_an_answer_do_not_vote() -> None:
     wins = group([("7", 1.0), ("8", 0.0), ("7", 1.0), ("", 0.0), ("", 0.0), ("", 0.0)])
     loses = group([("8", 0.0), ("8", 0.0), ("7", 1.0), ("7", 1.0), ("8", 0.0), ("9", 0.0)])
     metrics = sample_metrics([wins, loses])
@@ -32,7 +32,7 @@ def test_the_majority_is_of_answers_and_no_answer_has_no_vote() -> None:
     assert sample_metrics([group([("7", 1.0)] * 2, 3), group([("7", 1.0)] * 2, 5)])["response_length_mean_of_2"] == 4.0
 
 
-def test_buckets_tell_whether_short_answers_are_only_wrong_sooner() -> None:
+def test_length_buckets_show_the_accuracy_of_short_responses() -> None:
     groups = [group([("1", float(length > 2))], length) for length in (1, 2, 3, 4)] + [
         group([("1", 1.0)], 9, "length") for _ in range(4)
     ]
@@ -46,5 +46,5 @@ def test_buckets_tell_whether_short_answers_are_only_wrong_sooner() -> None:
     assert greedy_metrics([group([("", 0.0)]), group([("1", 0.0)])], 1)["no_answer_share"] == 0.5
 
 
-def test_without_a_verifier_nothing_is_claimed() -> None:
+def test_accuracies_are_nan_without_a_verifier() -> None:
     assert math.isnan(greedy_metrics([group([("", math.nan)])], 4)["pass@1"])

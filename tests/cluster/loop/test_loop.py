@@ -155,7 +155,7 @@ def test_every_step_is_accounted_for_and_no_sample_is_too_old(staleness: int) ->
     assert world.log.rows[-1]["version"] == world.engine.version == 15
 
 
-def test_synchronous_runs_are_the_same_run() -> None:
+def test_synchronous_runs_are_reproducible() -> None:
     def signals() -> list[tuple[float, ...]]:
         world = World(steps=6)
         world.run()
@@ -208,7 +208,7 @@ def test_the_reference_is_refreshed_every_n_steps() -> None:
     assert world.learner.refreshed == [3, 6]
 
 
-def test_a_round_that_nobody_can_tell_ends_the_run_with_a_checkpoint() -> None:
+def test_an_indistinguishable_round_ends_the_run_with_a_checkpoint() -> None:
     world = World(steps=12, reference={"refresh_every": 3}, stop_at={"indistinguishable": 0.55})
     world.log.apart = [0.9, 0.54, 0.9]
     world.run()
@@ -217,7 +217,7 @@ def test_a_round_that_nobody_can_tell_ends_the_run_with_a_checkpoint() -> None:
     assert world.log.apart == [0.9]
 
 
-def test_evaluations_and_checkpoints_come_when_they_should() -> None:
+def test_evaluations_and_checkpoints_follow_their_intervals() -> None:
     world = World(eval_every=4, save_every=5, steps=12)
     world.run()
     assert [step for step, _ in world.log.evaluations] == [4, 8, 12]

@@ -35,7 +35,7 @@ def test_distinguishability(rows: list[dict[str, Any]], accuracy: float) -> None
     assert distinguishability(rows) == pytest.approx(accuracy)
 
 
-def test_a_run_resumed_in_a_round_judges_all_of_it(tmp_path: Path) -> None:
+def test_a_run_resumed_within_a_round_judges_the_whole_round(tmp_path: Path) -> None:
     recipe = parse_recipe({"name": "run", "model": "m", "data": {"train": "t"}, "steps": 8})
     accuracies = [1.0, 1.0, 0.5, 0.4, 1.0, 1.0]  # the last two steps came after the checkpoint, and are done again
     rows = [{"step": n, "response_length_mean": 3.0, **step(2, each)} for n, each in enumerate(accuracies, 1)]

@@ -54,7 +54,7 @@ def test_several_answers_are_compared_in_all_pairs() -> None:
 
 @pytest.mark.parametrize(("win", "loss"), [(0.05, 0.02), (0.5, 0.5), (0.9, 0.05), (0.01, 0.0), (0.3, 0.1)])
 @pytest.mark.parametrize("number", [20, 200])
-def test_the_interval_holds_the_truth_as_often_as_it_says(win: float, loss: float, number: int) -> None:
+def test_the_confidence_interval_has_its_nominal_coverage(win: float, loss: float, number: int) -> None:
     draw = random.Random(number)
     held = 0
     for _ in range(1000):
@@ -65,7 +65,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(win: float, loss: floa
     assert held >= 930
 
 
-def test_certain_wins_of_few_prompts_stay_uncertain() -> None:
+def test_few_prompts_give_a_wide_interval() -> None:
     assert win_rate([[1.0]] * 4, [[0.0]] * 4).low < 0.9
     equal = win_rate([[1.0]] * 4, [[1.0]] * 4)
     assert equal.low < 0.5 < equal.high
@@ -90,7 +90,7 @@ LENGTHS = [10, 20, 30, 40] * 50
     ("share_right", "shrinks", "warns"),
     [(0.5, 0.5, True), (0.5, 0.98, False), (0.5, 1.5, False), (0.86, 0.5, False), (0.9, 0.5, False), (1.0, 0.5, False)],
 )
-def test_shorter_and_wrong_where_length_is_needed(share_right: float, shrinks: float, warns: bool) -> None:
+def test_shorter_responses_with_lower_accuracy_are_reported(share_right: float, shrinks: float, warns: bool) -> None:
     """At the start 45 of the 50 longest answers are right."""
     start = evaluated([float(length < 40 or i < 180) for i, length in enumerate(LENGTHS)], LENGTHS)
     assert start["length_bucket_4/accuracy"] == 0.9
@@ -100,7 +100,7 @@ def test_shorter_and_wrong_where_length_is_needed(share_right: float, shrinks: f
     assert not warns or "(25 to 12 tokens), but accuracy among the longest ones fell from 0.90 to 0.50" in warning
 
 
-def test_what_is_not_known_never_warns() -> None:
+def test_unknown_values_never_warn() -> None:
     known = evaluated([1.0] * 200, LENGTHS)
     shorter = evaluated([0.0] * 200, [5] * 200)
     assert length_warning(known, shorter)
@@ -122,7 +122,7 @@ def answers(texts: Sequence[str], rewards: Sequence[float]) -> list[ScoredGroup]
     ]
 
 
-def test_a_resumed_run_knows_how_its_start_answered(tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_responses_of_the_initial_policy(tmp_path: Path) -> None:
     async def compared(step: int, rewards: list[float]) -> dict[str, float]:
         """By a process of its own each."""
         async with Scorer([]) as scorer:
@@ -150,7 +150,7 @@ def shorter_wins(request: dict[str, Any]) -> Reply:
 CONSTITUTION = Path(__file__).parents[3] / "recipes" / "constitution.txt"
 
 
-def test_a_judge_who_compares_is_shown_both_answers(tmp_path: Path) -> None:
+def test_a_comparing_judge_gets_both_responses(tmp_path: Path) -> None:
     async def main() -> tuple[dict[str, float], tuple[float, ...], int]:
         async with Endpoint(shorter_wins) as endpoint:
             options = {"endpoint": endpoint.url, "model": MODEL, "principles": str(CONSTITUTION), "mode": "pairwise"}
@@ -170,7 +170,7 @@ def test_a_judge_who_compares_is_shown_both_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_run_tells_who_wins_and_that_its_answers_are_cut_short(workspace: Path) -> None:
+def test_a_run_reports_its_win_rate_and_shortened_responses(workspace: Path) -> None:
     """Taught to answer with one digit where five characters are right, before a judge who likes it short; evaluated
     without being told when."""
     prompts = [json.loads(line) for line in (workspace / "data" / "train.jsonl").read_text().splitlines()][:64]
@@ -210,7 +210,7 @@ def test_a_run_tells_who_wins_and_that_its_answers_are_cut_short(workspace: Path
     assert sentence in (workspace / "runs" / "cut-short" / "report.html").read_text()
 
 
-def test_the_loop_tells_who_wins_and_that_answers_are_cut_short(tmp_path: Path) -> None:
+def test_the_loop_reports_win_rate_and_shortened_responses(tmp_path: Path) -> None:
     """An engine that thinks before it answers under its first weights only, before a judge who likes it short."""
     engine = FakeEngine(lambda ids, number: (range(9), THOUGHT) if engine.version == 0 else (range(2), "no"))
     prompts = [Prompt(i, i, f"question {i}", as_token_ids((i,)), "") for i in range(32)]
@@ -307,7 +307,9 @@ LOGPROBS = [
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "what"), LOGPROBS)
-def test_chosen_answers_that_became_less_likely_are_told(chosen: list[float], rejected: list[float], what: str) -> None:
+def test_chosen_responses_that_became_less_likely_are_reported(
+    chosen: list[float], rejected: list[float], what: str
+) -> None:
     steps = [{"chosen_logprob": a, "rejected_logprob": b} for a, b in zip(chosen, rejected, strict=True)]
     sentence = chosen_warning([*steps, {"step": 99}, {"chosen_logprob": None, "rejected_logprob": None}], "dpo")
     assert bool(sentence) == bool(what)
@@ -316,7 +318,7 @@ def test_chosen_answers_that_became_less_likely_are_told(chosen: list[float], re
 
 
 @pytest.mark.parametrize("loss", [name for name, kind in LOSSES.items() if kind.signal.compares])
-def test_no_run_is_advised_to_take_what_it_has(loss: str) -> None:
+def test_advice_never_names_the_loss_in_use(loss: str) -> None:
     steps = [{"chosen_logprob": -step, "rejected_logprob": -2.0 * step} for step in range(9)]
     advice = chosen_warning(steps, loss).rpartition(";")[2]
     assert loss not in advice.split(" take ")[-1]
@@ -326,7 +328,7 @@ def test_no_run_is_advised_to_take_what_it_has(loss: str) -> None:
     assert {*options} <= {field.name for field in dataclasses.fields(LOSSES[loss])}
 
 
-def test_the_age_of_the_reference_and_the_length_against_the_first_step(tmp_path: Path) -> None:
+def test_reference_age_and_length_relative_to_the_first_step(tmp_path: Path) -> None:
     recipe = parse_recipe(
         {"name": "x", "model": "x", "data": {"train": "x"}, "steps": 9, "reference": {"refresh_every": 3}}
     )

@@ -109,7 +109,7 @@ def test_driver_killed_while_saving_resumes_from_the_previous_checkpoint(workspa
         assert run.end() == 0, run.log.read_text()[-3000:]
         run.assert_nothing_left()
     if difference := first_difference(workspace, "killed-saving", "never-killed"):
-        # See `test_a_killed_run_goes_on_exactly`: between processes that round alike it is always exact.
+        # See `test_a_killed_run_resumes_exactly`: between processes that round alike it is always exact.
         alike = rounding(workspace, "killed-saving") == rounding(workspace, "never-killed")
         assert not alike or "not bit-exact" in resumed, difference
         warnings.warn(f"not compared, the engines round otherwise: {difference}", stacklevel=1)

@@ -45,7 +45,7 @@ def place(tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_dry_run_of_the_good_one_starts_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_of_a_valid_recipe_starts_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "recipe.yaml", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "2 groups x 4 completions = 8 samples a step" in text
@@ -189,7 +189,7 @@ def test_usage_errors_have_the_code_of_usage(capsys: pytest.CaptureFixture[str])
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_judge_that_is_not_there(place: Path, refusal: Refusal) -> None:
+def test_an_unreachable_judge(place: Path, refusal: Refusal) -> None:
     (place / "constitution.txt").write_text("Be brief.\n")
     options = "{endpoint: http://127.0.0.1:9/v1, model: judge, principles: constitution.txt}"
     code, text = refusal(f"rewards=[math, {{name: judge, options: {options}}}]")

@@ -101,7 +101,9 @@ def test_settings_that_do_not_fit(
     assert message in sentence
 
 
-def test_one_answer_is_no_pair(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+def test_a_single_completion_makes_no_pair(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, model, [ANSWER], "dpo")
     code, sentence = refusal("rewards=[math]", "rollout={group_size: 1, max_tokens: 16}")

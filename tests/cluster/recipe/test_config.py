@@ -59,7 +59,7 @@ STAGED = (
 )
 
 
-def test_a_stage_is_the_recipe_with_its_own_keys_over_it(tmp_path: Path) -> None:
+def test_a_stage_overrides_the_recipes_keys(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(STAGED + "stages: [{name: one, loss: kto}, {name: two, steps: 7, learner: {lr: 1.0e-4}}]\n")
     one, two = (load_recipe(str(path), [f"stage={name}"]) for name in ("one", "two"))
@@ -119,7 +119,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:40] for _, message in BAD])
-def test_a_wrong_value_is_said_in_one_sentence(change: dict[str, object], message: str) -> None:
+def test_a_wrong_value_is_reported_in_one_sentence(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe({**MINIMAL, **change})
     assert message in str(caught.value)

@@ -36,6 +36,6 @@ def test_advice(found: Diagnosis, staleness: int, word: str) -> None:
     assert f"{found.bound:.2f}x" in lines[1]
 
 
-def test_too_little_to_say() -> None:
+def test_no_diagnosis_of_too_few_steps() -> None:
     assert diagnose(rows(1.0)[:4]) is None
     assert diagnose(rows(1.0, update=1.0)) is None

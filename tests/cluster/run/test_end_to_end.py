@@ -25,7 +25,7 @@ def finished(workspace: Path) -> Path:
     return workspace / "runs" / "whole"
 
 
-def test_a_run_leaves_all_that_it_promises(workspace: Path, finished: Path) -> None:
+def test_a_run_writes_all_promised_files(workspace: Path, finished: Path) -> None:
     found = rows(workspace, "whole")
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
     for row in found:
@@ -63,7 +63,7 @@ def test_inspect_and_report_read_the_run(workspace: Path, finished: Path) -> Non
 
 
 @pytest.mark.parametrize("kill_after_step", [3, pytest.param(4, marks=pytest.mark.faults)])
-def test_a_killed_run_goes_on_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
+def test_a_killed_run_resumes_exactly(workspace: Path, finished: Path, kill_after_step: int) -> None:
     """SIGKILL at any moment after a step; the resumed run's metrics and weights are bitwise those of a whole one.
 
     One process of 37 was seen to compute log-probs in vLLM's CPU engine that differ by 1e-6 from the others', from its

@@ -133,7 +133,7 @@ def test_an_error_of_the_writer_thread_ends_the_run() -> None:
     assert raised.group_contains(OSError, match="disk full")
 
 
-def test_the_writer_works_in_order_and_reports_an_error_once_at_the_latest_when_closed() -> None:
+def test_the_writer_keeps_order_and_reports_an_unseen_error_when_closed() -> None:
     done: list[int] = []
 
     async def main() -> None:

@@ -132,12 +132,12 @@ def test_a_response_beyond_the_judges_context_costs_itself_only(server: str) -> 
     assert metrics["judge/unscorable_share"] == 0.5
 
 
-def test_a_model_that_it_does_not_serve(server: str) -> None:
+def test_a_model_that_the_endpoint_does_not_serve(server: str) -> None:
     with pytest.raises(RewardError, match="has no model 'gpt'; it has tiny-judge"):
         check_rewards([term(server, model="gpt")], {"prompt"}, 4)
 
 
-def test_the_recipe_learns_from_it(server: str, workspace: Path) -> None:
+def test_the_recipe_learns_from_the_judge(server: str, workspace: Path) -> None:
     """Policy and judge are both real models behind real engines: only the opinion is noise."""
     changes = {
         "model": "model",

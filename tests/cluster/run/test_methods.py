@@ -180,7 +180,7 @@ SELF_PLAY = {
 
 
 @SLOW
-def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None:
+def test_spin_prefers_the_data_and_ends_when_indistinguishable(data: Path) -> None:
     found = run(data, "spin", **{**SELF_PLAY, "data": "{train: data/shown.jsonl, completions: both}"})
     assert len(found) == 6
     assert all(row["pairs"] == 4 and row["samples"] == 4 for row in found)
@@ -202,7 +202,7 @@ def test_spin_prefers_the_data_and_ends_when_nobody_can_tell(data: Path) -> None
 
 
 @SLOW
-def test_self_play_killed_in_the_middle_of_a_round_goes_on_exactly(data: Path) -> None:
+def test_self_play_killed_within_a_round_resumes_exactly(data: Path) -> None:
     """Policy, reference and the weights that play, which are those of the round before, are three different models."""
     content = "{train: data/shown.jsonl, completions: both}"
     changes = {**SELF_PLAY, "data": content, "steps": 9, "save_every": 2, "name": "spin-whole"}
@@ -304,7 +304,7 @@ def weights(directory: Path) -> dict[str, Any]:
     return load_file(directory / "model.safetensors")
 
 
-def test_stages_hand_the_model_on(data: Path) -> None:
+def test_stages_pass_the_model_on(data: Path) -> None:
     kto, dpo = {"data": {"train": "data/labels.jsonl"}}, {"data": {"train": "data/pairs.jsonl"}}
     recipe = staged(data, "kto-then-dpo", kto=kto, dpo=dpo)
     done = volley(data, "train", str(recipe))

@@ -20,7 +20,7 @@ def commit(root: Path, step: int, keep: int = 3) -> Path:
     return asyncio.run(checkpoint.write(root, step, {"weight_version": step}, save_learner, keep))
 
 
-def test_what_was_written_is_found(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_found(tmp_path: Path) -> None:
     commit(tmp_path, 5)
     directory = commit(tmp_path, 10)
     found = checkpoint.latest(tmp_path, pytest.fail)
@@ -29,7 +29,7 @@ def test_what_was_written_is_found(tmp_path: Path) -> None:
     assert (tmp_path / "LATEST").read_text() == "step-000010"
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         commit(tmp_path, step, keep=2)
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000004", "step-000005"]

@@ -28,7 +28,7 @@ def test_an_opened_directory_holds_the_resolved_recipe(tmp_path: Path) -> None:
     assert load_recipe(str(tmp_path / "a" / "recipe.yaml")) == RECIPE
 
 
-def test_what_is_there_is_neither_overwritten_nor_resumed_by_guess(tmp_path: Path) -> None:
+def test_an_existing_run_is_neither_overwritten_nor_resumed_implicitly(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "a")
     directory.check(resume=False)
     with pytest.raises(CheckpointError, match="does not exist"):

@@ -46,7 +46,7 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: Path) -> N
     assert [row["step"] for row in read_rows(tmp_path / "evaluations.jsonl")] == [1, 2]
 
 
-def test_wandb_is_only_asked_for_by_name(tmp_path: Path) -> None:
+def test_wandb_is_used_only_if_the_recipe_names_it(tmp_path: Path) -> None:
     recipe = parse_recipe({"name": "a", "model": "m", "data": {"train": "t"}, "steps": 9, "wandb": {"project": "p"}})
     with pytest.raises(ConfigError, match="not installed"):
         RunLog(tmp_path, recipe)
@@ -71,7 +71,7 @@ def test_unscorable_samples_are_counted_and_not_averaged() -> None:
     assert metrics["response_length_mean"] == 4
 
 
-def test_what_a_data_set_says_is_not_the_policys() -> None:
+def test_metrics_exclude_completions_of_the_data_set() -> None:
     def answered(length: int, reason: str) -> Completion:
         return Completion.single((1,) * length, (0.0,) * length, "x", reason, 3, 3)
 
@@ -84,7 +84,7 @@ def test_what_a_data_set_says_is_not_the_policys() -> None:
     assert not {"response_length_mean", "truncated_share", "zero_variance_share"} & set(pair)
 
 
-def test_no_answer_is_not_a_wrong_one() -> None:
+def test_missing_answers_are_counted_separately_from_wrong_ones() -> None:
     def scores(*found: tuple[float, str | None]) -> list[Score]:
         return [Score(0.0, {}, accuracy=accuracy, extracted=extracted) for accuracy, extracted in found]
 
@@ -93,7 +93,7 @@ def test_no_answer_is_not_a_wrong_one() -> None:
     assert math.isnan(group_metrics([group(scores((1.0, None), (0.0, None), (math.nan, "")))], 4)["no_answer_share"])
 
 
-def test_progress_is_quiet_where_there_is_no_terminal() -> None:
+def test_progress_is_quiet_without_a_terminal() -> None:
     stream = io.StringIO()
     progress = Progress(9, stream=stream)
     progress.evaluation({"pass@1": 0.25})
