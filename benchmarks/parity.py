@@ -14,10 +14,13 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from volley.rollout.types import Logprobs
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -69,9 +72,9 @@ async def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any
     return {"dtype": options.dtype, "tied": not options.untied, "worst_mean": worst, "pushes": pushes}
 
 
-def compare(ours: list[list[float]], theirs: list[list[float]]) -> dict[str, float]:
-    gaps = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
-    return {"mean": sum(gaps) / len(gaps), "max": max(gaps)}
+def compare(ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> dict[str, float]:
+    gaps = np.abs(np.concatenate(ours).astype(np.float64) - np.concatenate(theirs))
+    return {"mean": float(gaps.mean()), "max": float(gaps.max())}
 
 
 def main() -> None:

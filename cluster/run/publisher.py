@@ -55,7 +55,7 @@ class WeightPublisher:
         sequences = [np.concatenate([group.prompt.token_ids, group.completions[0].token_ids]) for group in groups]
         sequences = [ids for ids in sequences if len(ids) > 1][:NUM_PARITY_SEQUENCES]
         engines = self._launcher.pool.engines
-        ours = await self._launcher.learner.logprobs([ids.tolist() for ids in sequences]) if engines else []
+        ours = await self._launcher.learner.logprobs(sequences) if engines else []
         for engine in engines:
             try:
                 theirs = await engine.logprobs(sequences)

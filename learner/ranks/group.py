@@ -12,9 +12,9 @@ from volley.learner.compute.recorded import Recorded, as_table, missing_rows, re
 from volley.learner.losses.common import Loss
 from volley.learner.ranks.shards import in_original_order, make_shards, plan_completions, planned_rows, shard_rows
 from volley.learner.signals.batch import Batch, Shard, Update
-from volley.learner.signals.rows import Rows
+from volley.learner.signals.rows import Floats, Rows
 from volley.rollout.transport.protocol import CONCURRENT_VERBS, SenderEnd
-from volley.rollout.types import Completion, TokenIds, as_token_ids
+from volley.rollout.types import Completion, TokenIds
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -57,13 +57,13 @@ class LearnerGroup:
         """See `LearnerRank.evaluate`."""
         return dict((await self._all("evaluate", await self._shards(batch, skips_idle=False)))[0])
 
-    async def logprobs(self, sequences: Sequence[Sequence[int] | TokenIds]) -> list[list[float]]:
+    async def logprobs(self, sequences: Sequence[TokenIds]) -> list[Floats]:
         """Log-probs at temperature 1 of every token but the first, as the engine's `logprobs`; for parity."""
-        rows = Rows.from_completions([_all_but_first(as_token_ids(ids)) for ids in sequences], 0)
+        rows = Rows.from_completions([_all_but_first(ids) for ids in sequences], 0)
         planned = plan_completions(rows, self._max_tokens, len(self._calls))
         parts = [planned_rows(rows, own) for own in planned.ranks]
         found = await self._all("logprobs", parts, 1.0)
-        return [each.tolist() for each in in_original_order(planned.ranks, rows.trained_per_completion, found)]
+        return in_original_order(planned.ranks, rows.trained_per_completion, found)
 
     async def record_reference(self, rows: Rows, file: Path) -> None:
         """Make the policy as it is now the reference of `rows`, which must be all that updates will read. Their
