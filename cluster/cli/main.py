@@ -148,7 +148,8 @@ def _train(options: argparse.Namespace) -> int:
         directory.check(resume, options.auto_resume)
         check_recipe(recipe)
     _prepare_environment(recipe)
-    from volley.cluster.recipe.prepare import plan_text, prepare
+    from volley.cluster.recipe.dry_run import plan_text
+    from volley.cluster.recipe.prepare import prepare
 
     parts = prepare(recipe)
     if options.dry_run:
@@ -166,7 +167,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _train_stages(options: argparse.Namespace, run: str, names: Sequence[str]) -> int:
     """Train all stages in order. All of them are validated before the first one starts."""
-    from volley.cluster.recipe.prepare import plan_text, prepare
+    from volley.cluster.recipe.dry_run import plan_text
+    from volley.cluster.recipe.prepare import prepare
 
     resume = options.resume or options.auto_resume
     first: Recipe | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from volley.cluster.data_tools.audit_checks import DESCRIPTIONS, DESIRABLE, SMALL_PAIRS, weight_range
 from volley.cluster.data_tools.data_kind import SPIN, fitting
-from volley.cluster.recipe.prepare import ENGINE_DTYPES
+from volley.cluster.recipe.dry_run import BYTES_PER_WEIGHT
 from volley.learner.losses import LOSSES
 from volley.learner.losses.guide import Guide
 from volley.rollout.errors import ConfigError
@@ -107,7 +107,7 @@ def choose(
 def cost(method: Method, model: str) -> str:
     """Describe the copies of the model in memory, for bf16 and one rank. `--dry-run` reports exact numbers."""
     n, about = _num_parameters(model)
-    weight = ENGINE_DTYPES["bf16"]
+    weight = BYTES_PER_WEIGHT["bf16"]
     # Weights and gradients in bf16; AdamW's two moments and the master weights in float32.
     trained = 2 * weight + 12
     copies = [f"the model being trained{_gib(trained * n, about)}"]
