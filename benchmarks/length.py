@@ -1,20 +1,21 @@
-"""DPO and SimPO where the chosen are longer: which one's answers are shorter at equal accuracy?
+"""DPO and SimPO where the chosen responses are longer: which gives shorter responses at equal accuracy?
 
     .venv/bin/python benchmarks/length.py [--seeds 0 1 2] [--longer 0.75] [--words 1] [--beta 10] [--gamma 1]
                                           [--out DIR]
 
-A tiny Llama adds two-digit numbers column by column, with errors, and then thinks on in words that say nothing: of
-`--words` different ones, so that with 1 they are as easy to foretell as phrases are; after each it goes on with
-probability 0.95. Its own answers make the pairs, a right one against a wrong one, of which in a share of `--longer` the
-right one is the longer. Accuracy and tokens are of four samples to each of 96 held-out prompts, every ten steps. A
-warm-up and samples that lie in DIR are used again, so a DIR is for one choice of words and share. beta and gamma are
-SimPO's.
+A tiny Llama adds two-digit numbers column by column, with errors, and pads its reasoning with filler words. There are
+`--words` different filler words (with 1 they are easy to predict, as common phrases are), and after each word another
+follows with probability 0.95. The model's own responses become pairs, a right one against a wrong one. In a share
+`--longer` of the pairs the right response is the longer one. Accuracy and length are measured every ten steps on four
+samples for each of 96 held-out prompts. The warm-up and the samples in DIR are reused, so use one DIR per choice of
+words and share. beta and gamma are SimPO's.
 
-Before training: how hard the pairs push the model to go on at first, as a multiple of what a token of content gets. An
-answer of a words goes on a times and ends once, so the gradient of its log-prob for the logit of going on, whose chance
-is p, is (1 - p) a - p. DPO (arXiv 2305.18290, equation 7) takes chosen minus rejected of that, so that the ends cancel,
-and all pairs weigh the same at first. SimPO (arXiv 2405.14734, equation 6) divides each by its answer's tokens, and
-weighs a pair by sigmoid(gamma - beta d), d the difference of its mean log-probs.
+Printed before training: how strongly the pairs initially push the model to continue with filler, as a multiple of the
+gradient on a content token. A response with `a` filler words continues a times and ends once. The gradient of its
+log-prob with respect to the logit of continuing, whose probability is p, is therefore (1 - p) a - p. DPO (arXiv
+2305.18290, equation 7) takes this for the chosen minus the rejected response, so the ends cancel, and all pairs have the
+same weight at first. SimPO (arXiv 2405.14734, equation 6) divides each by the number of tokens of its response and
+weights a pair by sigmoid(gamma - beta d), where d is the difference of its mean log-probs.
 """
 
 import argparse

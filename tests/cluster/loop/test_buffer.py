@@ -122,19 +122,19 @@ def test_each_step_reports_the_groups_that_were_replaced_by_reason(staleness: in
         return group_of(prompt, 0)
 
     buffer = GroupBuffer(prompt_at, roll, why, BufferConfig(4, staleness, 20))
-    told: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
 
     def check(step: int, groups: list[ScoredGroup]) -> None:
-        told.update(buffer.replaced())
+        reported.update(buffer.replaced())
         dropped = {name.removeprefix("dropped/"): n for name, n in buffer.accounting().items() if "dropped/" in name}
-        # Of those that are dropped the ones on the way to later steps are not told yet.
-        assert all(number <= dropped[reason] for reason, number in told.items())
-        assert staleness or told == dropped
+        # Of those that are dropped those on the way to later steps are not reported yet.
+        assert all(number <= dropped[reason] for reason, number in reported.items())
+        assert staleness or reported == dropped
         assert not [group for group in groups if why(group)], "there were replacements enough"
         assert balanced(buffer.accounting())
 
     asyncio.run(drive(buffer, World(0), 6, 4, check))
-    assert told["tied"] > 0 < told["unscorable"]
+    assert reported["tied"] > 0 < reported["unscorable"]
 
 
 def test_a_run_continues_when_replacements_run_out() -> None:

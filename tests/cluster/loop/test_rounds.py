@@ -1,4 +1,4 @@
-"""When a round of self-play counts as one that nobody can tell."""
+"""When the two sides of a self-play round count as indistinguishable."""
 
 import asyncio
 import json

@@ -124,7 +124,7 @@ def answers(texts: Sequence[str], rewards: Sequence[float]) -> list[ScoredGroup]
 
 def test_a_resumed_run_has_the_responses_of_the_initial_policy(tmp_path: Path) -> None:
     async def compared(step: int, rewards: list[float]) -> dict[str, float]:
-        """By a process of its own each."""
+        """Each call stands for a new process."""
         async with Scorer([]) as scorer:
             rollout = Rollout(RolloutPool(), scorer, 0)
             return await InitialPolicy(tmp_path / "start.parquet", 4).compare(
@@ -135,7 +135,7 @@ def test_a_resumed_run_has_the_responses_of_the_initial_policy(tmp_path: Path) -
     found = asyncio.run(compared(3, [1.0, 1.0, 1.0, 1.0]))
     assert (found["win_rate"], found["win_rate_left_out"]) == (2.5 / 3, 1)
     assert found["win_rate_low"] < 2.5 / 3 < found["win_rate_high"]
-    assert "answers_cut_short" not in found, "nobody tells what is correct"
+    assert "answers_cut_short" not in found, "no verifier tells what is correct"
     assert asyncio.run(compared(6, [1.0, 1.0])) == {}, "other prompts: nothing to compare"
 
 
@@ -334,7 +334,7 @@ def test_reference_age_and_length_relative_to_the_first_step(tmp_path: Path) -> 
     )
 
     def goes_on(done: int, lengths: list[int]) -> None:
-        """By a process of its own each."""
+        """Each call stands for a new process."""
 
         async def record() -> None:
             recorder = RunRecorder(RunDirectory(tmp_path), recipe, Writer(), done)

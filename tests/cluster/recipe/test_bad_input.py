@@ -1,4 +1,4 @@
-"""What a user gets wrong is said in one sentence, with the right exit code, before anything starts or is written."""
+"""Each user error gives one sentence and its exit code before anything starts or is written."""
 
 import json
 import shutil

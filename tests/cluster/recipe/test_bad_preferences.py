@@ -1,4 +1,4 @@
-"""What a user gets wrong with pairs, labels, references and stages is said in one sentence before anything starts."""
+"""Each error with pairs, labels, references or stages gives one sentence before anything starts."""
 
 import json
 from collections.abc import Callable

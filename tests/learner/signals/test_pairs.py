@@ -96,7 +96,7 @@ def test_the_yield_counts_all_groups_drawn() -> None:
         "pairs_dropped/unscorable": 0.0,
         "pairs_dropped/same": 2.0,
     }
-    assert metrics["pairs_same"] == 0, "those that were replaced are not told apart"
+    assert metrics["pairs_same"] == 0, "replaced groups do not count as undecided pairs"
 
 
 def test_pairs_of_some_completions_in_another_order() -> None:
