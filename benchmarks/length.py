@@ -13,8 +13,8 @@ words and share. beta and gamma are SimPO's.
 Printed before training: how strongly the pairs initially push the model to continue with filler, as a multiple of the
 gradient on a content token. A response with `a` filler words continues a times and ends once. The gradient of its
 log-prob with respect to the logit of continuing, whose probability is p, is therefore (1 - p) a - p. DPO (arXiv
-2305.18290, equation 7) takes this for the chosen minus the rejected response, so the ends cancel, and all pairs have the
-same weight at first. SimPO (arXiv 2405.14734, equation 6) divides each by the number of tokens of its response and
+2305.18290, equation 7) takes this for the chosen minus the rejected response, so the ends cancel, and all pairs have
+the same weight at first. SimPO (arXiv 2405.14734, equation 6) divides each by the number of tokens of its response and
 weights a pair by sigmoid(gamma - beta d), where d is the difference of its mean log-probs.
 """
 

@@ -36,7 +36,7 @@ WARM = ROOT / "runs" / "demo-warm-up" / "model"
 PROBLEMS = ROOT / "runs" / "demo" / "data"
 RATES = {"dpo": 3e-4, "ipo": 3e-5, "kto": 1e-4, "simpo": 5e-5, "orpo": 1e-3}
 OPTIONS: dict[str, dict[str, float]] = {"orpo": {"odds_weight": 4.0}}
-"""gsm8k: options besides the learning rate. ORPO's odds ratio at a tenth of its NLL, the default, moved the likelihood alone."""
+"""gsm8k: options besides the learning rate. With ORPO's default weight only the likelihood moved."""
 SOLUTIONS_LEARNER = {"dtype": "fp32", "zero_stage": 1, "max_tokens_per_micro_batch": 8192, "warmup_steps": 5}
 
 

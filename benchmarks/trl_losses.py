@@ -15,8 +15,8 @@ where clipping takes none or all of the tokens.
 
 Leaves out: REINFORCE++, which TRL does not have; PPO, whose trainer computes its loss within its own training loop and
 not in `compute_loss`, with a KL in the reward, a value model of its own and clipped values, none of which ours has
-(this from its documentation up to 1.9; 1.16's was not looked at; `tests/learner/losses/test_ppo.py` derives PPO a second
-time); guards against stale samples, which TRL computes for vLLM only; lower precisions.
+(according to its documentation up to 1.9; that of 1.16 was not checked); guards against stale samples, which TRL
+computes for vLLM only; lower precisions.
 """
 
 import importlib.util
