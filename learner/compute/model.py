@@ -118,7 +118,7 @@ class PolicyModel(nn.Module):
 def load_policy(
     path: Path, config: LearnerConfig, trust_remote_code: bool = False, with_values: bool = False
 ) -> PolicyModel:
-    """Load the model of a directory in the learner's dtype. with_values: with a new value head."""
+    """Load the model of a directory in the learner's dtype, without dropout. with_values: with a new value head."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -134,5 +134,20 @@ def load_policy(
         raise ModelError(f"model: '{path}' could not be loaded ({reason}).") from error
     if config.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    disable_dropout(causal_lm)
     causal_lm.train()
     return PolicyModel(causal_lm, config.logprob_chunk_bytes, with_values)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set all dropout probabilities of the modules to 0; the configuration, which is exported, keeps them.
+
+    The log-probs of the learner are compared with those of the engine and of the reference, which have no dropout.
+    Modules keep a probability as `nn.Dropout.p` or as a float attribute such as `attention_dropout`.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

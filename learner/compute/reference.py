@@ -8,6 +8,7 @@ from torch import Tensor
 
 from volley.learner.compute.collate import Collated
 from volley.learner.compute.model import PolicyModel
+from volley.rollout.errors import CheckpointError
 
 
 class FrozenCopy:
@@ -38,4 +39,11 @@ class FrozenCopy:
         return {name: parameter.detach().cpu() for name, parameter in self._model.causal_lm.named_parameters()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._model.causal_lm.load_state_dict(tensors, strict=False)
+        """Become what `state` returned. Raises `CheckpointError` for the weights of another model."""
+        own = {name: parameter.shape for name, parameter in self._model.causal_lm.named_parameters()}
+        if own != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise CheckpointError(
+                "the checkpoint's reference model has other weights than the model of the recipe; resume with the "
+                "model that the run was started with."
+            )
+        self.refresh(iter(tensors.items()))
