@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import volley
-from volley.cluster.recipe.config import RUNS
+from volley.cluster.recipe.config import RECIPES, RUNS
 
-RECIPES = Path(volley.__file__).parent / "recipes"
 HELD_OUT_SHARE = 0.1
 WRONG_SHARE = 0.3
 """Share of the worked examples with a wrong sum."""

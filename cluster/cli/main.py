@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a model from a recipe")
-    train.add_argument("recipe", help="path of a YAML file")
+    train.add_argument("recipe", help="path of a YAML file, or the name of a shipped recipe")
     train.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override recipe keys, e.g. steps=50 learner.lr=1e-5"
     )
@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="evaluate a model on a recipe's test data and rewards")
-    evaluate.add_argument("recipe", help="path of a YAML file")
+    evaluate.add_argument("recipe", help="path of a YAML file, or the name of a shipped recipe")
     evaluate.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override recipe keys, e.g. model=runs/demo/model"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+import volley
 from volley.cluster.recipe.parse import apply_override, parse, read_yaml
 from volley.cluster.recipe.stages import stage_names, stage_of
 from volley.learner.config import LearnerConfig, SignalConfig
@@ -22,6 +23,8 @@ from volley.rewards.config import RewardConfig, ScorerConfig
 from volley.rollout.config import DataConfig, RolloutConfig, TransferConfig
 from volley.rollout.errors import ConfigError, require_at_least
 
+RECIPES = Path(volley.__file__).parent / "recipes"
+"""The shipped recipes."""
 RUNS_VARIABLE = "VOLLEY_RUNS"
 RUNS = Path(os.environ.get(RUNS_VARIABLE, "runs"))
 LAUNCHERS = ("local", "ray")
@@ -220,11 +223,6 @@ class Recipe:
                     f"{name} is {deadline_s:g} and deadline_s is {self.deadline_s:g}; a worker that hangs must be "
                     f"detected before the run stops, so set {name} below deadline_s."
                 )
-        if self.groups_per_step % self.learner.ranks:
-            raise ConfigError(
-                f"groups_per_step is {self.groups_per_step} and learner.ranks is {self.learner.ranks}: "
-                f"{self.groups_per_step} / {self.learner.ranks} is not a whole number; all ranks must get equally many."
-            )
         if self.publish_every > self.steps:
             raise ConfigError(
                 f"publish_every is {self.publish_every} but the run has only {self.steps} steps, so new weights would "
@@ -266,10 +264,17 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping in a recipe file with overrides applied, not yet checked."""
+    """The mapping in a recipe file with overrides applied, not yet checked. A path that does not exist may be the name
+    of a recipe in `recipes/`."""
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"recipe '{path}' does not exist; give the path of a YAML file (recipes/ holds examples).")
+        shipped = {each.stem: each for each in sorted(RECIPES.glob("*.yaml"))}
+        if path not in shipped:
+            raise ConfigError(
+                f"recipe '{path}' does not exist; give the path of a YAML file, or the name of a shipped recipe: "
+                f"{', '.join(shipped)}."
+            )
+        file = shipped[path]
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -278,6 +283,9 @@ def read_content(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"recipe '{path}' holds no keys; a recipe is a YAML mapping such as 'name: my-run'.")
     for override in overrides:
+        # `loss: grpo` is short for `loss: {name: grpo}`, so that an option can be added.
+        if override.startswith("loss.") and isinstance(content.get("loss"), str):
+            content["loss"] = {"name": content["loss"]}
         apply_override(content, override)
     return content
 

@@ -34,6 +34,28 @@ def test_a_recipe_survives_being_written_and_read(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 
 
+def test_an_option_can_be_added_to_a_loss_given_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, yaml.safe_dump({**MINIMAL, "loss": "grpo"}))
+    loss = load_recipe(path, ["loss.beta=0.04"]).loss
+    assert (loss.name, loss.options) == ("grpo", {"beta": 0.04})
+    loss = load_recipe(path, ["loss=dpo", "loss.beta=0.2"]).loss
+    assert (loss.name, loss.options) == ("dpo", {"beta": 0.2})
+
+
+def test_a_shipped_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("gsm8k-grpo").name == "gsm8k-grpo"
+    Path("gsm8k-grpo").write_text(yaml.safe_dump(MINIMAL))
+    assert load_recipe("gsm8k-grpo").name == "a", "a file of the user comes first"
+    with pytest.raises(ConfigError, match=r"recipe 'gsm8k' does not exist; .* name of a shipped recipe: .*gsm8k-grpo"):
+        load_recipe("gsm8k")
+
+
+def test_groups_need_not_be_a_multiple_of_the_ranks() -> None:
+    recipe = parse_recipe({**MINIMAL, "groups_per_step": 3, "learner": {"ranks": 2}, "launcher": "ray"})
+    assert recipe.groups_per_step % recipe.learner.ranks == 1
+
+
 def test_overrides_reach_into_sections(tmp_path: Path) -> None:
     path = write(tmp_path, yaml.safe_dump(MINIMAL))
     recipe = load_recipe(path, ["steps=7", "rollout.max_tokens=64", "loss.clip_high=0.3", "eval_every=0", "seed=3"])
