@@ -33,7 +33,7 @@ KINDS = {
 """Kind of data -> the columns it requires in addition to the prompt."""
 
 SPIN = "spin"
-"""The method of `volley init` that is a way to use a loss, not a loss of its own."""
+"""The method of `volley init` that is a way to use a loss, not a separate loss."""
 
 MARKER = "####"
 """GSM8K's separator between the worked solution and the final answer."""

@@ -140,14 +140,14 @@ class Recorder(Protocol):
         ...
 
     def deadline(self, name: str) -> AbstractAsyncContextManager[None]:
-        """As `phase`, for what has no column of its own."""
+        """Like `phase`, for work that has no column in the step's row."""
         ...
 
     async def step(self, done: Step) -> None:
         """Record a step. Its row is on disk when this returns."""
 
     async def distinguishability(self, num_steps: int) -> float:
-        """How well the policy told chosen from rejected in the round of that many steps that just ended."""
+        """How well the policy distinguished chosen from rejected in the round of `num_steps` that just ended."""
         ...
 
     async def evaluation(self, step: int, result: Evaluation) -> None: ...

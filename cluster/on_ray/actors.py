@@ -91,7 +91,7 @@ class RankActor:
 
     @ray.method(concurrency_group="watch")
     def block(self) -> None:
-        """See `WorkerActor.block`; in a thread of its own."""
+        """See `WorkerActor.block`. It runs in a separate thread."""
         threading.Event().wait()
 
 
@@ -121,7 +121,7 @@ async def call_actor(name: str, actor: Any, method: str, *arguments: Any) -> Any
 
 
 async def call_busy_rank(name: str, actor: Any, method: str, *arguments: Any) -> Any:
-    """As `call_actor`, for a `RankActor` that is busy in another call: the call runs in a thread of its own."""
+    """As `call_actor`, for a `RankActor` that is busy in another call: the call runs in a separate thread."""
     remote = actor.call.options(concurrency_group="watch").remote
     return await await_actor(f"{name}: {method}", remote(method, *arguments))
 

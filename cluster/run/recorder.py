@@ -65,7 +65,7 @@ class RunRecorder:
         """Time a part of a step, under the recipe's deadline."""
         started = time.perf_counter()
         try:
-            # Waiting for groups has a deadline of its own, which restarts with every arrival.
+            # Waiting for groups has a separate deadline, which restarts with every arrival.
             async with self.deadline(name, math.inf if name == "wait" else None):
                 yield
         finally:

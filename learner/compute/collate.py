@@ -1,7 +1,7 @@
 """The rows of a micro-batch as tensors.
 
-The model reads rows, losses read completions: the trained tokens of all rows of a completion stand in one row of [N,
-T], one after the other, without prompts, observations and repeated context.
+The model reads rows, losses read completions: the trained tokens of all rows of a completion are concatenated into
+one row of [N, T], without prompts, observations and repeated context.
 
 Legend: N completions and R rows of a micro-batch, L tokens fed of the longest row, T trained tokens of the longest
 completion, M trained tokens of all completions in the order of the rows.

@@ -26,7 +26,7 @@ def plan(
 
     lengths: tokens of the longest row of each unit. rows: how many rows each unit has; one by default. max_tokens: a
     micro-batch has at most this many tokens, padding included (its rows times its longest row); a unit larger than that
-    gets a micro-batch of its own. Every rank gets the same number of micro-batches, because ZeRO's collectives need
+    gets its own micro-batch. Every rank gets the same number of micro-batches, because ZeRO's collectives need
     every rank in every pass; where there are too few units, the last micro-batch of some ranks is empty. Longest rows
     come first, so that a lack of memory shows at once. Deterministic.
 

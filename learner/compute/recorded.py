@@ -79,7 +79,7 @@ def write_table(file: Path, table: Mapping[Key, Floats]) -> None:
     import pyarrow.parquet
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own, because another run may be writing the same table.
+    # A unique name, because another run may be writing the same table.
     temporary = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.writing")
     parts = list(table.values())
     columns = {

@@ -10,7 +10,8 @@ class Guide:
     title: str
     """Its usual name: "Dr. GRPO"."""
     merit: str = ""
-    """When to use it: a sentence without its full stop. {small_pairs} stands for the number of pairs that are few."""
+    """When to use it: a sentence without its full stop. {small_pairs} is replaced by the number of pairs below which a
+    data set counts as small."""
     options: str = ""
     """The options that a proposed recipe shows, as YAML: "beta: 0.1"."""
     comment: str = ""

@@ -115,7 +115,7 @@ class LearnerGroup:
         await self._all("close")
 
     async def _shards(self, batch: Batch, skips_idle: bool) -> list[Shard]:
-        """Planned in a thread, so that rollouts go on meanwhile."""
+        """Plan in a thread, so that rollouts continue meanwhile."""
         return await asyncio.to_thread(
             make_shards, batch, self._max_tokens, len(self._calls), skips_idle=skips_idle, recorded=self._recorded
         )

@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class SignalTensors:
-    """What losses read of a micro-batch besides log-probs and mask. Each signal has a type of its own."""
+    """What losses read of a micro-batch besides log-probs and mask. Each signal has its own type."""
 
     def metrics(self, logprobs_NT: Tensor, mask_NT: Tensor, fresh_N: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Metrics of every update by this signal: name -> (sum, count). logprobs_NT: of the policy, detached. fresh_N:
@@ -132,8 +132,8 @@ class Signal(ABC):
     @classmethod
     def read(cls, row: Mapping[str, Any], text: Callable[[str], str], where: str) -> list[tuple[str, float]]:
         """Completions and rewards in a row of a data set. text: reads a column's text. where: names the row in errors.
-        Raises `DataError` for a row that says nothing."""
-        raise NotImplementedError(f"{cls.__name__} is not read from data")
+        Raises `DataError` for a row without information. Called only for signals that name `columns`."""
+        raise AssertionError(f"{cls.__name__} names no columns, so it cannot be read from data")
 
     @abstractmethod
     def take(self: S, completions: Indices) -> S:

@@ -3,7 +3,7 @@
     reward [N] + values before the update [N, T]  ->  advantages, returns [N, T]
 
 The values are computed once, before the optimizer step, over the whole batch, because whitening needs all of them. Each
-rank computes those of its own shard; only sums travel between ranks.
+rank computes those of its shard; only sums travel between ranks.
 """
 
 import math

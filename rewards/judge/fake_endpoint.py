@@ -1,6 +1,6 @@
 """A chat endpoint without a model, for tests of judges: a real HTTP server that is OpenAI-compatible.
 
-It can be told to misbehave.
+It can be made to misbehave.
 """
 
 import asyncio
